@@ -1,0 +1,1 @@
+"""What machine this is: GPU, driver, host, neighbours, price."""

@@ -1,0 +1,1 @@
+"""Ways to carry out a probe: isolated subprocesses, or replay of a recorded surface."""

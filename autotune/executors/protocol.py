@@ -1,0 +1,44 @@
+"""The contract of an executor: it carries out a probe and owns the clock the search sees."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from autotune.records import DeviceInfo, Point, ProbeRequest, ProbeResult, Recipe
+
+
+class Executor(Protocol):
+    """Carries out probes.
+
+    Attributes:
+        name: ``isolated``, ``replay`` ...
+        simulated: whether `clock_s` is a simulated clock.
+    """
+
+    name: str
+    simulated: bool
+
+    def clock_s(self) -> float:
+        """Seconds that pass while the machine is suspended too (CLOCK_BOOTTIME), or simulated ones."""
+        ...
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a recipe that can never run here.
+
+        Raises:
+            UsageError: names the value, the expectation and the remedy.
+        """
+        ...
+
+    def run(self, request: ProbeRequest) -> ProbeResult:
+        """Measure one point. Failures are values; the device is clean again on return."""
+        ...
+
+    def predict_cost_s(self, request: ProbeRequest) -> float | None:
+        """Seconds this probe will take when it goes well, None when the executor cannot say."""
+        ...
+
+
+def allowed(recipe: Recipe, point: Point) -> bool:
+    """Whether a point lies within what the recipe declares."""
+    return all(value in recipe.knobs.get(name, (value,)) for name, value in point.knobs().items())

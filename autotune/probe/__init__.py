@@ -1,0 +1,1 @@
+"""Measuring one point, seen from the parent: recipes and probes."""

@@ -1,0 +1,446 @@
+"""The records passed between steps: frozen, keyword-only, JSON in and out.
+
+Units stand in the names. ``None`` means "not known", never zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+KnobValue = int | float | str | bool
+Status = Literal["ok", "oom", "timeout", "unstable", "crashed", "host_lost"]
+Grade = Literal["quick", "final"]
+BudgetUnit = Literal["steps", "episodes", "hours"]
+Phase = Literal["env", "infer", "transfer", "learn"]
+
+STATUSES: tuple[Status, ...] = typing.get_args(Status)
+PHASES: tuple[Phase, ...] = typing.get_args(Phase)
+KNOBS = ("num_envs", "batch_size", "concurrency")
+
+
+def to_json(record: Any) -> Any:
+    """A record (or a nest of them) as plain JSON values: dicts, lists, strings, numbers, None."""
+    if isinstance(record, Point):
+        return record.knobs()
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {str(key): to_json(value) for key, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [to_json(value) for value in record]
+    return record
+
+
+def from_json(kind: Any, data: Any) -> Any:
+    """The inverse of `to_json` for a record type (nested records, tuples, unions with None)."""
+    if kind is Point:
+        return Point.from_knobs(data)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        known = {f.name: from_json(hints[f.name], data[f.name]) for f in dataclasses.fields(kind) if f.name in data}
+        return kind(**known)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple and data is not None:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(from_json(arguments[0], value) for value in data)
+        return tuple(from_json(a, value) for a, value in zip(arguments, data, strict=True))
+    if type(None) in arguments:
+        rest = [a for a in arguments if a is not type(None)]
+        return None if data is None else from_json(rest[0], data) if len(rest) == 1 else data
+    if origin is not None and isinstance(data, Mapping) and len(arguments) == 2:
+        return {key: from_json(arguments[1], value) for key, value in data.items()}
+    return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One value for every knob.
+
+    Attributes:
+        num_envs: environments per process.
+        batch_size: learner minibatch in samples.
+        concurrency: training processes that share the device.
+        extra: the recipe's further knobs as sorted (name, value) pairs.
+    """
+
+    num_envs: int
+    batch_size: int
+    concurrency: int = 1
+    extra: tuple[tuple[str, KnobValue], ...] = ()
+
+    def knobs(self) -> dict[str, KnobValue]:
+        """Every knob by name, the three standard ones first."""
+        return {
+            "num_envs": self.num_envs,
+            "batch_size": self.batch_size,
+            "concurrency": self.concurrency,
+            **dict(self.extra),
+        }
+
+    @classmethod
+    def from_knobs(cls, knobs: Mapping[str, KnobValue]) -> Point:
+        """The point with these knob values; names beyond the standard three go to `extra`."""
+        extra = tuple(sorted((k, v) for k, v in knobs.items() if k not in KNOBS))
+        standard = {k: int(v) for k, v in knobs.items() if k in KNOBS}
+        return cls(**standard, extra=extra)
+
+    def dominates(self, other: Point) -> bool:
+        """Whether this point asks for at least as much of every standard knob (and equals the rest)."""
+        return (
+            self.num_envs >= other.num_envs
+            and self.batch_size >= other.batch_size
+            and self.concurrency >= other.concurrency
+            and self.extra == other.extra
+        )
+
+    def label(self) -> str:
+        """Copyable settings: ``num_envs=64 batch_size=512 concurrency=2``."""
+        return " ".join(f"{name}={value}" for name, value in self.knobs().items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """When a job is done: an amount of agent steps, episodes (games) or hours."""
+
+    unit: BudgetUnit
+    amount: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training: an environment, a seed, a budget."""
+
+    id: str
+    env: str
+    seed: int
+    budget: Budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurePlan:
+    """How long a probe discards and measures (METHOD.md section 1); seconds and iterations."""
+
+    discard_s: float = 10.0
+    discard_iterations: int = 3
+    window_s: float = 8.0
+    window_iterations: int = 2
+    start_timeout_s: float = 120.0
+    timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a stable point may use.
+
+    Attributes:
+        vram_fraction: of the device's memory.
+        ram_fraction: of the host's allowed memory.
+        concurrency_max: processes at most, None for the number of jobs.
+    """
+
+    vram_fraction: float = 0.90
+    ram_fraction: float = 0.90
+    concurrency_max: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is measured and which knobs may move.
+
+    Attributes:
+        name: the recipe's name, also the run's.
+        workload: name in the registry.
+        hyperparameters: fixed for every point, in the workload's own words.
+        jobs: trainings that the manifest will hold; process i runs job i.
+        knobs: allowed values of every knob, ascending.
+        grid: the values `autotune probe` measures when none are named.
+        baseline: what the user runs today.
+        quick: plan of ranking probes.
+        final: plan of probes whose figures are published.
+        limits: headroom.
+        source: the file it came from, for messages.
+    """
+
+    name: str
+    workload: str
+    hyperparameters: Mapping[str, Any]
+    jobs: tuple[Job, ...]
+    knobs: Mapping[str, tuple[KnobValue, ...]]
+    grid: Mapping[str, tuple[KnobValue, ...]]
+    baseline: Point
+    quick: MeasurePlan = field(default_factory=MeasurePlan)
+    final: MeasurePlan = field(
+        default_factory=lambda: MeasurePlan(discard_s=20.0, window_s=30.0, window_iterations=6)
+    )
+    limits: Limits = field(default_factory=Limits)
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one `Session.step` did.
+
+    Attributes:
+        env_steps: agent decisions that the environment executed (automatic resets left out).
+        reset_rows: rows that the environment spent on automatic resets.
+        episodes: games that ended (not lives).
+        samples: samples passed through the learner, every epoch counted.
+        minibatches: optimizer steps taken.
+        seconds: by phase; phases that ran are present.
+        returns: true undiscounted return of each game that ended.
+        lengths: env steps of each game that ended.
+        metrics: losses and the like, by name.
+    """
+
+    env_steps: int
+    reset_rows: int = 0
+    episodes: int = 0
+    samples: int = 0
+    minibatches: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    returns: tuple[float, ...] = ()
+    lengths: tuple[int, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One value of one meter at one time.
+
+    Attributes:
+        t_s: `time.monotonic` when it was taken.
+        name: what and unit, such as ``vram_used_bytes`` or ``power_w``.
+        value: None where the device cannot tell.
+    """
+
+    t_s: float
+    name: str
+    value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRequest:
+    """Everything an executor needs to measure one point."""
+
+    workload: str
+    hyperparameters: Mapping[str, Any]
+    point: Point
+    jobs: tuple[Job, ...]
+    grade: Grade
+    plan: MeasurePlan
+    limits: Limits
+    device: str
+    log_folder: str
+    samples_path: str | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """One measured (or failed) point.
+
+    Attributes:
+        requested: the point asked for.
+        effective: what took effect, as the session reports it.
+        status: see `STATUSES`; everything but ``ok`` is a failure with a `detail`.
+        grade: quick figures rank, final ones are published.
+        sps: aggregate agent steps per second over all processes, None on failure.
+        sps_low: lower end of the 95 % interval.
+        sps_high: upper end.
+        job_sps: of each process.
+        cost_s: wall time the probe took, start to clean device.
+        startup_s: launch to the slowest process's ready.
+        first_iteration_s: the slowest process's first iteration (compile included).
+        window_s: measured span.
+        iterations: in the window, over all processes.
+        phase_seconds: seconds per env step by phase, mean over processes.
+        reset_fraction: reset rows / all rows in the window.
+        episode_steps: mean env steps per finished game in the window.
+        vram_peak_bytes: all processes, framework and context included, None without a GPU.
+        framework_peak_bytes: the framework's own peak, summed over processes.
+        ram_peak_bytes: proportional set size of all processes.
+        cpu_cores: cores kept busy by the processes.
+        gpu_utilisation: mean, 0 to 1.
+        power_w: mean board power.
+        energy_j: over the window.
+        limited_by: one sentence: what holds this point back.
+        flags: ``extrapolated``, ``shared``, ``one launch`` ...
+        log_tail: end of the failing process's log.
+    """
+
+    requested: Point
+    status: Status
+    grade: Grade
+    effective: Mapping[str, Any] = field(default_factory=dict)
+    detail: str = ""
+    sps: float | None = None
+    sps_low: float | None = None
+    sps_high: float | None = None
+    job_sps: tuple[float, ...] = ()
+    cost_s: float = 0.0
+    startup_s: float | None = None
+    first_iteration_s: float | None = None
+    window_s: float | None = None
+    iterations: int = 0
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    reset_fraction: float | None = None
+    episode_steps: float | None = None
+    vram_peak_bytes: int | None = None
+    framework_peak_bytes: int | None = None
+    ram_peak_bytes: int | None = None
+    cpu_cores: float | None = None
+    gpu_utilisation: float | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
+    limited_by: str = ""
+    flags: tuple[str, ...] = ()
+    log_tail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the point was measured and is stable."""
+        return self.status == "ok"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuProcess:
+    """A process that holds memory on the GPU."""
+
+    pid: int
+    used_bytes: int | None
+    name: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuInfo:
+    """One NVIDIA GPU as NVML (or nvidia-smi) describes it; None is unknown."""
+
+    index: int
+    name: str
+    uuid: str | None = None
+    vram_total_bytes: int | None = None
+    vram_free_bytes: int | None = None
+    vram_used_bytes: int | None = None
+    processes: tuple[GpuProcess, ...] = ()
+    compute_capability: tuple[int, int] | None = None
+    power_limit_w: float | None = None
+    power_default_limit_w: float | None = None
+    power_draw_w: float | None = None
+    sm_clock_mhz: int | None = None
+    sm_clock_max_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    ecc_enabled: bool | None = None
+    ecc_uncorrected: int | None = None
+    mig_enabled: bool | None = None
+    persistence_enabled: bool | None = None
+    throttle_reasons: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostInfo:
+    """The machine around the device; None is unknown.
+
+    Attributes:
+        cpu_cores_visible: as the kernel lists them.
+        cpu_cores_allowed: after affinity and the cgroup quota; may be fractional.
+        ram_limit_bytes: the smaller of RAM and the cgroup's limit.
+        boot_id: the kernel's random id of this boot.
+        boot_time: ISO 8601, UTC.
+    """
+
+    hostname: str
+    cpu_model: str
+    cpu_cores_visible: int
+    cpu_cores_allowed: float
+    load_1m: float | None
+    pids_limit: int | None
+    ram_total_bytes: int
+    ram_available_bytes: int
+    ram_cgroup_limit_bytes: int | None
+    ram_limit_bytes: int
+    shm_total_bytes: int | None
+    shm_free_bytes: int | None
+    disk_free_bytes: int | None
+    boot_id: str
+    boot_time: str | None
+    kernel: str
+    python: str
+    packages: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceInfo:
+    """What this machine trains on.
+
+    Attributes:
+        kind: ``cuda``, ``mps`` or ``cpu``: the best the machine has (or what the user asked for).
+        name: of the GPU, or the CPU model.
+        gpus: all NVIDIA GPUs; the one used is `gpu_index`.
+        driver: NVIDIA driver version.
+        cuda_driver: highest CUDA version that the driver runs, such as ``12.4``.
+        source: ``nvml``, ``nvidia-smi`` or None where neither answered.
+        nvml_problem: why NVML did not answer, None when it did.
+        mps_active: whether a CUDA MPS control daemon runs.
+        sku: key in the price table, such as ``a100-80gb``; None when not listed.
+    """
+
+    kind: Literal["cuda", "mps", "cpu"]
+    name: str
+    host: HostInfo
+    gpus: tuple[GpuInfo, ...] = ()
+    gpu_index: int | None = None
+    driver: str | None = None
+    cuda_driver: str | None = None
+    source: Literal["nvml", "nvidia-smi"] | None = None
+    nvml_problem: str | None = None
+    mps_active: bool | None = None
+    sku: str | None = None
+
+    @property
+    def gpu(self) -> GpuInfo | None:
+        """The GPU in use, None on CPU."""
+        return None if self.gpu_index is None else next((g for g in self.gpus if g.index == self.gpu_index), None)
+
+    @property
+    def vram_total_bytes(self) -> int | None:
+        """Memory of the GPU in use."""
+        return self.gpu.vram_total_bytes if self.gpu else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Same string, same kind of machine: device, memory, allowed cores, RAM in GiB."""
+        vram_gib = f" {self.vram_total_bytes / 2**30:.0f}GiB" if self.vram_total_bytes else ""
+        ram_gib = self.host.ram_limit_bytes / 2**30
+        return f"{self.name}{vram_gib}, {self.host.cpu_cores_allowed:g} cores, {ram_gib:.0f}GiB RAM"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """How one job of a training ended."""
+
+    id: str
+    status: Literal["done", "stopped", "crashed", "waiting", "running"]
+    env_steps: int
+    episodes: int
+    seconds: float
+    sps: float | None
+    mean_return: float | None
+    best_return: float | None
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a training ended: every job, and measured against predicted."""
+
+    run: str
+    jobs: tuple[JobResult, ...]
+    sps: float | None
+    predicted_sps: float | None
+    seconds: float

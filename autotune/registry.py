@@ -1,0 +1,81 @@
+"""Names of plug-ins: bundled ones here, others through entry-point groups ``autotune.<kind>``.
+
+Objects are imported when they are asked for, so that naming a workload loads no framework.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from autotune.errors import UsageError
+
+Kind = Literal["workload", "executor", "sampler", "meter", "section"]
+
+BUNDLED: dict[Kind, dict[str, str]] = {
+    "workload": {
+        "atari": "autotune.workloads.atari:AtariWorkload",
+        "busywork": "autotune.workloads.busywork:BusyworkWorkload",
+        "cartpole-jax": "autotune.workloads.cartpole_jax:CartpoleJaxWorkload",
+        "command": "autotune.workloads.command:CommandWorkload",
+        "doctor": "autotune.workloads.doctor:DoctorWorkload",
+    },
+    "executor": {
+        "isolated": "autotune.executors.isolated:IsolatedExecutor",
+        "replay": "autotune.executors.replay:ReplayExecutor",
+    },
+    "sampler": {
+        "autotune": "autotune.search.sampler:GoodputSampler",
+        "tpe": "autotune.search.samplers:tpe",
+        "gp": "autotune.search.samplers:gp",
+        "random": "autotune.search.samplers:random",
+        "grid": "autotune.search.samplers:grid",
+    },
+    "meter": {
+        "vram": "autotune.meters.vram:VramMeter",
+        "power": "autotune.meters.power:PowerMeter",
+        "host": "autotune.meters.host:HostMeter",
+    },
+    "section": {
+        "summary": "autotune.report.sections:summary",
+        "device": "autotune.report.sections:device",
+        "trials": "autotune.report.sections:trials",
+        "bottleneck": "autotune.report.sections:bottleneck",
+        "stability": "autotune.report.sections:stability",
+        "cost": "autotune.report.sections:cost",
+        "training": "autotune.report.sections:training",
+    },
+}
+
+
+def _installed(kind: Kind) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=f"autotune.{kind}")}
+
+
+def names(kind: Kind) -> list[str]:
+    """Every name of a kind, bundled first."""
+    return list(dict.fromkeys([*BUNDLED[kind], *_installed(kind)]))
+
+
+def load(kind: Kind, name: str) -> Any:
+    """Import the object behind a name; a bundled name wins over an installed one.
+
+    Raises:
+        UsageError: no such name; the message lists those there are.
+    """
+    if name in BUNDLED[kind]:
+        module, _, attribute = BUNDLED[kind][name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    installed = _installed(kind)
+    if name in installed:
+        return installed[name].load()
+    raise UsageError(unknown_name(kind, name, names(kind)))
+
+
+def unknown_name(kind: str, name: str, known: list[str]) -> str:
+    """A message for a misspelt name: the nearest one first, then all."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}.{hint} There are: {', '.join(known)}."

@@ -1,0 +1,165 @@
+"""Run folders: what lies in one, creating, finding, and holding one for a single writer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from autotune.errors import BusyError, FileError, UsageError
+from autotune.store import durable_write, make_folder, read_json, write_json
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder ``runs/<name>/`` with everything that one search, probe or training produced."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def recipe_file(self) -> Path:
+        """Snapshot of the recipe (TOML)."""
+        return self.path / "recipe.toml"
+
+    @property
+    def device_file(self) -> Path:
+        """Snapshot of `DeviceInfo` (JSON)."""
+        return self.path / "device.json"
+
+    @property
+    def study_file(self) -> Path:
+        """Optuna SQLite storage: a trial per probe."""
+        return self.path / "study.db"
+
+    @property
+    def manifest_file(self) -> Path:
+        """What the search emits and the training executes."""
+        return self.path / "manifest.json"
+
+    @property
+    def report_file(self) -> Path:
+        """The Markdown report."""
+        return self.path / "report.md"
+
+    @property
+    def train_folder(self) -> Path:
+        """``events.jsonl`` and ``jobs/<job>/{checkpoints,metrics.csv,log}``."""
+        return self.path / "train"
+
+    def state(self) -> dict[str, Any]:
+        """The run's own facts: command, recipe, device fingerprint, budget, spent seconds, finished, created."""
+        data = read_json(self.path / "run.json")
+        if not isinstance(data, dict):
+            raise FileError(f"{self.path / 'run.json'} is damaged: expected an object. Move the folder away and start anew.")
+        return data
+
+    def update(self, **facts: Any) -> None:
+        """Change facts of the run, durably."""
+        known = self.state() if (self.path / "run.json").exists() else {}
+        write_json(self.path / "run.json", known | facts)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Be the only writer of this run.
+
+        Raises:
+            BusyError: another process holds it; the message names it.
+        """
+        with hold(self.path / ".lock", f"run {self.path}", "Stop it, or choose another run with --name or --new."):
+            yield
+
+
+@contextmanager
+def hold(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Hold a lock file; the holder's pid and time stand beside it for the message of the next one.
+
+    Raises:
+        BusyError: somebody else holds it (said within a second).
+    """
+    import os
+
+    lock, owner = FileLock(path), path.with_suffix(".owner")
+    try:
+        lock.acquire(timeout=0.5)
+    except Timeout:
+        holder = owner.read_text().strip() if owner.exists() else "another process"
+        raise BusyError(f"{what} is in use by {holder}. {remedy}") from None
+    except OSError as error:
+        raise FileError(f"cannot lock {path}: {error.strerror or error}. Choose a local, writable folder with --runs.") from error
+    try:
+        durable_write(owner, f"PID {os.getpid()} (since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def all_runs(root: Path) -> list[Run]:
+    """Every run under a folder, oldest first by creation."""
+    found = [Run(file.parent) for file in root.glob("*/run.json")]
+    return sorted(found, key=lambda run: (json.dumps(run.state().get("created", "")), run.name))
+
+
+def find_run(root: Path, word: str | None, *, need: str | None = None) -> Run:
+    """The run that the user means: a name, a path, or the newest (that has the file `need`).
+
+    Raises:
+        UsageError: there is none.
+    """
+    if word is not None:
+        path = Path(word) if "/" in word else root / word
+        if not (path / "run.json").is_file():
+            known = ", ".join(run.name for run in all_runs(root)) or "none"
+            raise UsageError(f"there is no run {word!r} in {root}/ (runs: {known})")
+        return Run(path)
+    runs = [run for run in all_runs(root) if need is None or (run.path / need).exists()]
+    if not runs:
+        raise UsageError(f"there is no run in {root}/ yet: start one with `autotune search --budget 30m`")
+    return runs[-1]
+
+
+def check_name(name: str) -> str:
+    """A run's name, safe as a folder name.
+
+    Raises:
+        UsageError: other characters, or too long.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"run name {name!r} must be 1 to 100 letters, digits, dots, dashes or underscores, starting with a letter or digit")
+    return name
+
+
+def create_run(root: Path, name: str, **facts: Any) -> Run:
+    """A new run folder with its facts.
+
+    Raises:
+        FileError: it cannot be created.
+        UsageError: the name is taken or unusable.
+    """
+    path = root / check_name(name)
+    if (path / "run.json").exists():
+        raise UsageError(f"run {name!r} exists already in {root}/: choose another --name, or leave --name out")
+    make_folder(path)
+    run = Run(path)
+    run.update(created=datetime.now(UTC).isoformat(), name=name, **facts)
+    return run
+
+
+def next_name(root: Path, stem: str) -> str:
+    """``<stem>-<n>`` with the first n above every one taken."""
+    taken = [int(m[1]) for p in root.glob(f"{stem}-*") if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
+    return f"{stem}-{max(taken, default=0) + 1}"

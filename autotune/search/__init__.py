@@ -1,0 +1,1 @@
+"""The search: space, memory rule, sampler, study, confirmation."""

@@ -1,0 +1,141 @@
+"""The one place that writes files: durable, atomic, canonical.
+
+A file is written beside its target, flushed to the disk, renamed over it, and the folder is
+flushed too: a crash or a power loss at any moment leaves the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import FileError
+
+
+def canonical_json(value: Any, *, indent: int | None = 2) -> str:
+    """JSON with sorted keys and no NaN, the same text for the same value.
+
+    Raises:
+        ValueError: the value holds NaN or infinity.
+    """
+    return json.dumps(value, indent=indent, sort_keys=True, allow_nan=False, ensure_ascii=False)
+
+
+def content_hash(data: bytes | str) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+@contextmanager
+def _file_errors(path: Path, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FileError(
+            f"cannot {doing} {path}: {error.strerror or error}. "
+            "Check that the folder exists, is writable and has free space, or choose another with --runs."
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def durable_write(path: Path, data: bytes | str) -> None:
+    """Replace `path` with `data`, atomically and flushed to the disk.
+
+    Raises:
+        FileError: the folder is missing, read-only or full; the old file is untouched.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    with _file_errors(path, "write"):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`durable_write` of canonical JSON."""
+    durable_write(path, canonical_json(value) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file.
+
+    Raises:
+        FileError: missing, unreadable or not JSON.
+    """
+    with _file_errors(path, "read"):
+        text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise FileError(f"{path} is not valid JSON ({error}); it may be truncated: restore or regenerate it") from error
+
+
+def append_line(path: Path, value: Any, *, sync: bool = False) -> None:
+    """Append one JSON line; with `sync` it is on the disk when this returns.
+
+    Raises:
+        FileError: the folder is missing, read-only or full.
+    """
+    line = canonical_json(value, indent=None) + "\n"
+    with _file_errors(path, "append to"), path.open("a", encoding="utf-8") as file:
+        file.write(line)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The JSON lines of a file; a torn last line (power loss while appending) is left out.
+
+    Raises:
+        FileError: a line other than the last is damaged.
+    """
+    if not path.exists():
+        return []
+    with _file_errors(path, "read"):
+        lines = path.read_bytes().splitlines()
+    rows: list[Any] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise FileError(f"{path}, line {number} is damaged ({error})") from error
+    return rows
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents.
+
+    Raises:
+        FileError: it cannot be created or written to.
+    """
+    with _file_errors(path, "create the folder"):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    return path

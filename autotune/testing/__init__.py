@@ -1,0 +1,1 @@
+"""Contract test classes that plug-ins subclass."""

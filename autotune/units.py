@@ -1,0 +1,105 @@
+"""Durations, sizes, rates and money: parsing what people type, printing what they read."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from autotune.errors import UsageError
+
+_DURATION_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS_BYTES = {
+    "B": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
+_SIZE_LOOKUP = {name.lower(): factor for name, factor in _SIZE_UNITS_BYTES.items()}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration such as ``90s``, ``30m``, ``1h30m`` or ``2h``.
+
+    Raises:
+        UsageError: not a positive duration with a unit.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
+    if not parts or "".join(n + u for n, u in parts) != text.strip().lower():
+        raise UsageError(f"duration {text!r} is not understood: write a number and a unit, such as 90s, 30m or 2h")
+    total_s = sum(float(number) * _DURATION_UNITS_S[unit] for number, unit in parts)
+    if not 0 < total_s < math.inf:
+        raise UsageError(f"duration {text!r} must be longer than zero, such as 90s, 30m or 2h")
+    return total_s
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as ``512MiB`` or ``1.5GB``.
+
+    Raises:
+        UsageError: not a positive size with a unit.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", text.strip(), re.IGNORECASE)
+    if not match or match[2].lower() not in _SIZE_LOOKUP or float(match[1]) <= 0:
+        raise UsageError(f"size {text!r} is not understood: write a number and a unit, such as 512MiB or 8GiB")
+    return int(float(match[1]) * _SIZE_LOOKUP[match[2].lower()])
+
+
+def parse_price(text: str | float) -> float:
+    """US dollars per hour of the whole machine.
+
+    Raises:
+        UsageError: not a finite number above zero.
+    """
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 < price < math.inf:
+        raise UsageError(f"price {text!r} must be a number of US dollars per hour above zero, such as --price 2.0")
+    return price
+
+
+def format_duration(seconds: float | None) -> str:
+    """``95`` -> ``1m 35s``; two units at most, ``unknown`` for None."""
+    if seconds is None or not math.isfinite(seconds):
+        return "unknown"
+    sign, rest = ("-" if seconds < 0 else ""), abs(seconds)
+    if rest < 10:
+        return f"{sign}{rest:.1f}s"
+    whole = round(rest)
+    days, whole = divmod(whole, 86400)
+    hours, whole = divmod(whole, 3600)
+    minutes, secs = divmod(whole, 60)
+    fields = [(days, "d"), (hours, "h"), (minutes, "m"), (secs, "s")]
+    first = next((i for i, (value, _) in enumerate(fields) if value), 3)
+    shown = [f"{value}{unit}" for value, unit in fields[first : first + 2] if value]
+    return sign + " ".join(shown)
+
+
+def format_bytes(count: float | None) -> str:
+    """``1536`` -> ``1.5 KiB``; ``unknown`` for None."""
+    if count is None:
+        return "unknown"
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def format_count(value: float | None) -> str:
+    """``41234.5`` -> ``41,234``; three significant digits below 100; ``unknown`` for None."""
+    if value is None or not math.isfinite(value):
+        return "unknown"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def format_usd(amount: float | None) -> str:
+    """``15600`` -> ``15,600.00 USD``; ``unknown`` for None."""
+    return "unknown" if amount is None or not math.isfinite(amount) else f"{amount:,.2f} USD"

@@ -1,0 +1,1 @@
+"""The child side: one process of one workload, measured or trained."""

@@ -1,0 +1,72 @@
+"""What a parent and its worker process say to each other.
+
+The parent starts ``python -P -m autotune.worker`` in its own process group with one JSON task on
+a private pipe, and the worker answers with one JSON object a line on another; standard output
+and error go to the log. Times are `time.monotonic` seconds, the same clock in both.
+
+Messages of the worker (key ``type``):
+
+* ``ready``: session open. ``open_s``, ``effective``, ``threads``.
+* ``step``: an iteration (or slice) ended. ``t`` (its end), ``parts``, and `Work`'s fields; every
+  few seconds also ``peak_memory_bytes``.
+* ``saved``: a checkpoint is on the disk. ``path``, ``env_steps``, ``seconds``.
+* ``error``: the last message of a failed worker. ``kind`` (``oom``, ``misuse``, ``crashed``),
+  ``detail``, ``traceback``.
+* ``done``: the last message of a finished one. ``effective``, ``reason``, ``peak_memory_bytes``.
+
+Commands of the parent, one word a line: ``go`` (leave the barrier), ``stop`` (finish the current
+iteration, save when training, end).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from autotune.records import Job, MeasurePlan, Point
+
+Mode = Literal["check", "measure", "steps", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """How a worker trains one job.
+
+    Attributes:
+        folder: the job's folder: ``checkpoints/``, ``metrics.csv``.
+        checkpoint_interval_s: seconds between checkpoints.
+        keep: newest checkpoints that are kept, beside the best.
+        resume_from: a checkpoint elsewhere to start from when the folder has none.
+    """
+
+    folder: str
+    checkpoint_interval_s: float = 60.0
+    keep: int = 3
+    resume_from: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerTask:
+    """The first line a worker reads.
+
+    Attributes:
+        mode: ``check`` (validate jobs against what is installed), ``measure`` (step until told to
+            stop), ``steps`` (do `steps` steps, then end), ``train`` (the job to its budget).
+        threads: this process's share of cores, whole and at least 1.
+        device: ``auto``, ``cuda``, ``cuda:0``, ``mps``, ``cpu``.
+        memory_fraction: share of device memory this process may take, None for no limit.
+        jobs: for ``check``: all of them; otherwise one.
+    """
+
+    mode: Mode
+    workload: str
+    hyperparameters: Mapping[str, Any]
+    point: Point
+    jobs: tuple[Job, ...]
+    device: str = "auto"
+    threads: int = 1
+    memory_fraction: float | None = None
+    plan: MeasurePlan = field(default_factory=MeasurePlan)
+    steps: int = 0
+    train: TrainPlan | None = None

@@ -1,0 +1,105 @@
+"""The contract between autotune and a training program.
+
+`autotune.testing.WorkloadContract` checks it; a new workload subclasses that class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from autotune.records import Job, Point, Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionState:
+    """What a checkpoint holds.
+
+    Attributes:
+        arrays: plain arrays by name (weights, optimizer moments, RNG states).
+        meta: JSON values (counters, schedule position, best return).
+    """
+
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """One running copy of a workload, in its own process.
+
+    Attributes:
+        effective: what took effect, by name, read back from the environment and the framework
+            (``num_envs`` from the environment's spec, ``batch_size``, ``minibatches``,
+            ``env_threads``, ``torch_threads``, ``precision``, ``device`` ...).
+    """
+
+    effective: Mapping[str, Any]
+
+    def step(self, parts: int = 1) -> Work:
+        """Do one training iteration, or one of `parts` equal slices of one.
+
+        A slice has 1/parts of the rollout's vector steps and learns on what it collected, with
+        the same minibatch size and the same memory; probes of long iterations use it. A session
+        may use fewer parts than asked (down to a slice that fills one minibatch).
+        The device is idle when this returns only after `synchronize`.
+        """
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished what `step` started."""
+        ...
+
+    def peak_memory_bytes(self) -> int | None:
+        """The framework's own peak of device memory, None where it has none."""
+        ...
+
+    def state(self) -> SessionState:
+        """Everything that `restore` needs to go on, whatever the point."""
+        ...
+
+    def restore(self, state: SessionState) -> None:
+        """Continue from a state taken at this or any other point.
+
+        Raises:
+            UsageError: the state belongs to another architecture or environment; the message
+                names the difference.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release everything; safe to call twice."""
+        ...
+
+
+class Workload(Protocol):
+    """A training program. Constructed with the recipe's hyperparameters.
+
+    The constructor raises `UsageError` for an unknown or impossible hyperparameter.
+    """
+
+    def check(self, point: Point, jobs: Sequence[Job]) -> None:
+        """Refuse what can never run, without loading a framework.
+
+        Raises:
+            UsageError: names the value, the expectation and the remedy.
+        """
+        ...
+
+    def check_installed(self, jobs: Sequence[Job]) -> None:
+        """Refuse jobs that the installed packages cannot run (unknown game); runs in a child.
+
+        Raises:
+            UsageError: names the value and near alternatives.
+        """
+        ...
+
+    def open(self, point: Point, job: Job, device: str) -> Session:
+        """Start one copy on ``auto``, ``cuda``, ``cuda:1``, ``mps`` or ``cpu``.
+
+        Thread counts are set by the worker before this is called
+        (`AUTOTUNE_THREADS`, the process's share of cores).
+        """
+        ...
