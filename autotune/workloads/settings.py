@@ -1,0 +1,44 @@
+"""Hyperparameters of a workload as a pydantic model, refused in words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autotune.errors import UsageError
+
+
+class Settings(BaseModel):
+    """Base of a workload's hyperparameters: frozen, no unknown names, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
+
+
+Model = TypeVar("Model", bound=Settings)
+
+
+def parse_settings(model: type[Model], workload: str, hyperparameters: Mapping[str, Any]) -> Model:
+    """The workload's settings.
+
+    Raises:
+        UsageError: an unknown name or an impossible value; the message names value, expectation and remedy.
+    """
+    try:
+        return model.model_validate(dict(hyperparameters))
+    except ValidationError as error:
+        known = list(model.model_fields)
+        messages = [_message(workload, dict(problem), known) for problem in error.errors()]
+        raise UsageError("\n".join(messages)) from None
+
+
+def _message(workload: str, problem: Mapping[str, Any], known: list[str]) -> str:
+    name = ".".join(str(part) for part in problem["loc"]) or "hyperparameters"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"workload {workload!r} has no hyperparameter {name!r}.{hint} There are: {', '.join(known)}."
+    expectation = str(problem["msg"]).removeprefix("Value error, ")
+    return f"hyperparameter {name!r} of workload {workload!r} is {problem['input']!r}: {expectation}."
