@@ -1,0 +1,212 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from autotune.errors import UsageError
+from autotune.records import Budget, Job
+from autotune.report.availability import (
+    availability,
+    best_checkpoint_interval_s,
+    effective_cost_usd,
+    failure_rate_bound_per_hour,
+    failure_rate_mean_per_hour,
+)
+from autotune.report.projection import (
+    Quantity,
+    job_hours,
+    makespan,
+    project,
+    project_episode_rates,
+    ratio,
+    savings,
+    tied,
+)
+
+# The facts of a real ten-game effort at 2.00 USD per hour; episodes, hours and dollars are its own arithmetic.
+EPISODES = {
+    "MsPacman": 30000,
+    "Asteroids": 25000,
+    "Seaquest": 25000,
+    "BeamRider": 20000,
+    "SpaceInvaders": 15000,
+    "Enduro": 15000,
+    "Breakout": 10000,
+    "Boxing": 10000,
+    "Freeway": 3000,
+    "Pong": 3000,
+}
+BASELINE_HOURS = dict(zip(EPISODES, (1500, 1250, 1250, 1000, 750, 750, 500, 500, 150, 150), strict=True))
+TUNED_HOURS_ROUNDED = dict(zip(EPISODES, (33, 28, 28, 22, 17, 17, 11, 11, 3, 3), strict=True))
+
+
+def steps_job(name: str, steps: float) -> Job:
+    return Job(id=name, env=name, seed=0, budget=Budget(unit="steps", amount=steps))
+
+
+def test_seed_effort_is_reproduced() -> None:
+    before = project_episode_rates(EPISODES, 20, price_usd_per_hour=2.0)
+    after = project_episode_rates(EPISODES, 900, price_usd_per_hour=2.0)
+    assert before.hours is not None and before.usd is not None and after.hours is not None and after.usd is not None
+    assert before.hours.value == 7800
+    assert before.days == 325
+    assert before.usd.value == 15600
+    assert {job.id: job.hours.value for job in before.jobs if job.hours} == BASELINE_HOURS
+    assert round(after.hours.value) == 173
+    assert after.days == pytest.approx(7.2, abs=0.05)
+    assert after.usd.value == pytest.approx(346, abs=1)  # the effort rounded 173.3 h to 173 h
+    assert {job.id: round(job.hours.value) for job in after.jobs if job.hours} == TUNED_HOURS_ROUNDED
+    saved = savings(before, after)
+    assert saved is not None and saved.usd is not None
+    assert saved.usd.value == pytest.approx(15254, abs=1)
+    assert saved.hours.value / 24 == pytest.approx(318, abs=0.5)
+    assert saved.fraction.value == pytest.approx(0.98, abs=0.005)
+    assert not saved.tied
+
+
+def test_seed_file_agrees_where_it_lies_here() -> None:
+    file = Path("/work/shared/data/seed_runs.json")
+    if not file.exists():
+        pytest.skip("the seed data is not on this machine; the figures above are its copy")
+    seed = json.loads(file.read_text())
+    assert seed["campaign_episodes"] == EPISODES
+    assert seed["projection_baseline_sequential"]["per_game_hours"] == BASELINE_HOURS
+    assert seed["projection_tuned_sequential"]["per_game_hours_rounded"] == TUNED_HOURS_ROUNDED
+
+
+def test_seed_shares_of_the_bill_add_up() -> None:
+    plan = project_episode_rates(EPISODES, 900, price_usd_per_hour=2.0, slots=3)
+    assert plan.usd is not None
+    assert sum(job.usd for job in plan.jobs if job.usd is not None) == pytest.approx(plan.usd.value)
+
+
+@pytest.mark.parametrize(
+    ("cost_usd", "downtime", "expected_usd"),
+    [(15600, 0.0, 15600), (480, 0.01, 485), (288, 0.05, 303), (192, 0.17, 231)],
+)
+def test_effective_costs_of_the_seed_configurations(cost_usd: float, downtime: float, expected_usd: float) -> None:
+    assert round(effective_cost_usd(cost_usd, downtime)) == expected_usd
+
+
+@pytest.mark.parametrize("downtime", [-0.1, 1.0, 1.5, math.nan])
+def test_impossible_downtime_is_refused(downtime: float) -> None:
+    with pytest.raises(UsageError, match="downtime must be"):
+        effective_cost_usd(100, downtime)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "slots", "expected"),
+    [([1, 2, 3], 1, 6), ([1, 2, 3], 2, 4), ([1, 2, 3], 3, 3), ([1, 2, 3], 9, 3), ([5, 1, 1, 1], 2, 5), ([], 2, 0)],
+)
+def test_makespan(lengths: list[float], slots: int, expected: float) -> None:
+    assert makespan(lengths, slots) == expected
+
+
+def test_makespan_refuses_no_slots() -> None:
+    with pytest.raises(UsageError, match="at least 1, not 0"):
+        makespan([1.0], 0)
+
+
+def test_project_steps_with_interval() -> None:
+    jobs = [steps_job("a", 3_600_000), steps_job("b", 3_600_000), steps_job("c", 7_200_000)]
+    plan = project(jobs, Quantity(value=1000, low=900, high=1200), 2, price_usd_per_hour=2.0)
+    assert plan.hours is not None and plan.usd is not None
+    assert plan.hours.value == pytest.approx(3.0)  # a and b one hour beside each other, then c alone
+    assert plan.hours.low == pytest.approx(3.0 / 1.2)
+    assert plan.hours.high == pytest.approx(3.0 / 0.9)
+    assert plan.usd.value == pytest.approx(6.0)
+    assert [job.usd for job in plan.jobs] == pytest.approx([1.5, 1.5, 3.0])
+    assert [job.steps for job in plan.jobs] == [3_600_000, 3_600_000, 7_200_000]
+
+
+def test_slots_never_exceed_the_jobs() -> None:
+    assert project([steps_job("a", 10)], Quantity(value=1), 8).slots == 1
+
+
+def test_episodes_need_measured_steps_per_episode() -> None:
+    job = Job(id="p", env="Pong", seed=0, budget=Budget(unit="episodes", amount=36))
+    known = project([job], Quantity(value=10), 1, steps_per_episode={"Pong": 1000.0})
+    assert known.hours is not None and known.hours.value == pytest.approx(1.0)
+    assert known.hours.low is None and known.usd is None
+    unknown = project([job, steps_job("s", 1)], Quantity(value=10), 1, price_usd_per_hour=1.0)
+    assert unknown.hours is None and unknown.usd is None and unknown.unknown == ("p",)
+    assert unknown.jobs[0].usd is None and unknown.jobs[1].hours is not None
+
+
+def test_hours_budget_is_its_own_answer() -> None:
+    budget = Budget(unit="hours", amount=2.5)
+    assert job_hours(budget, Quantity(value=7), None) == Quantity(value=2.5, low=2.5, high=2.5)
+    plan = project([Job(id="h", env="x", seed=0, budget=budget)], Quantity(value=10), 1)
+    assert plan.jobs[0].steps == pytest.approx(90_000)
+
+
+def test_savings_tie_when_intervals_overlap() -> None:
+    jobs = [steps_job("a", 3_600_000)]
+    slow = project(jobs, Quantity(value=1000, low=900, high=1100), 1, price_usd_per_hour=1.0)
+    same = project(jobs, Quantity(value=1050, low=950, high=1150), 1, price_usd_per_hour=1.0)
+    fast = project(jobs, Quantity(value=2000, low=1900, high=2100), 1, price_usd_per_hour=1.0)
+    near, far = savings(slow, same), savings(slow, fast)
+    assert near is not None and near.tied
+    assert far is not None and not far.tied
+    assert far.hours.value == pytest.approx(0.5)
+    assert far.hours.low == pytest.approx(1 / 1.1 - 1 / 1.9)
+    assert far.fraction.value == pytest.approx(0.5)
+    loss = savings(fast, slow)
+    assert loss is not None and loss.usd is not None and loss.usd.value == pytest.approx(-0.5) and not loss.tied
+
+
+def test_ratio_and_tie_without_interval() -> None:
+    assert tied(ratio(Quantity(value=9), Quantity(value=3, low=2, high=4)))
+    clear = ratio(Quantity(value=9, low=8, high=10), Quantity(value=3, low=2, high=4))
+    assert (clear.value, clear.low, clear.high) == (3, 2, 5) and not tied(clear)
+
+
+@pytest.mark.parametrize("rate", [0, -1, math.nan, math.inf])
+def test_episode_rate_must_be_positive(rate: float) -> None:
+    with pytest.raises(UsageError, match="above zero"):
+        project_episode_rates({"Pong": 1}, rate)
+
+
+def test_daly_interval_and_availability() -> None:
+    best_s = best_checkpoint_interval_s(600, 5)
+    assert best_s == pytest.approx(74.2, abs=0.05)
+    assert best_s == pytest.approx(math.sqrt(2 * 5 * 600) - 5, rel=0.03)
+    at_best = availability(600, 60, 5, best_s)
+    assert at_best == pytest.approx(0.79, abs=0.005)  # half an hour without a failure: M = T / 3
+    assert at_best > availability(600, 60, 5, best_s * 0.9)
+    assert at_best > availability(600, 60, 5, best_s * 1.1)
+    assert availability(1e12, 0, 0, 60) == pytest.approx(1.0)
+    assert availability(1, 600, 5, 60) == 0.0
+
+
+def test_availability_agrees_with_simulated_failures() -> None:
+    # Independent route to Daly's mean: time to get through one interval when failures strike at rate 1/M,
+    # each costing the time since the interval began plus a restart that may itself fail.
+    import numpy as np
+
+    generator = np.random.default_rng(7)
+    mean_s, restart_s, checkpoint_s, interval_s = 600.0, 60.0, 5.0, 74.0
+
+    def attempt(length_s: float) -> tuple[bool, float]:
+        failure_s = generator.exponential(mean_s)
+        return (True, length_s) if failure_s >= length_s else (False, failure_s)
+
+    total_s = 0.0
+    for _ in range(20_000):
+        length_s = interval_s + checkpoint_s
+        while True:
+            done, spent_s = attempt(length_s)
+            total_s += spent_s
+            if done:
+                break
+            length_s = restart_s + interval_s + checkpoint_s
+    assert 20_000 * interval_s / total_s == pytest.approx(
+        availability(mean_s, restart_s, checkpoint_s, interval_s), rel=0.02
+    )
+
+
+def test_failure_bounds() -> None:
+    assert failure_rate_bound_per_hour(0, 2.0) == pytest.approx(-math.log(0.05) / 2)  # 3/T
+    assert failure_rate_bound_per_hour(2, 1.0) == pytest.approx(6.296, abs=0.001)  # Garwood's table, 95 % one-sided
+    assert failure_rate_mean_per_hour(2, 5.0) == 0.5
