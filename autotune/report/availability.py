@@ -39,7 +39,7 @@ def best_checkpoint_interval_s(mean_failure_s: float, checkpoint_s: float) -> fl
     Daly 2006; W0 is Lambert's function. M = 600 s and d = 5 s give 74.2 s.
     """
     argument = -math.exp(-checkpoint_s / mean_failure_s - 1)
-    return mean_failure_s * (1 + float(special.lambertw(argument).real)  # type: ignore[no-untyped-call])
+    return mean_failure_s * (1 + float(special.lambertw(argument).real))  # type: ignore[no-untyped-call]
 
 
 def failure_rate_bound_per_hour(failures: int, hours: float, confidence: float = 0.95) -> float:
