@@ -163,6 +163,7 @@ class Recipe:
         final: plan of probes whose figures are published.
         limits: headroom.
         source: the file it came from, for messages.
+        points: when not empty, the only points there are (recorded surfaces have holes).
     """
 
     name: str
@@ -173,11 +174,10 @@ class Recipe:
     grid: Mapping[str, tuple[KnobValue, ...]]
     baseline: Point
     quick: MeasurePlan = field(default_factory=MeasurePlan)
-    final: MeasurePlan = field(
-        default_factory=lambda: MeasurePlan(discard_s=20.0, window_s=30.0, window_iterations=6)
-    )
+    final: MeasurePlan = field(default_factory=lambda: MeasurePlan(discard_s=20.0, window_s=30.0, window_iterations=6))
     limits: Limits = field(default_factory=Limits)
     source: str = ""
+    points: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,211 @@
+"""Recipes: what is measured and which knobs may move.
+
+A recipe is data. Every function here takes one and returns another, or text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from autotune import resources
+from autotune.errors import UsageError
+from autotune.probe import schema
+from autotune.probe.recipe_file import (
+    batch_size_max,
+    clipped,
+    default_baseline,
+    default_grid,
+    dump_recipe,
+    nearest,
+    parse_recipe,
+)
+from autotune.records import KNOBS, Budget, HostInfo, Job, KnobValue, Point, Recipe
+
+__all__ = [
+    "check_point",
+    "command_recipe",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_path",
+    "restrict_games",
+    "rule_of_thumb",
+    "with_jobs",
+]
+
+DEFAULT_FILE = "autotune.toml"
+DEFAULT_NAME = "atari"
+_GAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(-v\d+)?")
+
+
+def recipe_path(word: str | None) -> Path:
+    """The file that the user means; None is ``autotune.toml`` here if there is one, else the bundled ``atari``.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if word is None:
+        own = Path(DEFAULT_FILE)
+        return own if own.is_file() else resources.find("probes", DEFAULT_NAME, ".toml")
+    return resources.find("probes", word, ".toml")
+
+
+def load_recipe(word: str | None = None, *, games: Iterable[str] | None = None) -> Recipe:
+    """Read a recipe by bundled name or path.
+
+    Args:
+        word: a bare bundled name, a path, or None for the default (`recipe_path`).
+        games: restrict the jobs to these games (`restrict_games`).
+
+    Raises:
+        UsageError: no such recipe or game.
+        ManifestError: the file says something that a recipe cannot say.
+    """
+    path = recipe_path(word)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path} cannot be read: {error}") from error
+    recipe = parse_recipe(text, source=str(path), name=path.stem)
+    return restrict_games(recipe, list(games)) if games else recipe
+
+
+def check_point(recipe: Recipe, point: Point) -> None:
+    """Refuse a point that the recipe cannot run (values off its list are allowed: a user may ask for them).
+
+    Raises:
+        UsageError: a value below 1, more processes than jobs, or a minibatch larger than the rollout.
+    """
+    for name in KNOBS:
+        if getattr(point, name) < 1:
+            raise UsageError(f"{name}={getattr(point, name)} must be at least 1")
+    if point.concurrency > len(recipe.jobs):
+        raise UsageError(
+            f"concurrency={point.concurrency} is more than the {len(recipe.jobs)} jobs of recipe {recipe.name!r}: "
+            "process i runs job i; add jobs or lower concurrency"
+        )
+    most = batch_size_max(recipe, point.num_envs)
+    if point.batch_size > most:
+        raise UsageError(
+            f"batch_size={point.batch_size} is larger than the rollout of {most:g} samples "
+            f"(num_envs {point.num_envs} x rollout {recipe.hyperparameters['rollout']}): lower it or raise num_envs"
+        )
+
+
+def restrict_games(recipe: Recipe, games: Sequence[str]) -> Recipe:
+    """Keep the jobs of these games; a game without a job becomes one with the first job's budget.
+
+    Args:
+        recipe: where from.
+        games: ``Breakout`` or ``Breakout-v5``, in any case.
+
+    Raises:
+        UsageError: not a possible name of a game. (Whether it exists is checked in a child process.)
+    """
+    jobs: list[Job] = []
+    for game in games:
+        if not _GAME.fullmatch(game):
+            raise UsageError(f"game {game!r} is not a name such as Breakout or Breakout-v5")
+        known = [job for job in recipe.jobs if game.lower() in (job.env.lower(), _bare(job.env).lower())]
+        jobs += known or [_new_job(recipe.jobs[0], game)]
+    return with_jobs(recipe, list(dict.fromkeys(jobs)))
+
+
+def _bare(env: str) -> str:
+    return re.sub(r"-v\d+$", "", env)
+
+
+def _new_job(like: Job, game: str) -> Job:
+    version = re.search(r"-v\d+$", like.env)
+    env = game if re.search(r"-v\d+$", game) or version is None else game + version[0]
+    return replace(like, id=_bare(game).lower(), env=env)
+
+
+def with_jobs(recipe: Recipe, jobs: Sequence[Job]) -> Recipe:
+    """The recipe with other jobs; knobs, grid and baseline are clipped to their number.
+
+    Raises:
+        UsageError: no job is left.
+    """
+    if not jobs:
+        raise UsageError(f"recipe {recipe.name!r} needs at least one job")
+    most = min(len(jobs), recipe.limits.concurrency_max or len(jobs))
+    return replace(
+        recipe,
+        jobs=tuple(jobs),
+        knobs={**recipe.knobs, "concurrency": clipped(recipe.knobs["concurrency"], most)},
+        grid={**recipe.grid, "concurrency": clipped(recipe.grid["concurrency"], most)},
+        baseline=replace(recipe.baseline, concurrency=min(recipe.baseline.concurrency, most)),
+        points=tuple(point for point in recipe.points if point.concurrency <= most),
+    )
+
+
+def rule_of_thumb(recipe: Recipe, host: HostInfo) -> Point:
+    """What an expert sets without measuring: 8 environments per core, one process, a minibatch near 256.
+
+    ``num_envs`` is the allowed value nearest to 8 x allowed cores, ``env_threads`` (where it is a knob)
+    nearest to the allowed cores; other knobs keep the baseline's value.
+    """
+    cores = max(1, int(host.cpu_cores_allowed))
+    num_envs = int(nearest(recipe.knobs["num_envs"], 8 * cores))
+    fitting = [b for b in recipe.knobs["batch_size"] if int(b) <= batch_size_max(recipe, num_envs)]
+    extra = dict(recipe.baseline.extra)
+    if "env_threads" in recipe.knobs:
+        extra["env_threads"] = nearest(recipe.knobs["env_threads"], cores)
+    return Point(
+        num_envs=num_envs,
+        batch_size=int(nearest(fitting or recipe.knobs["batch_size"][:1], 256)),
+        concurrency=int(recipe.knobs["concurrency"][0]),
+        extra=tuple(sorted(extra.items())),
+    )
+
+
+def command_recipe(
+    argv: Sequence[str],
+    *,
+    counter: str | None = None,
+    rate: str | None = None,
+    progress: str | None = None,
+    jobs: int = 1,
+    steps: float = 10_000_000,
+) -> Recipe:
+    """A recipe for the user's own script: placeholders such as ``{num_envs}`` are the knobs, the rest is fixed.
+
+    Args:
+        argv: the command as an argument list.
+        counter: regular expression whose first group is the steps done so far.
+        rate: regular expression whose first group is the steps per second.
+        progress: a preset for both (``cleanrl``, ``sb3``).
+        jobs: copies with different seeds that a training runs.
+        steps: budget of each.
+
+    Raises:
+        UsageError: an impossible command, pattern or placeholder.
+    """
+    from autotune.workloads.command import CommandWorkload, placeholders
+
+    given = {"counter": counter, "rate": rate, "progress": progress}
+    hyperparameters = {"argv": list(argv)} | {name: value for name, value in given.items() if value is not None}
+    CommandWorkload(hyperparameters)
+    used = placeholders(argv)
+    most = schema.CONCURRENCY_LEVELS[-1] if jobs < 1 else jobs
+    knobs: dict[str, tuple[KnobValue, ...]] = {
+        "num_envs": schema.Range(min=1, max=1024).values("num_envs") if "num_envs" in used else (1,),
+        "batch_size": schema.Range(min=32, max=8192).values("batch_size") if "batch_size" in used else (1,),
+        "concurrency": clipped(schema.CONCURRENCY_LEVELS, most),
+    }
+    budget = Budget(unit="steps", amount=float(steps))
+    baseline = default_baseline({}, knobs, most)
+    return Recipe(
+        name="command",
+        workload="command",
+        hyperparameters=hyperparameters,
+        jobs=tuple(Job(id=f"run-{n + 1}", env="command", seed=n + 1, budget=budget) for n in range(max(1, jobs))),
+        knobs=knobs,
+        grid=default_grid({}, knobs, baseline, most),
+        baseline=baseline,
+        source="command line",
+    )

@@ -1,0 +1,160 @@
+"""The file format of a recipe: TOML in, TOML out."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autotune.errors import ManifestError
+from autotune.probe import schema
+from autotune.records import KNOBS, KnobValue, MeasurePlan, Point, Recipe
+
+FINAL_PLAN = MeasurePlan(discard_s=20.0, window_s=30.0, window_iterations=6)
+
+
+def parse_recipe(text: str, *, source: str, name: str) -> Recipe:
+    """A recipe from TOML text.
+
+    Args:
+        text: the file's contents.
+        source: named in messages.
+        name: of the recipe when the text gives none.
+
+    Raises:
+        ManifestError: every fault as file, key, value and expectation.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ManifestError(f"recipe {source} is not valid TOML: {error}") from error
+    file = schema.parse(data, source)
+    try:
+        return _build(file, source, name)
+    except ValueError as error:
+        raise ManifestError(f"recipe {source}: {error}") from error
+
+
+def _build(file: schema.RecipeFile, source: str, name: str) -> Recipe:
+    jobs = tuple(part.job() for part in file.jobs)
+    ids = [job.id for job in jobs]
+    if repeated := sorted({job_id for job_id in ids if ids.count(job_id) > 1}):
+        raise ValueError(f"jobs.id = {repeated[0]!r} is given twice; every job needs its own")
+    limits = schema.limits_of(file.limits)
+    most = min(len(jobs), limits.concurrency_max or len(jobs))
+    knobs = {knob: schema.ascending(knob, values) for knob, values in file.knobs.items()}
+    for knob in KNOBS:
+        if knob not in knobs:
+            if knob != "concurrency":
+                raise ValueError(f"knobs.{knob} is missing: give a list of values or {{min = .., max = ..}}")
+            knobs[knob] = (1,)
+    knobs = _ordered(knobs) | {"concurrency": clipped(knobs["concurrency"], most)}
+    grid = {knob: schema.ascending(knob, values) for knob, values in file.grid.items()}
+    for knob in [*grid, *file.baseline]:
+        if knob not in knobs:
+            raise ValueError(f"{knob!r} in [grid] or [baseline] is not a knob; knobs are {', '.join(knobs)}")
+    baseline = default_baseline(file.baseline, knobs, most)
+    return Recipe(
+        name=file.name or name,
+        workload=file.workload,
+        hyperparameters=file.hyperparameters,
+        jobs=jobs,
+        knobs=knobs,
+        grid=default_grid(grid, knobs, baseline, most),
+        baseline=baseline,
+        quick=schema.overridden(MeasurePlan(), file.quick),
+        final=schema.overridden(FINAL_PLAN, file.final),
+        limits=limits,
+        source=source,
+        points=tuple(Point.from_knobs(point) for point in file.points),
+    )
+
+
+def _ordered(knobs: Mapping[str, tuple[KnobValue, ...]]) -> dict[str, tuple[KnobValue, ...]]:
+    return {name: knobs[name] for name in [*KNOBS, *(n for n in knobs if n not in KNOBS)]}
+
+
+def clipped(levels: Sequence[KnobValue], most: int) -> tuple[KnobValue, ...]:
+    """Concurrency levels up to the number of jobs; that number itself when it is below them all."""
+    return tuple(level for level in levels if int(level) <= most) or (most,)
+
+
+def default_baseline(given: Mapping[str, KnobValue], knobs: Mapping[str, tuple[KnobValue, ...]], most: int) -> Point:
+    """The stated baseline; what it leaves out is near num_envs 8, batch_size 256, concurrency 1."""
+    usual = {"num_envs": 8, "batch_size": 256, "concurrency": 1}
+    chosen: dict[str, KnobValue] = {}
+    for name, values in knobs.items():
+        chosen[name] = given.get(name, nearest(values, usual[name]) if name in usual else values[0])
+        if name in KNOBS:
+            schema.check_count(f"baseline.{name}", chosen[name])
+    chosen["concurrency"] = min(int(chosen["concurrency"]), most)
+    return Point.from_knobs(chosen)
+
+
+def default_grid(
+    given: Mapping[str, tuple[KnobValue, ...]],
+    knobs: Mapping[str, tuple[KnobValue, ...]],
+    baseline: Point,
+    most: int,
+) -> dict[str, tuple[KnobValue, ...]]:
+    """The grid of `autotune probe`; by default the ends and the middle of num_envs, the baseline's value elsewhere."""
+    envs = knobs["num_envs"]
+    grid: dict[str, tuple[KnobValue, ...]] = {name: (value,) for name, value in baseline.knobs().items()}
+    grid["num_envs"] = tuple(dict.fromkeys([envs[0], envs[len(envs) // 2], envs[-1]]))
+    grid |= given
+    return grid | {"concurrency": clipped(grid["concurrency"], most)}
+
+
+def nearest(values: Sequence[KnobValue], wanted: float) -> KnobValue:
+    """The allowed number nearest to a wanted one by ratio; the first value where they are no numbers."""
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if not numbers:
+        return values[0]
+    return min(numbers, key=lambda value: abs(math.log(max(value, 1e-9) / max(wanted, 1e-9))))
+
+
+def batch_size_max(recipe: Recipe, num_envs: int) -> float:
+    """Samples of one rollout, the largest useful minibatch; infinite where the recipe has no ``rollout``."""
+    rollout = recipe.hyperparameters.get("rollout")
+    return num_envs * rollout if isinstance(rollout, int) and rollout > 0 else math.inf
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML text that `parse_recipe` reads back to the same recipe."""
+    lines = [f"name = {_toml(recipe.name)}", f"workload = {_toml(recipe.workload)}"]
+    if recipe.points:
+        lines += ["points = [", *(f"  {_toml(point.knobs())}," for point in recipe.points), "]"]
+    tables: dict[str, Mapping[str, Any]] = {
+        "hyperparameters": recipe.hyperparameters,
+        "knobs": recipe.knobs,
+        "grid": recipe.grid,
+        "baseline": recipe.baseline.knobs(),
+        "quick": vars(recipe.quick),
+        "final": vars(recipe.final),
+        "limits": vars(recipe.limits),
+    }
+    for title, table in tables.items():
+        lines += ["", f"[{title}]"]
+        lines += [f"{_key(name)} = {_toml(value)}" for name, value in table.items() if value is not None]
+    for job in recipe.jobs:
+        lines += ["", "[[jobs]]", f"id = {_toml(job.id)}", f"env = {_toml(job.env)}", f"seed = {job.seed}"]
+        lines += [f"{job.budget.unit} = {_toml(job.budget.amount)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
+
+
+def _toml(value: Any) -> str:
+    """One TOML value on one line. A JSON string is a TOML basic string but for DEL."""
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{_key(name)} = {_toml(item)}" for name, item in value.items() if item is not None)
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value) if isinstance(value, float) else json.dumps(value)

@@ -1,0 +1,195 @@
+"""What a recipe file may say, checked by pydantic, with messages a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from autotune.errors import ManifestError
+from autotune.records import Budget, BudgetUnit, Job, KnobValue, Limits, MeasurePlan
+
+CONCURRENCY_LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Levels of concurrency that are tried (METHOD.md section 2)."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Range(_Strict):
+    """``{min = 8, max = 1024}``: the powers of two (levels of concurrency) within."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min} must not exceed max = {self.max}")
+        return self
+
+    def values(self, knob: str) -> tuple[int, ...]:
+        """The values within, ascending.
+
+        Raises:
+            ValueError: there is none.
+        """
+        ladder = CONCURRENCY_LEVELS if knob == "concurrency" else tuple(2**power for power in range(31))
+        inside = tuple(value for value in ladder if self.min <= value <= self.max)
+        if not inside:
+            what = f"levels {list(CONCURRENCY_LEVELS)}" if knob == "concurrency" else "powers of two"
+            raise ValueError(f"{knob} = {{min = {self.min}, max = {self.max}}} holds none of the {what}")
+        return inside
+
+
+Values = Range | list[int | float | str | bool]
+
+
+class PlanPart(_Strict):
+    """Overrides of a `MeasurePlan`; seconds and iterations."""
+
+    discard_s: float | None = Field(default=None, ge=0, strict=False)
+    discard_iterations: int | None = Field(default=None, ge=0)
+    window_s: float | None = Field(default=None, gt=0, strict=False)
+    window_iterations: int | None = Field(default=None, ge=1)
+    start_timeout_s: float | None = Field(default=None, gt=0, strict=False)
+    timeout_s: float | None = Field(default=None, gt=0, strict=False)
+
+
+class LimitsPart(_Strict):
+    """Overrides of `Limits`."""
+
+    vram_fraction: float | None = Field(default=None, gt=0, le=1, strict=False)
+    ram_fraction: float | None = Field(default=None, gt=0, le=1, strict=False)
+    concurrency_max: int | None = Field(default=None, ge=1)
+
+
+class JobPart(_Strict):
+    """A ``[[jobs]]`` table: exactly one of steps, episodes and hours."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    env: str = Field(min_length=1)
+    seed: int = Field(default=0, ge=0)
+    steps: float | None = Field(default=None, gt=0, strict=False)
+    episodes: float | None = Field(default=None, gt=0, strict=False)
+    hours: float | None = Field(default=None, gt=0, strict=False)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> JobPart:
+        given = [unit for unit in ("steps", "episodes", "hours") if getattr(self, unit) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of steps, episodes, hours (given: {', '.join(given) or 'none'})")
+        return self
+
+    def job(self) -> Job:
+        """The record."""
+        units: tuple[BudgetUnit, ...] = ("steps", "episodes", "hours")
+        unit, amount = next((unit, value) for unit in units if (value := getattr(self, unit)) is not None)
+        return Job(id=self.id, env=self.env, seed=self.seed, budget=Budget(unit=unit, amount=float(amount)))
+
+
+class RecipeFile(_Strict):
+    """A whole recipe file."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    workload: str
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    knobs: dict[str, Values]
+    grid: dict[str, Values] = Field(default_factory=dict)
+    baseline: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    quick: PlanPart = PlanPart()
+    final: PlanPart = PlanPart()
+    limits: LimitsPart = LimitsPart()
+    jobs: list[JobPart] = Field(min_length=1)
+    points: list[dict[str, int | float | str | bool]] = Field(default_factory=list)
+
+
+def ascending(name: str, values: Values) -> tuple[KnobValue, ...]:
+    """A knob's allowed values as the recipe means them.
+
+    Raises:
+        ValueError: empty, unordered, repeated, of mixed kinds, or (standard knobs) not whole numbers >= 1.
+    """
+    if isinstance(values, Range):
+        return values.values(name)
+    if not values:
+        raise ValueError(f"{name} = [] needs at least one value")
+    if name in ("num_envs", "batch_size", "concurrency"):
+        for value in values:
+            check_count(name, value)
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        numbers = [float(value) for value in values]
+        if any(b <= a for a, b in itertools.pairwise(numbers)):
+            raise ValueError(f"{name} = {values} must be ascending, without repetition")
+    elif len(set(map(repr, values))) != len(values) or len({type(value) for value in values}) != 1:
+        raise ValueError(f"{name} = {values} must be distinct values of one kind")
+    return tuple(values)
+
+
+def check_count(name: str, value: object) -> int:
+    """A value of a standard knob.
+
+    Raises:
+        ValueError: not a whole number of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} = {value!r} must be a whole number of at least 1")
+    return value
+
+
+def overridden(plan: MeasurePlan, part: PlanPart) -> MeasurePlan:
+    """A plan with the file's overrides."""
+    return MeasurePlan(**(vars(plan) | part.model_dump(exclude_none=True)))
+
+
+def limits_of(part: LimitsPart) -> Limits:
+    """Limits with the file's overrides."""
+    return Limits(**part.model_dump(exclude_none=True))
+
+
+def parse(data: Mapping[str, Any], source: str) -> RecipeFile:
+    """Check the data of a recipe file.
+
+    Raises:
+        ManifestError: every fault, one a line, as file, key, value and expectation.
+    """
+    try:
+        return RecipeFile.model_validate(dict(data))
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_message(item) for item in error.errors()))
+        raise ManifestError(f"recipe {source}: " + "\n  ".join(lines)) from error
+
+
+def _message(item: Any) -> str:
+    place = [part for part in item["loc"] if part not in ("Range",) and not str(part).startswith("list[")]
+    key = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in place).replace(".[", "[")
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(place)
+        near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {key!r}.{hint} Allowed here: {', '.join(known)}."
+    if item["type"] == "missing":
+        return f"{key!r} is missing"
+    value = item["input"]
+    shown = "" if isinstance(value, (dict, list)) and len(str(value)) > 80 else f" = {value!r}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key}{shown}: expected a finite number"
+    return f"{key}{shown}: {item['msg'].removeprefix('Value error, ')}"
+
+
+def _known_keys(place: list[Any]) -> list[str]:
+    parts: dict[str, type[BaseModel]] = {
+        "quick": PlanPart,
+        "final": PlanPart,
+        "limits": LimitsPart,
+        "jobs": JobPart,
+        "knobs": Range,
+        "grid": Range,
+    }
+    model = parts.get(str(place[0]), RecipeFile) if len(place) > 1 else RecipeFile
+    return list(model.model_fields)
