@@ -1,0 +1,160 @@
+"""Workload ``cartpole-jax``: a small PPO in JAX over EnvPool's vector observations.
+
+Light: the parent imports this module to check values; JAX and EnvPool are imported by `open`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autotune.errors import AutotuneError, UsageError
+from autotune.records import Job, Point
+from autotune.workloads.protocol import Session
+
+DEVICES = "auto, cpu, cuda or cuda:<index>"
+
+
+class Settings(BaseModel):
+    """Hyperparameters, the same for every point.
+
+    Attributes:
+        rollout: vector steps per training iteration.
+        epochs: passes over the collected samples.
+        learning_rate: Adam's step size.
+        gamma: discount per env step.
+        gae_lambda: GAE's lambda.
+        clip: PPO's clipping range.
+        value_coefficient: weight of the value loss.
+        entropy_coefficient: weight of the entropy bonus.
+        max_grad_norm: global norm above which gradients are scaled down.
+        hidden: widths of the hidden layers, of the actor and of the critic alike.
+        schedule_horizon_steps: env steps over which the learning rate falls to zero; None keeps it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    rollout: int = Field(32, ge=1)
+    epochs: int = Field(10, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    gamma: float = Field(0.99, ge=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    clip: float = Field(0.2, gt=0)
+    value_coefficient: float = Field(0.5, ge=0)
+    entropy_coefficient: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(0.5, gt=0)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((64, 64), strict=False)
+    schedule_horizon_steps: int | None = Field(None, ge=1)
+
+
+class CartpoleJaxWorkload:
+    """PPO in JAX on any EnvPool environment with vector observations and discrete actions.
+
+    Args:
+        hyperparameters: fields of `Settings` by name.
+
+    Raises:
+        UsageError: an unknown or impossible hyperparameter.
+    """
+
+    def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
+        try:
+            self.settings = Settings.model_validate(dict(hyperparameters))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            known = ", ".join(Settings.model_fields)
+            raise UsageError(
+                f"hyperparameter {name} = {first['input']!r} of workload cartpole-jax: {first['msg']}. "
+                f"There are: {known}."
+            ) from error
+
+    def check(self, point: Point, jobs: Sequence[Job]) -> None:
+        """Refuse points that no environment can run.
+
+        Raises:
+            UsageError: names the value, the expectation and the remedy.
+        """
+        if point.num_envs < 1:
+            raise UsageError(f"num_envs {point.num_envs} must be at least 1")
+        samples = point.num_envs * self.settings.rollout
+        if not 1 <= point.batch_size <= samples:
+            raise UsageError(
+                f"batch_size {point.batch_size} must lie between 1 and num_envs x rollout = "
+                f"{point.num_envs} x {self.settings.rollout} = {samples}: lower batch_size or raise num_envs"
+            )
+        if point.extra:
+            names = ", ".join(name for name, _ in point.extra)
+            raise UsageError(f"workload cartpole-jax has no knob {names}: it has num_envs, batch_size, concurrency")
+        for job in jobs:
+            if job.seed < 0:
+                raise UsageError(f"seed {job.seed} of job {job.id!r} must not be negative")
+
+    def check_installed(self, jobs: Sequence[Job]) -> None:
+        """Refuse environments that the installed EnvPool lacks or that have other spaces.
+
+        Raises:
+            AutotuneError: JAX or EnvPool is not installed.
+            UsageError: names the environment and near alternatives.
+        """
+        envpool = _require("envpool")
+        _require("jax")
+        known = envpool.list_all_envs()
+        for name in dict.fromkeys(job.env for job in jobs):
+            if name not in known:
+                near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.4)) or "CartPole-v1, Acrobot-v1"
+                raise UsageError(f"EnvPool has no environment {name!r}. Near: {near}.")
+            spec = envpool.make_spec(name)
+            observations, actions = spec.gymnasium_observation_space, spec.gymnasium_action_space
+            if len(getattr(observations, "shape", None) or ()) != 1 or not hasattr(actions, "n"):
+                raise UsageError(
+                    f"environment {name!r} has observations {observations} and actions {actions}; "
+                    "workload cartpole-jax needs a vector and discrete actions, as CartPole-v1 or Acrobot-v1 have"
+                )
+
+    def open(self, point: Point, job: Job, device: str) -> Session:
+        """Start one copy in this process; JAX's memory settings are set before it is imported.
+
+        Raises:
+            AutotuneError: JAX or EnvPool is not installed.
+            UsageError: the point cannot run, or the device is not one of JAX's.
+        """
+        self.check(point, [job])
+        if device not in ("auto", "cpu") and not device.startswith("cuda"):
+            raise UsageError(f"device {device!r} is not one that workload cartpole-jax can use: choose {DEVICES}")
+        set_environment(device)
+        _require("jax")
+        _require("envpool")
+        session = importlib.import_module("autotune.workloads.cartpole_jax.session")
+        opened: Session = session.CartpoleJaxSession(self.settings, point, job, device)
+        return opened
+
+
+def set_environment(device: str) -> None:
+    """What JAX reads from the environment when it starts; values that the user set are kept.
+
+    Preallocation would take 75 % of the GPU in each process; ``NPROC`` is the size of XLA's CPU
+    thread pool; ``JAX_PLATFORMS=cpu`` keeps a CPU session from opening a CUDA context.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    fraction = os.environ.get("AUTOTUNE_MEMORY_FRACTION")
+    if fraction and "XLA_CLIENT_MEM_FRACTION" not in os.environ:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", fraction)
+    if threads := os.environ.get("AUTOTUNE_THREADS"):
+        os.environ.setdefault("NPROC", threads)
+    if device == "cpu":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def _require(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise AutotuneError(
+            f"workload cartpole-jax needs {module} ({error}): pip install 'gpu-autotune[jax,envpool]'"
+        ) from error
