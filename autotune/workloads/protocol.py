@@ -27,6 +27,10 @@ class SessionState:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Finished(Exception):  # noqa: N818 - an ending, not an error
+    """The training program ended by itself with exit code 0; raised by `Session.step`."""
+
+
 class Session(Protocol):
     """One running copy of a workload, in its own process.
 
