@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from autotune.errors import BusyError, FileError, UsageError
-from autotune.store import durable_write, make_folder, read_json, write_json
+from autotune.store import content_hash, durable_write, make_folder, read_json, write_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -64,7 +64,9 @@ class Run:
         """The run's own facts: command, recipe, device fingerprint, budget, spent seconds, finished, created."""
         data = read_json(self.path / "run.json")
         if not isinstance(data, dict):
-            raise FileError(f"{self.path / 'run.json'} is damaged: expected an object. Move the folder away and start anew.")
+            raise FileError(
+                f"{self.path / 'run.json'} is damaged: expected an object. Move the folder away and start anew."
+            )
         return data
 
     def update(self, **facts: Any) -> None:
@@ -90,8 +92,6 @@ def hold(path: Path, what: str, remedy: str) -> Iterator[None]:
     Raises:
         BusyError: somebody else holds it (said within a second).
     """
-    import os
-
     lock, owner = FileLock(path), path.with_suffix(".owner")
     try:
         lock.acquire(timeout=0.5)
@@ -99,7 +99,9 @@ def hold(path: Path, what: str, remedy: str) -> Iterator[None]:
         holder = owner.read_text().strip() if owner.exists() else "another process"
         raise BusyError(f"{what} is in use by {holder}. {remedy}") from None
     except OSError as error:
-        raise FileError(f"cannot lock {path}: {error.strerror or error}. Choose a local, writable folder with --runs.") from error
+        raise FileError(
+            f"cannot lock {path}: {error.strerror or error}. Choose a local, writable folder with --runs."
+        ) from error
     try:
         durable_write(owner, f"PID {os.getpid()} (since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")
         yield
@@ -111,7 +113,7 @@ def hold(path: Path, what: str, remedy: str) -> Iterator[None]:
 def all_runs(root: Path) -> list[Run]:
     """Every run under a folder, oldest first by creation."""
     found = [Run(file.parent) for file in root.glob("*/run.json")]
-    return sorted(found, key=lambda run: (json.dumps(run.state().get("created", "")), run.name))
+    return sorted(found, key=lambda run: (str(run.state().get("created", "")), run.name))
 
 
 def find_run(root: Path, word: str | None, *, need: str | None = None) -> Run:
@@ -139,7 +141,9 @@ def check_name(name: str) -> str:
         UsageError: other characters, or too long.
     """
     if not NAME.fullmatch(name):
-        raise UsageError(f"run name {name!r} must be 1 to 100 letters, digits, dots, dashes or underscores, starting with a letter or digit")
+        raise UsageError(
+            f"run name {name!r} must be 1 to 100 letters, digits, dots, dashes or underscores, starting with a letter or digit"
+        )
     return name
 
 
@@ -163,3 +167,38 @@ def next_name(root: Path, stem: str) -> str:
     """``<stem>-<n>`` with the first n above every one taken."""
     taken = [int(m[1]) for p in root.glob(f"{stem}-*") if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
     return f"{stem}-{max(taken, default=0) + 1}"
+
+
+def open_run(
+    root: Path, *, command: str, stem: str, recipe: str, device: str, name: str | None, new: bool, **facts: Any
+) -> Run:
+    """The run that this command works in: the newest unfinished one with the same facts, else a new one.
+
+    Args:
+        root: folder of the runs.
+        command: ``search``, ``probe`` or ``train``.
+        stem: new runs are called ``<stem>-<n>``.
+        recipe: text that must be the same for a run to be resumed.
+        device: fingerprint, likewise.
+        name: a certain run.
+        new: never resume.
+        facts: further values that must be the same.
+
+    Raises:
+        UsageError: the named run exists and is another one; the message names the difference.
+    """
+    wanted = {"command": command, "recipe_hash": content_hash(recipe), "device": device, **facts}
+    if name is not None and (root / check_name(name) / "run.json").exists():
+        run = Run(root / name)
+        state = run.state()
+        differing = [key for key, value in wanted.items() if state.get(key) != value]
+        if new or differing or state.get("finished"):
+            why = f"another {', '.join(differing)}" if differing else "finished" if state.get("finished") else "there"
+            raise UsageError(f"run {name!r} in {root}/ is already {why}: choose another --name, or leave --name out")
+        return run
+    if name is None and not new:
+        for run in reversed(all_runs(root)):
+            state = run.state()
+            if not state.get("finished") and all(state.get(key) == value for key, value in wanted.items()):
+                return run
+    return create_run(root, name or next_name(root, stem), finished=False, **wanted)

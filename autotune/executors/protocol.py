@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from autotune.records import DeviceInfo, Point, ProbeRequest, ProbeResult, Recipe
+from autotune.records import Point, ProbeRequest, ProbeResult, Recipe
 
 
 class Executor(Protocol):

@@ -1,0 +1,435 @@
+"""The command line: parse, call one function per step, print. Data to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autotune import __version__
+from autotune.errors import EXIT_OK, EXIT_UNFINISHED, AutotuneError, UsageError
+from autotune.records import KnobValue, Point, Recipe, to_json
+from autotune.units import parse_duration, parse_price
+
+if TYPE_CHECKING:
+    from autotune.records import DeviceInfo
+    from autotune.runs import Run
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def say(text: str) -> None:
+    """Progress and warnings, to stderr."""
+    click.echo(text, err=True)
+
+
+def show_json(data: Any) -> None:
+    """One JSON object, to stdout."""
+    from autotune.store import canonical_json
+
+    click.echo(canonical_json(data))
+
+
+class Parsed(click.ParamType):  # type: ignore[type-arg]
+    """An option parsed by a function that raises UsageError."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self._parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The parsed value."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+def parse_knob_value(text: str) -> KnobValue:
+    """``8`` -> 8, ``0.5`` -> 0.5, ``true`` -> True, else the text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """``8,32,128`` -> (8, 32, 128).
+
+    Raises:
+        UsageError: not whole numbers of at least 1.
+    """
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = (0,)
+    if any(count < 1 for count in counts):
+        raise UsageError(f"{text!r} must be whole numbers of at least 1, separated by commas, such as 8,32,128")
+    return counts
+
+
+def parse_settings(text: str) -> dict[str, KnobValue]:
+    """``num_envs=8,batch_size=256`` -> the knobs in it.
+
+    Raises:
+        UsageError: not ``name=value`` pairs.
+    """
+    pairs = [part.partition("=") for part in text.replace(" ", ",").split(",") if part]
+    if not pairs or any(not name or not equals or not value for name, equals, value in pairs):
+        raise UsageError(f"{text!r} must be name=value pairs, such as num_envs=8,batch_size=256,concurrency=1")
+    return {name: parse_knob_value(value) for name, _, value in pairs}
+
+
+DURATION, PRICE = Parsed("duration", parse_duration), Parsed("usd/h", parse_price)
+COUNTS, SETTINGS = Parsed("n,n,...", parse_counts), Parsed("knob=value,...", parse_settings)
+
+
+def options(*decorators: Option) -> Option:
+    """Several options as one decorator, in the order given."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there.")
+RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder that holds the runs.")
+DEVICE = click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]|mps", help="Device to use.")
+NAMING = options(
+    click.option("--name", help="Name of the run; default RECIPE-n."),
+    click.option("--new", is_flag=True, help="Start a new run, whatever can be resumed."),
+)
+WORK = options(
+    click.argument("recipe", required=False),
+    click.option("--games", metavar="A,B", help="Only these games (environments) as jobs."),
+    click.option("--counter", metavar="REGEX", help="Own script: group 1 is its running total of steps."),
+    click.option("--rate", metavar="REGEX", help="Own script: group 1 is its steps per second."),
+    click.option("--progress", metavar="cleanrl|sb3", help="Own script: a preset for --counter or --rate."),
+    click.option("--baseline", type=SETTINGS, help="What you run today, such as num_envs=1,batch_size=32."),
+    DEVICE,
+    RUNS,
+    NAMING,
+    JSON,
+)
+
+
+@click.group(context_settings=HELP)
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Find the training settings that make the most of this machine, train with them, know the cost beforehand.
+
+    Tune your own script: autotune search --budget 30m -- python train.py --num-envs {num_envs}
+    """
+    ctx.ensure_object(dict)["debug"] = debug
+
+
+def choose_recipe(ctx: click.Context, options: dict[str, Any]) -> Recipe:
+    """The recipe that the command line means: the user's own command after ``--``, or a file or name."""
+    from autotune.probe import recipe as recipes
+
+    argv: list[str] = ctx.obj["command"]
+    if argv:
+        if options["recipe"]:
+            raise UsageError(f"give a recipe ({options['recipe']!r}) or a command after --, not both")
+        chosen = recipes.command_recipe(
+            argv, counter=options["counter"], rate=options["rate"], progress=options["progress"]
+        )
+    else:
+        chosen = recipes.load_recipe(options["recipe"])
+        hint = "" if options["recipe"] else " (yours: autotune search -- python train.py --num-envs {num_envs})"
+        say(f"recipe {chosen.name}, from {chosen.source}{hint}")
+    if options["games"]:
+        chosen = recipes.restrict_games(chosen, [name.strip() for name in options["games"].split(",")])
+    if options["baseline"]:
+        chosen = recipes.with_baseline(chosen, options["baseline"])
+    return chosen
+
+
+def make_executor(device: DeviceInfo, executor: str = "isolated", *, seed: int = 0) -> Any:
+    """The executor behind a name such as ``isolated`` or ``replay:FILE``."""
+    from autotune import registry
+
+    name, _, file = executor.partition(":")
+    build = registry.load("executor", name)
+    return build(Path(file), seed) if file else build(device)
+
+
+def print_run(run: Run) -> None:
+    """Every command says which run it uses."""
+    say(f"run {run.path}")
+
+
+@cli.command()
+@options(DEVICE, JSON)
+def doctor(device: str, as_json: bool) -> int:
+    """Check device, driver, frameworks, CPU quota, memory and disk; measure a little; say what to fix."""
+    from autotune.device.doctor import diagnose, render_diagnosis
+    from autotune.device.inspect import inspect_device
+    from autotune.executors.checks import run_checks
+
+    info = inspect_device(device)
+    say("measuring: matmul, autograd, EnvPool (about 20 s)")
+    metrics, errors = run_checks(info, device)
+    diagnosis = diagnose(info, metrics, errors)
+    if as_json:
+        show_json(to_json(diagnosis))
+    else:
+        click.echo(render_diagnosis(diagnosis))
+    return EXIT_OK if diagnosis.fit else 4
+
+
+@cli.command()
+@options(
+    WORK,
+    click.option("--num-envs", type=COUNTS, help="Values to measure."),
+    click.option("--batch-size", type=COUNTS, help="Values to measure."),
+    click.option("--concurrency", type=COUNTS, help="Values to measure."),
+    click.option("--knob", "knobs", multiple=True, metavar="NAME=V,V", help="Values of a further knob."),
+    click.option("--final", is_flag=True, help="Long windows, for figures that are published."),
+    click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Also write the rows as CSV."),
+)
+@click.pass_context
+def probe(ctx: click.Context, **options: Any) -> int:
+    """Measure throughput, VRAM, RAM and power over a grid of knobs.
+
+    RECIPE: atari, cartpole, cartpole-jax, busywork, a TOML file, or your own command after ``--``.
+    """
+    from autotune import views
+    from autotune.device.inspect import inspect_device
+    from autotune.probe.grid import grid_points, run_grid
+
+    recipe = choose_recipe(ctx, options)
+    device = inspect_device(options["device"])
+    wanted = {name: options[name] for name in ("num_envs", "batch_size", "concurrency") if options[name]}
+    for text in options["knobs"]:
+        name, _, values = text.partition("=")
+        wanted[name] = tuple(parse_knob_value(value) for value in values.split(","))
+    points = grid_points(recipe, wanted)
+    executor = make_executor(device)
+    executor.check(recipe, tuple(points))
+    run = open_run("probe", recipe, device, options)
+    print_run(run)
+    with run.hold(), views.ProbeView(len(points)) as view:
+        rows = run_grid(
+            recipe,
+            points,
+            executor,
+            run,
+            device=device,
+            grade="final" if options["final"] else "quick",
+            on_event=view.update,
+        )
+    table = views.probe_rows(rows, price=None)
+    if options["csv_file"]:
+        views.write_csv(options["csv_file"], table)
+    if options["as_json"]:
+        show_json({"rows": table})
+    else:
+        click.echo(views.probe_table(rows))
+    return EXIT_OK if any(row.ok for row in rows) else 3
+
+
+def open_run(command: str, recipe: Recipe, device: DeviceInfo, options: dict[str, Any], **facts: Any) -> Run:
+    """The run folder of a probe or search: resumed when it can be, else new."""
+    from autotune.probe.recipe import dump_recipe
+    from autotune.runs import open_run as open_matching
+    from autotune.store import durable_write, write_json
+
+    text = dump_recipe(recipe)
+    run = open_matching(
+        options["runs"],
+        command=command,
+        stem=recipe.name if command == "search" else f"{recipe.name}-{command}",
+        recipe=text,
+        device=device.fingerprint,
+        name=options["name"],
+        new=options["new"] or command == "probe",
+        **facts,
+    )
+    durable_write(run.recipe_file, text)
+    write_json(run.device_file, to_json(device))
+    return run
+
+
+@cli.command()
+@options(
+    WORK,
+    click.option("--budget", type=DURATION, default="30m", help="Wall time for the whole search."),
+    click.option("--price", type=PRICE, help="US dollars per hour of this machine."),
+    click.option("--try", "tries", type=SETTINGS, multiple=True, help="Measure this point too, first."),
+    click.option("--sampler", default="autotune", help="autotune, tpe, gp, random or grid."),
+    click.option("--executor", default="isolated", help="isolated, or replay:FILE for a recorded surface."),
+    click.option("--seed", default=0, help="Seed of the search."),
+)
+@click.pass_context
+def search(ctx: click.Context, **options: Any) -> int:
+    """Find the best stable goodput per dollar within a time budget, and emit the manifest.
+
+    The same command resumes an interrupted search; Ctrl-C keeps everything and emits the best so far.
+    """
+    from autotune import views
+    from autotune.device.inspect import inspect_device
+    from autotune.search import emit
+    from autotune.signals import StopSignals
+
+    device = inspect_device(options["device"])
+    executor, recipe = emit.prepare(options["executor"], device, options["seed"], lambda: choose_recipe(ctx, options))
+    executor.check(recipe, emit.named_points(recipe, options["tries"]))
+    facts = {"sampler": options["sampler"], "seed": options["seed"], "executor": options["executor"]}
+    run = open_run("search", recipe, device, options, **facts)
+    print_run(run)
+    with run.hold(), StopSignals() as stop, views.SearchView(options["budget"]) as view:
+        result = emit.search(
+            recipe,
+            executor,
+            run,
+            device=device,
+            budget_s=options["budget"],
+            sampler=options["sampler"],
+            seed=options["seed"],
+            price=options["price"],
+            tries=options["tries"],
+            on_event=view.update,
+            should_stop=stop.requested,
+        )
+    if options["as_json"]:
+        show_json(views.search_json(result, options["price"]))
+    else:
+        click.echo(views.search_text(result, run, price=options["price"]))
+    return stop.exit_code or EXIT_OK
+
+
+@cli.command()
+@options(
+    click.argument("run_word", metavar="[RUN]", required=False),
+    click.option("--price", type=PRICE, help="US dollars per hour of this machine."),
+    RUNS,
+    JSON,
+)
+def report(run_word: str | None, price: float | None, runs: Path, as_json: bool) -> int:
+    """Write the time and cost report of a run (the newest, unless named)."""
+    from autotune.report.facts import gather, report_json
+    from autotune.report.render import render_report
+    from autotune.runs import find_run
+
+    run = find_run(runs, run_word)
+    print_run(run)
+    files = render_report(run, price=price)
+    if files.price_note:
+        say(files.price_note)
+    if as_json:
+        show_json(report_json(gather(run, price=files.price)))
+    else:
+        click.echo(files.markdown.read_text())
+    say(f"wrote {files.markdown}, {files.html} and {len(files.plots)} plot(s)")
+    return EXIT_OK
+
+
+@cli.command()
+@options(
+    click.argument("manifest"),
+    DEVICE,
+    RUNS,
+    NAMING,
+    JSON,
+)
+def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, as_json: bool) -> int:
+    """Execute a manifest (a file, or mini, pilot, full); the same command resumes."""
+    from autotune import resources, views
+    from autotune.device.inspect import inspect_device
+    from autotune.manifest import load_manifest
+    from autotune.signals import StopSignals
+    from autotune.train.supervisor import open_training_run, supervise
+
+    path = resources.find("manifests", manifest, ".json")
+    loaded = load_manifest(path)
+    info = inspect_device(device)
+    run = open_training_run(path, loaded, runs, name=name, new=new)
+    print_run(run)
+    with run.hold(), StopSignals() as stop, views.TrainView() as view:
+        result = supervise(
+            loaded, run, device=info, device_choice=device, on_event=view.update, warn=say, should_stop=stop.requested
+        )
+    if as_json:
+        show_json(to_json(result))
+    else:
+        click.echo(views.train_text(result))
+    if stop.exit_code:
+        return stop.exit_code
+    statuses = {job.status for job in result.jobs}
+    return EXIT_OK if statuses == {"done"} else 1 if "crashed" in statuses else EXIT_UNFINISHED
+
+
+@cli.command()
+@options(
+    click.argument("run_word", metavar="[RUN]", required=False),
+    click.option("--watch", is_flag=True, help="Refresh until the run ends."),
+    RUNS,
+    JSON,
+)
+def status(run_word: str | None, watch: bool, runs: Path, as_json: bool) -> int:
+    """What a run is doing, or how it ended, and how it compares with the prediction."""
+    from autotune import views
+    from autotune.runs import find_run
+
+    run = find_run(runs, run_word)
+    print_run(run)
+    if as_json:
+        show_json(views.status_json(run))
+    elif watch:
+        views.watch_status(run)
+    else:
+        click.echo(views.status_text(run))
+    return EXIT_OK
+
+
+def fail(message: str, code: int) -> int:
+    """Print an error and pass its exit code on."""
+    say(f"autotune: {message}")
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point: everything after ``--`` is the user's own command. Returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    context: dict[str, Any] = {"command": given[cut + 1 :], "debug": False}
+    try:
+        code = cli.main(
+            given[:cut], prog_name="autotune", obj=context, standalone_mode=False, auto_envvar_prefix="AUTOTUNE"
+        )
+        return int(code or 0)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except AutotuneError as error:
+        if context["debug"]:
+            raise
+        return fail(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return fail("stopped", 130)
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if context["debug"]:
+            raise
+        return fail(f"{error}. Check permissions and free space of the folder, or choose another with --runs.", 1)
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main())

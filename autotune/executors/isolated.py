@@ -1,0 +1,341 @@
+"""Probes in fresh child processes: launch, barrier, discard, window, readings, and a clean device after."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from autotune import registry
+from autotune.errors import UsageError, WorkerError
+from autotune.executors import window
+from autotune.executors.process import Message, WorkerProcess, receive_all
+from autotune.executors.window import Step
+from autotune.meters.protocol import Meter
+from autotune.meters.summary import mean_between, peak, rate_between
+from autotune.records import (
+    DeviceInfo,
+    Job,
+    Point,
+    ProbeRequest,
+    ProbeResult,
+    Reading,
+    Recipe,
+    Status,
+    to_json,
+)
+from autotune.stats import estimate
+from autotune.store import append_line, make_folder
+from autotune.worker.protocol import WorkerTask
+
+METERS = ("vram", "power", "host")
+_POLL_S = 0.25
+_CLEAN_TIMEOUT_S = 10.0
+_CLEAN_SLACK_BYTES = 64 * 2**20
+_TYPICAL_START_S = 6.0
+
+
+def boot_clock_s() -> float:
+    """Seconds since boot, suspended time included where the system can tell (CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
+
+
+def threads_each(device: DeviceInfo, concurrency: int) -> int:
+    """A process's share of the allowed cores: whole, at least 1."""
+    return max(1, int(device.host.cpu_cores_allowed // concurrency))
+
+
+@dataclass
+class _Run:
+    """What a running probe has seen so far."""
+
+    workers: list[WorkerProcess]
+    steps: list[list[Step]]
+    started_s: float
+    ready: dict[int, Message] = field(default_factory=dict)
+    ready_s: float | None = None
+    peaks: dict[int, int] = field(default_factory=dict)
+    opened: list[Sequence[Step]] | None = None
+    status: Status = "ok"
+    detail: str = ""
+    culprit: int | None = None
+
+    def fail(self, status: Status, detail: str, culprit: int | None = None) -> None:
+        self.status, self.detail, self.culprit = status, detail, culprit
+
+
+class IsolatedExecutor:
+    """Runs every probe in fresh processes on this machine."""
+
+    name = "isolated"
+    simulated = False
+
+    def __init__(self, device: DeviceInfo) -> None:
+        self.device = device
+
+    def clock_s(self) -> float:
+        """CLOCK_BOOTTIME."""
+        return boot_clock_s()
+
+    def predict_cost_s(self, request: ProbeRequest) -> float | None:
+        """Start, discard and window of a probe with short iterations."""
+        plan = request.plan
+        return _TYPICAL_START_S + request.point.concurrency + plan.discard_s + plan.window_s
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a recipe whose workload, hyperparameters, baseline or jobs cannot run here."""
+        workload = registry.load("workload", recipe.workload)(recipe.hyperparameters)
+        workload.check(recipe.baseline, recipe.jobs)
+        self.ask("check", recipe.workload, recipe.hyperparameters, recipe.jobs, recipe.baseline)
+
+    def ask(
+        self,
+        mode: Any,
+        workload: str,
+        hyperparameters: Any,
+        jobs: tuple[Job, ...],
+        point: Point,
+        *,
+        device: str = "auto",
+        steps: int = 0,
+        log: Path = Path("/dev/null"),
+        timeout_s: float = 120.0,
+    ) -> list[Message]:
+        """Run one worker in mode ``check`` or ``steps`` to its end and return its messages.
+
+        Raises:
+            UsageError: the workload refuses a value.
+            WorkerError: the worker failed or did not end in time.
+        """
+        task = WorkerTask(
+            mode=mode,
+            workload=workload,
+            hyperparameters=hyperparameters,
+            point=point,
+            jobs=jobs,
+            device=device,
+            threads=threads_each(self.device, 1),
+            steps=steps,
+        )
+        worker, messages, deadline_s = WorkerProcess(task, log), list[Message](), time.monotonic() + timeout_s
+        try:
+            while not worker.ended and time.monotonic() < deadline_s:
+                messages += worker.receive(_POLL_S)
+        finally:
+            in_time = worker.ended
+            worker.kill(grace_s=0 if in_time else 2.0)
+        last = messages[-1] if messages else {}
+        if last.get("type") == "error":
+            raise (UsageError if last["kind"] == "misuse" else WorkerError)(last["detail"])
+        if last.get("type") != "done":
+            why = "ended without an answer" if in_time else f"did not answer within {timeout_s:.0f} s"
+            raise WorkerError(f"the {workload} worker {why} (exit code {worker.returncode}); its log: {log}")
+        return messages
+
+    def run(self, request: ProbeRequest) -> ProbeResult:
+        """Measure one point; failures are values, and every process is gone on return."""
+        started_s = time.monotonic()
+        workers: list[WorkerProcess] = []
+        meters: list[Meter] = [
+            registry.load("meter", name)(self.device, lambda: [pid for w in workers for pid in w.descendants()])
+            for name in METERS
+        ]
+        for meter in meters:
+            meter.start()
+        state = _Run(workers=workers, steps=[[] for _ in request.jobs], started_s=started_s)
+        try:
+            self._launch(request, workers)
+            self._measure(request, state)
+        finally:
+            readings = tuple(reading for meter in meters for reading in meter.stop())
+            for worker in workers:
+                worker.send("stop")
+            for worker in workers:
+                worker.kill(grace_s=1.0 if request.workload == "command" else 0.0)
+            self._wait_clean(readings)
+        if request.samples_path:
+            _save_samples(Path(request.samples_path), state, readings)
+        result = self._result(request, state, readings)
+        return replace(result, cost_s=time.monotonic() - started_s)
+
+    def _launch(self, request: ProbeRequest, workers: list[WorkerProcess]) -> None:
+        count = request.point.concurrency
+        for index, job in enumerate(request.jobs):
+            task = WorkerTask(
+                mode="measure",
+                workload=request.workload,
+                hyperparameters=request.hyperparameters,
+                point=request.point,
+                jobs=(job,),
+                device=request.device,
+                threads=threads_each(self.device, count),
+                memory_fraction=request.limits.vram_fraction / count if self.device.kind == "cuda" else None,
+                plan=request.plan,
+            )
+            workers.append(WorkerProcess(task, Path(request.log_folder) / f"{request.label}-{index}.log"))
+
+    def _measure(self, request: ProbeRequest, state: _Run) -> None:
+        """Drive the workers until the windows are complete or something fails."""
+        plan, index = request.plan, {id(worker): i for i, worker in enumerate(state.workers)}
+        start_by_s = state.started_s + min(plan.start_timeout_s, plan.timeout_s)
+        while state.status == "ok" and state.opened is None:
+            for worker, message in receive_all(state.workers, _POLL_S):
+                self._take(state, index[id(worker)], message)
+            now_s = time.monotonic()
+            if state.ready_s is None and len(state.ready) == len(state.workers):
+                state.ready_s = now_s
+                for worker in state.workers:
+                    worker.send("go")
+            state.opened = window.windows(state.steps, plan)
+            if state.status != "ok" or state.opened is not None:
+                return
+            if state.ready_s is None and now_s > start_by_s:
+                state.fail("timeout", f"not ready after {now_s - state.started_s:.0f} s")
+            elif now_s > state.started_s + plan.timeout_s:
+                state.fail("timeout", f"no complete window after {plan.timeout_s:.0f} s")
+            else:
+                self._watch(request, state)
+
+    def _take(self, state: _Run, index: int, message: Message) -> None:
+        kind = message.get("type")
+        if message.get("peak_memory_bytes") is not None:
+            state.peaks[index] = max(state.peaks.get(index, 0), int(message["peak_memory_bytes"]))
+        if kind == "ready":
+            state.ready[index] = message
+        elif kind == "step":
+            state.steps[index].append(Step.from_message(message))
+        elif kind == "error" and message["kind"] == "misuse":
+            raise UsageError(message["detail"])
+        elif kind == "error":
+            state.fail("oom" if message["kind"] == "oom" else "crashed", str(message["detail"]), index)
+        elif kind == "done" and message.get("reason") == "finished":
+            state.fail("crashed", "the program ended before its window was complete: give it more steps to do", index)
+
+    def _watch(self, request: ProbeRequest, state: _Run) -> None:
+        """Notice a worker that died silently, and memory running out before the kernel has to."""
+        for index, worker in enumerate(state.workers):
+            if worker.ended and not worker.alive and state.status == "ok":
+                code = worker.returncode or 0
+                status: Status = "oom" if code == -9 and _ram_free_fraction() < 0.1 else "crashed"
+                state.fail(status, f"process ended with {_describe_exit(code)}", index)
+        if state.status == "ok" and _ram_free_fraction() < 0.5 * (1 - request.limits.ram_fraction):
+            state.fail("oom", f"host memory ran short: {_ram_free_fraction():.0%} of RAM left")
+
+    def _wait_clean(self, readings: Sequence[Reading]) -> None:
+        """Wait until the device's memory is back to what it was before the probe."""
+        before = next((r.value for r in readings if r.name == "vram_device_used_bytes" and r.value is not None), None)
+        if before is None:
+            return
+        from autotune.device.nvml import device_used_bytes
+
+        deadline_s = time.monotonic() + _CLEAN_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            used = device_used_bytes(self.device)
+            if used is None or used <= before + _CLEAN_SLACK_BYTES:
+                return
+            time.sleep(_POLL_S)
+
+    def _result(self, request: ProbeRequest, state: _Run, readings: Sequence[Reading]) -> ProbeResult:
+        culprit = state.culprit if state.culprit is not None else 0
+        first_steps = [next((s for s in steps), None) for steps in state.steps]
+        result = ProbeResult(
+            requested=request.point,
+            status=state.status,
+            grade=request.grade,
+            detail=state.detail,
+            effective=self._effective(state),
+            startup_s=state.ready_s - state.started_s if state.ready_s else None,
+            first_iteration_s=max((s.t - s.started for s in first_steps if s), default=None),
+            vram_peak_bytes=_whole(_vram_peak(readings)),
+            framework_peak_bytes=sum(state.peaks.values()) if state.peaks else None,
+            ram_peak_bytes=_whole(peak(readings, "ram_pss_bytes")),
+            log_tail="" if state.status == "ok" or not state.workers else state.workers[culprit].log_tail(),
+        )
+        return result if state.opened is None else self._measured(request, result, state.opened, readings)
+
+    def _effective(self, state: _Run) -> dict[str, Any]:
+        reported = [state.ready[i] for i in sorted(state.ready)]
+        if not reported:
+            return {}
+        return dict(reported[0]["effective"]) | {"concurrency": len(reported), "threads": reported[0]["threads"]}
+
+    def _measured(
+        self, request: ProbeRequest, result: ProbeResult, opened: list[Sequence[Step]], readings: Sequence[Reading]
+    ) -> ProbeResult:
+        figures = estimate([window.trace(steps) for steps in opened])
+        begin_s, end_s = min(steps[0].t for steps in opened), max(steps[-1].t for steps in opened)
+        sums = window.totals(opened)
+        rows = sums["env_steps"] + sums["reset_rows"]
+        sliced = any(steps[-1].parts > 1 for steps in opened)
+        result = replace(
+            result,
+            sps=figures.rate,
+            sps_low=figures.low,
+            sps_high=figures.high,
+            job_sps=figures.per_process,
+            window_s=end_s - begin_s,
+            iterations=figures.iterations,
+            phase_seconds=window.phase_seconds(opened),
+            reset_fraction=sums["reset_rows"] / rows if rows else None,
+            episode_steps=sums["game_steps"] / sums["games"] if sums["games"] else None,
+            cpu_cores=rate_between(readings, "cpu_seconds", begin_s, end_s),
+            gpu_utilisation=mean_between(readings, "gpu_utilisation", begin_s, end_s),
+            power_w=mean_between(readings, "power_w", begin_s, end_s),
+            energy_j=_energy_j(readings, begin_s, end_s),
+            flags=("one launch", *(("extrapolated",) if sliced else ())),
+        )
+        return _judge(request, result, readings, self.device)
+
+
+def _judge(request: ProbeRequest, result: ProbeResult, readings: Sequence[Reading], device: DeviceInfo) -> ProbeResult:
+    """The stability verdict on a measured point: headroom and throttling."""
+    vram, ram = result.vram_peak_bytes, result.ram_peak_bytes
+    total, limit = device.vram_total_bytes, device.host.ram_limit_bytes
+    if vram and total and vram > request.limits.vram_fraction * total:
+        return replace(result, status="unstable", detail=f"VRAM peak at {vram / total:.0%} of the device")
+    if ram and ram > request.limits.ram_fraction * limit:
+        return replace(result, status="unstable", detail=f"RAM peak at {ram / limit:.0%} of the host's limit")
+    throttled = [r.value for r in readings if r.name == "throttle_thermal" and r.value is not None]
+    if throttled and sum(throttled) > 0.05 * len(throttled):
+        share = sum(throttled) / len(throttled)
+        return replace(result, status="unstable", detail=f"thermal or power brake in {share:.0%} of samples")
+    return result
+
+
+def _vram_peak(readings: Sequence[Reading]) -> float | None:
+    """The larger of what the processes hold and what the device gained."""
+    known = [v for name in ("vram_process_bytes", "vram_delta_bytes") if (v := peak(readings, name)) is not None]
+    return max(known, default=None)
+
+
+def _energy_j(readings: Sequence[Reading], begin_s: float, end_s: float) -> float | None:
+    rate = rate_between(readings, "energy_j", begin_s, end_s)
+    return None if rate is None else rate * (end_s - begin_s)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _ram_free_fraction() -> float:
+    memory = psutil.virtual_memory()
+    return float(memory.available / memory.total)
+
+
+def _describe_exit(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _save_samples(path: Path, state: _Run, readings: Sequence[Reading]) -> None:
+    """The raw windows and readings, one JSON line each."""
+    make_folder(path.parent)
+    for index, steps in enumerate(state.steps):
+        for step in steps:
+            append_line(path, {"process": index, **to_json(step)})
+    for reading in readings:
+        append_line(path, to_json(reading))

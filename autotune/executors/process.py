@@ -1,0 +1,202 @@
+"""A worker process as its parent sees it: started in its own group, heard over a pipe, ended for sure."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from autotune.records import to_json
+from autotune.store import canonical_json, make_folder
+from autotune.worker.protocol import WorkerTask
+
+Message = dict[str, Any]
+
+_LINE_LIMIT_BYTES = 2**20
+_LOG_LIMIT_BYTES = 2**20
+_THREAD_VARIABLES = (
+    "AUTOTUNE_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+def worker_environment(task: WorkerTask, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The child's environment: its share of threads and device memory set, never inherited."""
+    environment = dict(os.environ)
+    environment.update(dict.fromkeys(_THREAD_VARIABLES, str(task.threads)))
+    environment.update(
+        OMP_WAIT_POLICY="PASSIVE",
+        XLA_PYTHON_CLIENT_PREALLOCATE="false",
+        PYTHONUNBUFFERED="1",
+    )
+    if task.memory_fraction is not None:
+        environment["AUTOTUNE_MEMORY_FRACTION"] = f"{task.memory_fraction:.4f}"
+    return environment | dict(extra or {})
+
+
+class WorkerProcess:
+    """One running worker; the constructor starts it.
+
+    Attributes:
+        log: file that takes its standard output and error.
+        pid: its process id, also that of its group.
+    """
+
+    def __init__(self, task: WorkerTask, log: Path, *, environment: Mapping[str, str] | None = None) -> None:
+        make_folder(log.parent)
+        self.log = log
+        commands_read, commands_write = os.pipe()
+        messages_read, messages_write = os.pipe()
+        command = [sys.executable, "-P", "-m", "autotune.worker", str(commands_read), str(messages_write)]
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(commands_read, messages_write),
+                env=worker_environment(task, environment),
+                start_new_session=True,
+            )
+        os.close(commands_read)
+        os.close(messages_write)
+        os.set_blocking(messages_read, False)
+        self._commands: int | None = commands_write
+        self._messages = messages_read
+        self._ended = False
+        self._buffer = b""
+        self.pid = self._process.pid
+        self._write(canonical_json(to_json(task), indent=None))
+
+    def _write(self, line: str) -> None:
+        if self._commands is None:
+            return
+        try:
+            os.write(self._commands, line.encode() + b"\n")
+        except BrokenPipeError:  # it has ended: the message pipe or the exit code says why
+            return
+
+    def send(self, command: str) -> None:
+        """Send ``go`` or ``stop``; harmless when the worker has ended."""
+        self._write(command)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code, negative for a signal, None while it runs."""
+        return self._process.poll()
+
+    def fileno(self) -> int:
+        """Of the message pipe, for selectors."""
+        return self._messages
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more messages will come."""
+        return self._ended
+
+    def drain(self) -> list[Message]:
+        """Every message that has arrived; a line over 1 MiB or not JSON is dropped."""
+        while not self._ended:
+            try:
+                chunk = os.read(self._messages, 2**16)
+            except BlockingIOError:
+                break
+            self._ended = not chunk
+            self._buffer += chunk
+            if len(self._buffer) > 2 * _LINE_LIMIT_BYTES and b"\n" not in self._buffer:
+                self._buffer = b""
+        *lines, self._buffer = self._buffer.split(b"\n")
+        return [message for line in lines if (message := _decode(line)) is not None]
+
+    def receive(self, timeout_s: float) -> list[Message]:
+        """Messages that have arrived, waiting up to `timeout_s` for the first."""
+        return [message for _, message in receive_all([self], timeout_s)]
+
+    def descendants(self) -> list[int]:
+        """Process ids of the worker and everything below it."""
+        try:
+            root = psutil.Process(self.pid)
+            return [self.pid, *(child.pid for child in root.children(recursive=True))]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self, grace_s: float = 5.0) -> None:
+        """End the whole group: SIGTERM, then SIGKILL after `grace_s`; reaps it and closes the pipes."""
+        family = self.descendants()
+        if grace_s > 0 and self.alive:
+            _signal_group(self.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_s)
+        _signal_group(self.pid, signal.SIGKILL)
+        for pid in family[1:]:  # grandchildren that left the group
+            _kill_quietly(pid)
+        self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        if self._commands is not None:
+            os.close(self._commands)
+            os.close(self._messages)
+            self._commands, self._ended = None, True
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of the log."""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - _LOG_LIMIT_BYTES // 16))
+            text = file.read().decode(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def _decode(line: bytes) -> Message | None:
+    if not line or len(line) > _LINE_LIMIT_BYTES:
+        return None
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _kill_quietly(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def receive_all(workers: Sequence[WorkerProcess], timeout_s: float) -> list[tuple[WorkerProcess, Message]]:
+    """Messages of several workers, waiting up to `timeout_s` for the first one (or for an end)."""
+    waiting = [worker for worker in workers if not worker.ended]
+    if not waiting:
+        time.sleep(max(0.0, min(timeout_s, 0.05)))
+        return []
+    with selectors.DefaultSelector() as selector:
+        for worker in waiting:
+            selector.register(worker, selectors.EVENT_READ)
+        selector.select(max(0.0, timeout_s))
+    return [(worker, message) for worker in waiting for message in worker.drain()]

@@ -1,0 +1,97 @@
+"""`autotune probe`: every combination of the named knob values, one after another."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from autotune.errors import UsageError
+from autotune.executors.protocol import Executor
+from autotune.probe.run import run_probe
+from autotune.records import DeviceInfo, Grade, KnobValue, Point, ProbeResult, Recipe
+from autotune.registry import unknown_name
+from autotune.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridEvent:
+    """Progress of a grid: a point begins (`result` None) or has ended."""
+
+    number: int
+    total: int
+    point: Point
+    result: ProbeResult | None = None
+
+
+def check_knob(recipe: Recipe, name: str, values: Sequence[KnobValue]) -> None:
+    """Refuse a knob that the recipe does not have, and numbers beyond its range.
+
+    Raises:
+        UsageError: names the value and what is allowed.
+    """
+    if name not in recipe.knobs:
+        raise UsageError(unknown_name("knob", name, list(recipe.knobs)))
+    allowed = recipe.knobs[name]
+    numbers = [v for v in allowed if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    for value in values:
+        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if (numeric and numbers and not min(numbers) <= value <= max(numbers)) or (
+            not numbers and value not in allowed
+        ):  # type: ignore[operator]
+            shown = f"{min(numbers)} to {max(numbers)}" if numbers else ", ".join(map(str, allowed))  # type: ignore[type-var]
+            raise UsageError(
+                f"{name}={value} is outside what recipe {recipe.name!r} allows ({shown}): "
+                "choose another value, or widen [knobs] in a recipe of your own"
+            )
+
+
+def grid_points(recipe: Recipe, wanted: Mapping[str, Sequence[KnobValue]]) -> list[Point]:
+    """The combinations of the values named on the command line, the rest from the recipe's grid.
+
+    A minibatch larger than num_envs x rollout is left out when the recipe's own grid brought it in.
+
+    Raises:
+        UsageError: an unknown knob or a value out of range, or no combination is left.
+    """
+    for name, values in wanted.items():
+        check_knob(recipe, name, values)
+    axes = {
+        name: wanted.get(name) or recipe.grid.get(name, (value,)) for name, value in recipe.baseline.knobs().items()
+    }
+    axes |= {name: values for name, values in wanted.items() if name not in axes}
+    points = [Point.from_knobs(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
+    rollout = recipe.hyperparameters.get("rollout")
+    if rollout and "batch_size" not in wanted:
+        points = [point for point in points if point.batch_size <= point.num_envs * rollout]
+    if not points:
+        raise UsageError(
+            f"no point of the grid has batch_size within num_envs x rollout ({rollout}): name --batch-size"
+        )
+    return points
+
+
+def run_grid(
+    recipe: Recipe,
+    points: Sequence[Point],
+    executor: Executor,
+    run: Run,
+    *,
+    device: DeviceInfo,
+    grade: Grade,
+    record: Callable[[ProbeResult], None],
+    on_event: Callable[[GridEvent], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[ProbeResult]:
+    """Measure every point; rows are recorded as they are measured. Returns those that were."""
+    rows: list[ProbeResult] = []
+    for number, point in enumerate(points):
+        if should_stop():
+            break
+        on_event(GridEvent(number=number, total=len(points), point=point))
+        result = run_probe(recipe, point, executor, grade=grade, run=run, label=f"{number:04d}", device=device)
+        record(result)
+        rows.append(result)
+        on_event(GridEvent(number=number, total=len(points), point=point, result=result))
+    run.update(finished=len(rows) == len(points))
+    return rows

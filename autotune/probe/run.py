@@ -1,0 +1,70 @@
+"""One probe: from a recipe and a point to a measured result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from autotune.executors.protocol import Executor
+from autotune.probe.bottleneck import limited_by
+from autotune.records import DeviceInfo, Grade, Point, ProbeRequest, ProbeResult, Recipe
+from autotune.runs import Run
+
+
+def build_request(
+    recipe: Recipe,
+    point: Point,
+    *,
+    grade: Grade,
+    run: Run,
+    label: str,
+    timeout_s: float | None = None,
+    device: str = "auto",
+) -> ProbeRequest:
+    """The request for one point; process i runs job i, `timeout_s` caps the recipe's own."""
+    plan = recipe.quick if grade == "quick" else recipe.final
+    if timeout_s is not None:
+        plan = replace(plan, timeout_s=min(plan.timeout_s, timeout_s))
+    jobs = tuple(recipe.jobs[i % len(recipe.jobs)] for i in range(point.concurrency))
+    return ProbeRequest(
+        workload=recipe.workload,
+        hyperparameters=recipe.hyperparameters,
+        point=point,
+        jobs=jobs,
+        grade=grade,
+        plan=plan,
+        limits=recipe.limits,
+        device=device,
+        log_folder=str(run.path / "logs"),
+        samples_path=str(Path(run.path) / "samples" / f"{label}.jsonl"),
+        label=label,
+    )
+
+
+def run_probe(
+    recipe: Recipe,
+    point: Point,
+    executor: Executor,
+    *,
+    grade: Grade,
+    run: Run,
+    label: str,
+    timeout_s: float | None = None,
+    device: DeviceInfo | None = None,
+) -> ProbeResult:
+    """Measure one point and say what limits it.
+
+    Args:
+        recipe: what is measured.
+        point: the knobs.
+        executor: carries it out.
+        grade: quick figures rank, final ones are published.
+        run: where logs and samples go.
+        label: names them.
+        timeout_s: at most this long, whatever the recipe's plan says.
+        device: describes the machine for the sentence on what limits the point; also chooses it.
+    """
+    want = "auto" if device is None else device.kind if device.gpu_index is None else f"cuda:{device.gpu_index}"
+    request = build_request(recipe, point, grade=grade, run=run, label=label, timeout_s=timeout_s, device=want)
+    result = executor.run(request)
+    return replace(result, limited_by=limited_by(result, device)) if device and result.ok else result

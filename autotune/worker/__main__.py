@@ -1,0 +1,107 @@
+"""Entry of a worker process: ``python -P -m autotune.worker COMMAND_FD MESSAGE_FD``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import IO, Any
+
+from autotune import registry
+from autotune.errors import UsageError
+from autotune.records import from_json, to_json
+from autotune.worker.measure import measure, run_steps
+from autotune.worker.protocol import WorkerTask
+from autotune.worker.train import train
+from autotune.workloads.protocol import Finished, Session, Workload
+
+Send = Callable[[dict[str, Any]], None]
+
+_ORPHAN_GRACE_S = 8.0
+_OUT_OF_MEMORY = ("out of memory", "resource_exhausted", "bad_alloc", "cannot allocate memory")
+
+
+class Commands:
+    """The parent's commands, read by a thread; a parent that dies ends the process group."""
+
+    def __init__(self, pipe: IO[str], *, grace_s: float) -> None:
+        self.go = threading.Event()
+        self.stop = threading.Event()
+        self._grace_s = grace_s
+        threading.Thread(target=self._read, args=(pipe,), daemon=True).start()
+
+    def _read(self, pipe: IO[str]) -> None:
+        for line in pipe:
+            {"go": self.go, "stop": self.stop}.get(line.strip(), threading.Event()).set()
+        self.stop.set()
+        self.go.set()
+        time.sleep(self._grace_s)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def classify(error: BaseException) -> str:
+    """Kind of a failure: ``oom``, ``misuse`` or ``crashed``."""
+    if isinstance(error, UsageError):
+        return "misuse"
+    names = {kind.__name__ for kind in type(error).__mro__}
+    text = str(error).lower()
+    if names & {"OutOfMemoryError", "MemoryError"} or any(words in text for words in _OUT_OF_MEMORY):
+        return "oom"
+    return "crashed"
+
+
+def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
+    """Open the session that the task names and do what its mode says."""
+    workload: Workload = registry.load("workload", task.workload)(task.hyperparameters)
+    if task.mode == "check":
+        workload.check_installed(task.jobs)
+        send({"type": "done", "reason": "checked"})
+        return
+    started_s = time.monotonic()
+    session: Session = workload.open(task.point, task.jobs[0], task.device)
+    try:
+        ready = {"type": "ready", "open_s": time.monotonic() - started_s, "threads": task.threads}
+        send(ready | {"effective": to_json(session.effective)})
+        if task.mode == "measure":
+            measure(session, send, commands.go, commands.stop)
+        elif task.mode == "steps":
+            run_steps(session, task.steps, send, commands.stop)
+        else:
+            train(session, task, send, commands.stop.is_set)
+    finally:
+        session.close()
+
+
+def main(arguments: list[str]) -> int:
+    """Read the task, carry it out, say how it ended."""
+    command_pipe = os.fdopen(int(arguments[0]), "r", encoding="utf-8")
+    message_pipe = os.fdopen(int(arguments[1]), "w", buffering=1, encoding="utf-8")
+    task: WorkerTask = from_json(WorkerTask, json.loads(command_pipe.readline()))
+    commands = Commands(command_pipe, grace_s=_ORPHAN_GRACE_S if task.mode == "train" else 0.5)
+    if task.mode == "train":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: commands.stop.set())
+
+    def send(message: dict[str, Any]) -> None:
+        message_pipe.write(json.dumps(message) + "\n")
+
+    try:
+        execute(task, commands, send)
+    except Finished as end:
+        send({"type": "done", "reason": "finished", "detail": str(end)})
+    except Exception as error:  # noqa: BLE001 - the process boundary: every failure becomes a message
+        text = "".join(traceback.format_exception(error))
+        sys.stderr.write(text)
+        detail = f"{type(error).__name__}: {error}" if not isinstance(error, UsageError) else str(error)
+        send({"type": "error", "kind": classify(error), "detail": detail[:2000], "traceback": text[-8000:]})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

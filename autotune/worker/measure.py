@@ -1,0 +1,83 @@
+"""The measuring loop of a worker: step until told to stop, one message an iteration."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from autotune.records import Work, to_json
+from autotune.workloads.protocol import Finished, Session
+
+LONG_ITERATION_S = 15.0
+SLICE_S = 4.0
+_FIRST_SLICE_ROWS = 2048
+_PEAK_PERIOD_S = 1.0
+
+
+def share_done(session: Session, work: Work) -> float:
+    """Share of a full iteration that a step did, from the rows it collected."""
+    rollout = session.effective.get("rollout")
+    if not rollout:
+        return 1.0
+    rows = int(rollout) * int(session.effective["num_envs"])
+    return min(1.0, (work.env_steps + work.reset_rows) / rows)
+
+
+def first_parts(session: Session) -> int:
+    """Slices for the very first step, so that a long iteration is noticed without waiting for it."""
+    rows = int(session.effective.get("rollout") or 0) * int(session.effective.get("num_envs") or 0)
+    return max(1, rows // _FIRST_SLICE_ROWS)
+
+
+def settle_parts(iteration_s: float) -> int:
+    """Slices at which iterations above 15 s are measured; 1 for shorter ones."""
+    return 1 if iteration_s <= LONG_ITERATION_S else math.ceil(iteration_s / SLICE_S)
+
+
+def measure(
+    session: Session, send: Callable[[dict[str, Any]], None], go: threading.Event, stop: threading.Event
+) -> None:
+    """Wait at the barrier for `go`, then step and report until `stop`.
+
+    The first step (and, where it was a slice, the second) finds the length of an iteration;
+    messages carry ``settled`` from the step on at which the number of parts is final.
+    """
+    go.wait()
+    parts, last_peak_s = first_parts(session), 0.0
+    deciding = 0 if parts == 1 else 2
+    while not stop.is_set():
+        started_s = time.monotonic()
+        work = session.step(parts)
+        session.synchronize()
+        ended_s = time.monotonic()
+        message = step_message(work, ended_s, started_s) | {"parts": parts, "settled": deciding == 0}
+        if ended_s - last_peak_s >= _PEAK_PERIOD_S:
+            message["peak_memory_bytes"], last_peak_s = session.peak_memory_bytes(), ended_s
+        send(message)
+        if deciding:
+            parts = settle_parts((ended_s - started_s) / max(share_done(session, work), 1e-6))
+            deciding = 0 if parts == 1 else deciding - 1
+    send({"type": "done", "reason": "stopped", "peak_memory_bytes": session.peak_memory_bytes()})
+
+
+def step_message(work: Work, ended_s: float, started_s: float) -> dict[str, Any]:
+    """A ``step`` message from what a step did."""
+    return {"type": "step", "t": ended_s, "started": started_s, **to_json(work)}
+
+
+def run_steps(session: Session, steps: int, send: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
+    """Do at most `steps` steps, fewer when the session is finished; the doctor's checks run this way."""
+    for _ in range(steps):
+        if stop.is_set():
+            break
+        started_s = time.monotonic()
+        try:
+            work = session.step()
+        except Finished:
+            break
+        session.synchronize()
+        send(step_message(work, time.monotonic(), started_s))
+    send({"type": "done", "reason": "steps", "effective": to_json(session.effective)})
