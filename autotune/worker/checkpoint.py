@@ -1,0 +1,201 @@
+"""Checkpoints: safetensors with JSON in the header, atomic, verified, several generations.
+
+A file is named ``<generation>-<env_steps>-<sha256>.safetensors``: the hash of the whole content
+stands in the name, so one rename publishes both, and no unverified byte is ever parsed. The
+generation counts up with every save, whatever the env steps do after a fallback. Nothing is
+pickled. ``best.json`` points at the best generation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from autotune.errors import FileError, UsageError
+from autotune.store import canonical_json, content_hash, durable_write, make_folder, read_json, sync_folder, write_json
+from autotune.workloads.protocol import SessionState
+
+_NAME = re.compile(r"(\d{8,})-(\d+)-([0-9a-f]{64})\.safetensors")
+_BEST = "best.json"
+_META = "autotune"
+_DTYPES = {"bool", "float16", "float32", "float64", "complex64"} | {
+    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Generation:
+    """One checkpoint file, as its name describes it.
+
+    Attributes:
+        number: counts up with every save.
+        env_steps: agent decisions trained when it was saved.
+        sha256: of the file's content.
+        path: where it lies.
+    """
+
+    number: int
+    env_steps: int
+    sha256: str
+    path: Path
+
+
+def generations(folder: Path) -> list[Generation]:
+    """Every checkpoint in a folder by its name alone, oldest first; unverified."""
+    matches = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("*.safetensors")]
+    found = [
+        Generation(number=int(match[1]), env_steps=int(match[2]), sha256=match[3], path=path)
+        for path, match in matches
+        if match
+    ]
+    return sorted(found)
+
+
+def encode(state: SessionState) -> bytes:
+    """The bytes of a checkpoint.
+
+    Raises:
+        UsageError: an array's dtype has no exact form in the file, or `meta` is not JSON.
+    """
+    for name, array in state.arrays.items():
+        if np.asarray(array).dtype.name not in _DTYPES:
+            raise UsageError(
+                f"array {name!r} of the session's state has dtype {np.asarray(array).dtype}: a checkpoint holds "
+                f"{', '.join(sorted(_DTYPES))}; let the workload's state() convert it"
+            )
+    try:
+        meta = canonical_json(state.meta, indent=None)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"meta of the session's state is not JSON ({error}): let state() give plain values") from error
+    arrays = {name: np.asarray(array, order="C") for name, array in state.arrays.items()}
+    return safetensors.numpy.save(arrays, metadata={_META: meta})
+
+
+def decode(raw: bytes) -> SessionState:
+    """The inverse of `encode`, for verified bytes.
+
+    Raises:
+        ValueError: not a checkpoint.
+    """
+    try:
+        arrays = {name: array.copy() for name, array in safetensors.numpy.load(raw).items()}  # writable
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        return SessionState(arrays=arrays, meta=json.loads(header["__metadata__"][_META]))
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"not a checkpoint: {error}") from error
+
+
+def save_checkpoint(
+    folder: Path, state: SessionState, *, env_steps: int, keep: int = 3, score: float | None = None
+) -> Path:
+    """Write a new generation durably, then remove those beyond the newest `keep` and the best.
+
+    Args:
+        folder: of the job's checkpoints; one writer at a time.
+        state: what to save.
+        env_steps: agent decisions trained so far.
+        keep: newest generations to keep, at least 1.
+        score: how good this state is (higher is better); the best scored generation is kept too.
+
+    Returns:
+        The new file, on the disk when this returns.
+
+    Raises:
+        FileError: the folder is missing, read-only or full; older generations are untouched.
+        UsageError: the state cannot be written exactly.
+    """
+    raw = encode(state)
+    make_folder(folder)
+    for leftover in (*folder.glob(".*.safetensors.*"), *folder.glob(f".{_BEST}.*")):  # of a writer that was killed
+        leftover.unlink(missing_ok=True)
+    number = max((generation.number for generation in generations(folder)), default=0) + 1
+    path = folder / f"{number:08d}-{env_steps}-{content_hash(raw)}.safetensors"
+    durable_write(path, raw)
+    best = best_checkpoint(folder)
+    if score is not None and (best is None or score >= best[1]):
+        write_json(folder / _BEST, {"file": path.name, "score": score})
+        best = (path, score)
+    _rotate(folder, keep, best[0] if best else None)
+    return path
+
+
+def _rotate(folder: Path, keep: int, best: Path | None) -> None:
+    for generation in generations(folder)[: -max(1, keep)]:
+        if generation.path != best:
+            generation.path.unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def best_checkpoint(folder: Path) -> tuple[Path, float] | None:
+    """The best scored generation and its score, None when there is none (or its pointer is damaged)."""
+    try:
+        data: Any = read_json(folder / _BEST)
+        path, score = folder / Path(data["file"]).name, float(data["score"])
+    except (FileError, KeyError, TypeError, ValueError):
+        return None
+    return (path, score) if path.is_file() else None
+
+
+def load_checkpoint(path: Path) -> SessionState:
+    """Read one checkpoint, verified against the hash in its name.
+
+    Raises:
+        FileError: missing, truncated or altered.
+    """
+    match = _NAME.fullmatch(path.name)
+    if not match:
+        raise FileError(f"{path} is not a checkpoint: expected <generation>-<env_steps>-<sha256>.safetensors")
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}. Check that it exists.") from error
+    if content_hash(raw) != match[3]:
+        raise FileError(
+            f"{path} is damaged: its SHA-256 is not the one in its name ({len(raw)} bytes, env step {match[2]}). "
+            "Restore it from a backup, or move it away."
+        )
+    try:
+        return decode(raw)
+    except ValueError as error:
+        raise FileError(f"{path} is {error}. Move it away.") from error
+
+
+def newest_checkpoint(folder: Path, warn: Callable[[str], None] | None = None) -> Path | None:
+    """The newest valid generation; damaged ones are set aside (renamed ``.damaged``) and named to `warn`.
+
+    Returns:
+        None when the folder holds no checkpoint at all.
+
+    Raises:
+        FileError: there are checkpoints and every one is damaged: progress is never thrown away silently.
+    """
+    found = generations(folder)[::-1]
+    broken: list[Generation] = []
+    for generation in found:
+        try:
+            load_checkpoint(generation.path)
+        except FileError as error:
+            broken.append(generation)
+            if warn:
+                warn(str(error))
+            continue
+        for bad in broken:
+            bad.path.rename(bad.path.with_suffix(".damaged"))
+        if broken and warn:
+            warn(f"continuing at env step {generation.env_steps} from {generation.path}")
+        return generation.path
+    lost = len(found) + len(list(folder.glob("*.damaged")))
+    if lost:
+        raise FileError(
+            f"no valid checkpoint in {folder} ({lost} found, {lost} failed SHA-256). "
+            "Restore a backup, or move the folder away to train from the start."
+        )
+    return None
