@@ -1,0 +1,58 @@
+"""Atari PPO in PyTorch over EnvPool; any EnvPool environment with discrete actions.
+
+Importing this package loads neither torch nor EnvPool: `AtariWorkload.open` and
+`AtariWorkload.check_installed` do, in the worker process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autotune.records import Job, Point
+from autotune.workloads.atari.settings import PPOSettings, check_point
+from autotune.workloads.protocol import Session
+
+
+class AtariWorkload:
+    """PPO (arXiv:1707.06347) with the usual Atari details; see `PPOSettings` for its hyperparameters."""
+
+    def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
+        """Raise `UsageError` for an unknown or impossible hyperparameter."""
+        self.settings = PPOSettings.parse(hyperparameters)
+
+    def check(self, point: Point, jobs: Sequence[Job]) -> None:
+        """Refuse knobs below 1, unknown knobs, and minibatches larger than the rollout.
+
+        Raises:
+            UsageError: names the value, the expectation and the remedy.
+        """
+        check_point(self.settings.at(point), point)
+
+    def check_installed(self, jobs: Sequence[Job]) -> None:
+        """Refuse games that the installed EnvPool lacks or that this PPO cannot play.
+
+        Raises:
+            UsageError: names the game and near alternatives.
+        """
+        from autotune.workloads.atari.environment import environment_spec
+
+        for job in jobs:
+            environment_spec(job.env, self.settings)
+
+    def open(self, point: Point, job: Job, device: str) -> Session:
+        """Start one training of `job` at `point` on `device`.
+
+        Raises:
+            UsageError: impossible point, game or precision.
+            DeviceError: the device is not there.
+        """
+        self.check(point, [job])
+        if "torch" not in sys.modules:
+            # OpenMP's spinning threads take the cores that EnvPool needs; read once, when torch is loaded.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        from autotune.workloads.atari.session import PPOSession
+
+        return PPOSession(self.settings.at(point), point, job, device)

@@ -1,0 +1,224 @@
+"""EnvPool's vector environment: which rows are steps, when games end, what they returned."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import envpool
+import numpy as np
+
+from autotune.errors import UsageError, WorkerError
+from autotune.workloads.atari.settings import Option, PPOSettings
+
+Array = np.ndarray[Any, Any]
+
+MINIMUM_IMAGE_SIDE = 36
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentSpec:
+    """What the trainer needs to know before it builds anything.
+
+    Attributes:
+        name: EnvPool's full name, such as ``Breakout-v5``.
+        kind: ``image`` (uint8, channels first) or ``vector`` (float32).
+        shape: of one observation: (channels, height, width) or (values,).
+        actions: number of discrete actions.
+        options: EnvPool options in effect beyond its defaults.
+    """
+
+    name: str
+    kind: Literal["image", "vector"]
+    shape: tuple[int, ...]
+    actions: int
+    options: dict[str, Option]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """One row per environment after a vector step; arrays of shape (num_envs,) but for observations.
+
+    Attributes:
+        observations: (num_envs, *shape); the true final one where an episode ended.
+        rewards: as learning sees them (clipped if so set), 0 on reset rows.
+        terminated: the episode ended (a lost life too, if so set): nothing follows.
+        done: terminated or truncated; the next row is a reset.
+        valid: the environment executed the action; false on rows of automatic resets.
+    """
+
+    observations: Array
+    rewards: Array
+    terminated: Array
+    done: Array
+    valid: Array
+
+
+def allowed_threads() -> int:
+    """This process's share of cores: `AUTOTUNE_THREADS`, else the cores it may run on."""
+    return max(1, int(os.environ.get("AUTOTUNE_THREADS") or len(os.sched_getaffinity(0))))
+
+
+def full_name(name: str) -> str:
+    """EnvPool's name for what the user wrote: ``Breakout`` and ``ALE/Breakout-v5`` are ``Breakout-v5``.
+
+    Raises:
+        UsageError: EnvPool has no such environment; the message lists near names.
+    """
+    known = envpool.list_all_envs()
+    short = name.removeprefix("ALE/")
+    for candidate in (name, short, f"{short}-v5"):
+        if candidate in known:
+            return candidate
+    same = sorted(task for task in known if task.rsplit("-v", 1)[0] == short)
+    if same:
+        return same[-1]
+    lower = {task.lower(): task for task in known}
+    near = difflib.get_close_matches(f"{short}-v5".lower(), lower, n=4, cutoff=0.6)
+    near += difflib.get_close_matches(short.lower(), lower, n=3, cutoff=0.6)
+    hint = f"near names: {', '.join(dict.fromkeys(lower[task] for task in near))}" if near else "no name is near"
+    raise UsageError(f"unknown game {name!r}: EnvPool {envpool.__version__} has no such environment; {hint}")
+
+
+def environment_spec(name: str, settings: PPOSettings) -> EnvironmentSpec:
+    """Describe an environment without starting it.
+
+    Raises:
+        UsageError: unknown game or option, continuous actions, several players, or observations that are
+            neither uint8 images nor vectors.
+    """
+    task = full_name(name)
+    spec = envpool.make_spec(task)
+    known = set(spec.config._fields)
+    if strange := sorted(set(settings.env_options) - known):
+        raise UsageError(f"{task} has no option {strange[0]!r}; EnvPool knows: {', '.join(sorted(known))}")
+    own = {"episodic_life": settings.episodic_life, "reward_clip": settings.reward_clip}
+    options = {**{key: value for key, value in own.items() if key in known}, **settings.env_options}
+    spec = envpool.make_spec(task, **options)
+    actions = getattr(spec.action_space, "n", None)
+    if actions is None or spec.action_space.shape != ():
+        raise UsageError(f"{task} has actions {spec.action_space}; this workload plays discrete actions only")
+    if spec.config.max_num_players != 1:
+        raise UsageError(f"{task} is for {spec.config.max_num_players} players; this workload plays alone")
+    shape = tuple(getattr(spec.observation_space, "shape", None) or ())
+    image = len(shape) == 3 and spec.observation_space.dtype == np.uint8 and min(shape[1:]) >= MINIMUM_IMAGE_SIDE
+    if not image and len(shape) != 1:
+        raise UsageError(
+            f"{task} has observations {spec.observation_space}; this workload takes vectors, or uint8 images "
+            f"(channels, height, width) of at least {MINIMUM_IMAGE_SIDE} x {MINIMUM_IMAGE_SIDE}"
+        )
+    kind: Literal["image", "vector"] = "image" if image else "vector"
+    return EnvironmentSpec(name=task, kind=kind, shape=shape, actions=int(actions), options=options)
+
+
+class VectorEnvironment:
+    """`num_envs` copies of an EnvPool environment, stepped together.
+
+    EnvPool resets by itself: after a row that ended an episode, the next row of that environment is
+    the reset, its action is ignored and its reward is 0.
+
+    Attributes:
+        spec: of one environment.
+        num_envs: read back from EnvPool's spec.
+        threads: EnvPool's own, read back.
+        observations: of the last row.
+        executed_steps: decisions executed since the start, counted by valid rows.
+        elapsed_steps: the same counted from EnvPool's ``elapsed_step``, None where it has none.
+        reset_rows: rows spent on automatic resets.
+        returns: undiscounted, unclipped returns of games that ended; cleared by `take_games`.
+        lengths: executed steps of these games.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, num_envs: int, threads: int, seed: int) -> None:
+        self.spec = spec
+        self._pool: Any = envpool.make(
+            spec.name,
+            env_type="gymnasium",
+            num_envs=num_envs,
+            num_threads=threads,
+            seed=seed % 2**31,
+            **spec.options,
+        )
+        self.num_envs = int(self._pool.spec.config.num_envs)
+        self.threads = int(self._pool.spec.config.num_threads)
+        self.executed_steps = 0
+        self.reset_rows = 0
+        self.returns: list[float] = []
+        self.lengths: list[int] = []
+        self._game_return = np.zeros(num_envs)
+        self._game_length = np.zeros(num_envs, np.int64)
+        self._previous_done = np.zeros(num_envs, bool)
+        observations, info = self._pool.reset()
+        self.observations = self._checked(observations)
+        self._elapsed = info.get("elapsed_step")
+        self.elapsed_steps = None if self._elapsed is None else 0
+
+    def step(self, actions: Array) -> Rows:
+        """Send one action per environment, shape (num_envs,), and wait for all rows.
+
+        Raises:
+            WorkerError: an observation is not finite or changed its shape.
+        """
+        observations, rewards, terminated, truncated, info = self._pool.step(actions)
+        done = terminated | truncated
+        valid = ~self._previous_done
+        executed = int(np.count_nonzero(valid))
+        self.executed_steps += executed
+        self.reset_rows += self.num_envs - executed
+        self._count_elapsed(info)
+        game_over = (info["terminated"] > 0) | truncated if "terminated" in info else done
+        self._count_games(info.get("reward", rewards), valid, game_over)
+        self._previous_done = done
+        self.observations = self._checked(observations)
+        return Rows(
+            observations=self.observations,
+            rewards=np.where(valid, rewards, 0).astype(np.float32),
+            terminated=terminated,
+            done=done,
+            valid=valid,
+        )
+
+    def take_games(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Returns and lengths of the games that ended since the last call."""
+        games = tuple(self.returns), tuple(self.lengths)
+        self.returns, self.lengths = [], []
+        return games
+
+    def close(self) -> None:
+        """Stop EnvPool's threads; safe to call twice."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _count_elapsed(self, info: Mapping[str, Any]) -> None:
+        if self.elapsed_steps is None:
+            return
+        elapsed = info["elapsed_step"]
+        self.elapsed_steps += int(np.maximum(elapsed - self._elapsed, 0).sum())
+        self._elapsed = elapsed
+
+    def _count_games(self, rewards: Array, valid: Array, game_over: Array) -> None:
+        self._game_return += np.where(valid, rewards, 0)
+        self._game_length += valid
+        for index in np.flatnonzero(game_over & valid):
+            self.returns.append(float(self._game_return[index]))
+            self.lengths.append(int(self._game_length[index]))
+            self._game_return[index] = 0
+            self._game_length[index] = 0
+
+    def _checked(self, observations: Array) -> Array:
+        if observations.shape[1:] != self.spec.shape:
+            raise WorkerError(
+                f"{self.spec.name} returned observations of shape {observations.shape[1:]}, "
+                f"expected {self.spec.shape}; the environment changed its shape while running"
+            )
+        if self.spec.kind == "vector" and not np.isfinite(observations).all():
+            bad = np.flatnonzero(~np.isfinite(observations).all(axis=1))
+            raise WorkerError(
+                f"{self.spec.name} returned an observation that is not finite in environment {int(bad[0])} after "
+                f"{self.executed_steps} steps; the environment is broken, the last checkpoint is good"
+            )
+        return observations

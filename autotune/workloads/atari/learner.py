@@ -1,0 +1,182 @@
+"""The learner: network, optimizer and precision; acts on observations and updates from rollouts."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autotune.errors import WorkerError
+from autotune.workloads.atari import ppo
+from autotune.workloads.atari.environment import EnvironmentSpec
+from autotune.workloads.atari.model import build_model
+from autotune.workloads.atari.rollout import Samples
+from autotune.workloads.atari.settings import PPOSettings, Precision
+
+Array = np.ndarray[Any, Any]
+
+LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TERMS = ppo.LossTerms._fields
+
+
+class Learner:
+    """PPO on one device. Heads, loss and optimizer state are in float32 whatever the precision.
+
+    Attributes:
+        updates: optimizer steps taken so far.
+        generator: source of actions and minibatch orders.
+    """
+
+    def __init__(
+        self, spec: EnvironmentSpec, settings: PPOSettings, device: torch.device, precision: Precision, seed: int
+    ) -> None:
+        self.settings = settings
+        self.device = device
+        self.precision = precision
+        self.channels_last = spec.kind == "image" and (
+            device.type != "mps" if settings.channels_last == "auto" else settings.channels_last
+        )
+        self.model = build_model(spec, settings.hidden, seed).to(device)
+        if self.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            eps=settings.adam_epsilon,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.updates = 0
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+            torch.backends.cudnn.benchmark = True
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Compute in the low precision that is in effect, if one is."""
+        low = LOW_PRECISION.get(self.precision)
+        with torch.autocast(self.device.type, dtype=low, enabled=low is not None):
+            yield
+
+    def act(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample actions: (actions, log probabilities, values), each (batch,), on the device."""
+        logits, values = self.model(observations)
+        log_probs = logits.log_softmax(-1)
+        # argmax of p / Exp(1) draws from p without waiting for the device.
+        noise = torch.empty_like(log_probs).exponential_(generator=self.generator)
+        actions = (log_probs.exp() / noise).argmax(-1, keepdim=True)
+        return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1), values
+
+    def update(self, samples: Samples, batch_size: int, learning_rate: float) -> dict[str, float]:
+        """Run every epoch over the samples' valid rows; returns the means of the loss terms.
+
+        Raises:
+            WorkerError: a term became NaN or infinite; names it and the update.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        first = self.updates + 1
+        if self.settings.advantage_normalisation == "rollout":
+            kept = samples.advantages[samples.rows]
+            samples.advantages[samples.rows] = ppo.normalised(kept)
+        terms = [
+            self._minibatch(samples, rows)
+            for _ in range(self.settings.epochs)
+            for rows in ppo.minibatches(samples.rows, batch_size, self.generator)
+        ]
+        table = torch.stack(terms).cpu().double().numpy()
+        _refuse_nonfinite(table, first)
+        return dict(zip(TERMS, table.mean(axis=0).tolist(), strict=True))
+
+    def _minibatch(self, samples: Samples, rows: Tensor) -> Tensor:
+        """One optimizer step; returns the loss terms, detached, without waiting for the device."""
+        settings = self.settings
+        with self.autocast():
+            logits, values = self.model(samples.images(rows))
+        advantages = samples.advantages[rows]
+        if settings.advantage_normalisation == "minibatch":
+            advantages = ppo.normalised(advantages)
+        terms = ppo.ppo_loss(
+            logits,
+            values,
+            samples.actions[rows],
+            samples.log_probs[rows],
+            samples.values[rows],
+            advantages,
+            samples.returns[rows],
+            clip=settings.clip,
+            value_clip=settings.value_clip,
+            value_coefficient=settings.value_coefficient,
+            entropy_coefficient=settings.entropy_coefficient,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_gradient_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.updates += 1
+        return torch.stack([term.detach() for term in terms])
+
+    def arrays(self) -> dict[str, Array]:
+        """Weights, Adam's moments and the generator's state as plain arrays, by name."""
+        found = {f"model.{name}": _array(value) for name, value in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"adam.{key}.{name}"] = _array(value)
+        return {**found, "generator": _array(self.generator.get_state())}
+
+    def meta(self) -> dict[str, Any]:
+        """What `arrays` leaves out, as JSON values."""
+        return {"updates": self.updates, "generator_device": self.device.type, "loss_scale": self.scaler.get_scale()}
+
+    def load(self, arrays: Mapping[str, Array], meta: Mapping[str, Any], seed: int) -> None:
+        """Put back what `arrays` and `meta` gave, whatever device and point they came from.
+
+        A generator's state means nothing on another kind of device: there a new one is seeded
+        from the seed and the number of updates.
+        """
+        weights = {key.removeprefix("model."): torch.tensor(a) for key, a in arrays.items() if key.startswith("model.")}
+        self.model.load_state_dict(weights)
+        for name, parameter in self.model.named_parameters():
+            ending = f".{name}"
+            own = {k[5 : -len(ending)]: a for k, a in arrays.items() if k.startswith("adam.") and k.endswith(ending)}
+            state = {key: torch.tensor(array) for key, array in own.items() if "." not in key}
+            for key, value in state.items():
+                fused = self.device if key != "step" or self.device.type == "cuda" else torch.device("cpu")
+                like = torch.empty_like(parameter, device=fused) if key != "step" else torch.empty((), device=fused)
+                state[key] = like.copy_(value)
+            if state:
+                self.optimizer.state[parameter] = state
+        self.updates = int(meta["updates"])
+        if meta["generator_device"] == self.device.type:
+            self.generator.set_state(torch.tensor(arrays["generator"]))
+        else:
+            self.generator.manual_seed(seed + self.updates)
+        if self.scaler.is_enabled() and meta["loss_scale"] > 1:
+            self.scaler = torch.amp.GradScaler(self.device.type, init_scale=meta["loss_scale"])
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.array(tensor.detach().cpu().contiguous().numpy())
+
+
+def _refuse_nonfinite(table: Array, first_update: int) -> None:
+    """Raise for the first NaN or infinite loss term, (updates, terms)."""
+    bad = np.argwhere(~np.isfinite(table))
+    if len(bad) == 0:
+        return
+    update, term = bad[0]
+    # The total is bad whenever a part is: name the part.
+    parts = [TERMS[i] for i in range(1, len(TERMS)) if not math.isfinite(table[update, i])]
+    name = parts[0] if parts else TERMS[term]
+    raise WorkerError(
+        f"the {name} loss term became {table[update, TERMS.index(name)]} at update {first_update + update}; "
+        "go back to the last good checkpoint, and lower learning_rate or use precision = 'fp32'"
+    )

@@ -1,0 +1,65 @@
+"""Which device, which arithmetic: what is asked for against what the machine computes natively."""
+
+from __future__ import annotations
+
+import torch
+
+from autotune.errors import DeviceError, UsageError
+from autotune.workloads.atari.settings import Precision
+
+
+def choose_device(name: str) -> torch.device:
+    """The device behind ``auto`` (CUDA, then MPS, then CPU), ``cuda``, ``cuda:1``, ``mps`` or ``cpu``.
+
+    Raises:
+        UsageError: not the name of a device.
+        DeviceError: torch does not see that device.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda:0" if cuda else "mps" if mps else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cuda", "mps", "cpu") or (index and not index.isdigit()):
+        raise UsageError(f"device {name!r} is not known; use auto, cpu, mps, cuda or cuda:<number>")
+    if kind == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if kind == "cuda" else int(mps)
+    if int(index or 0) >= count:
+        raise DeviceError(
+            f"device {name!r} was asked for, but torch {torch.__version__} sees {count} {kind} devices; "
+            "run `autotune doctor`, or use --device cpu"
+        )
+    return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device("mps")
+
+
+def native_precisions(device: torch.device) -> tuple[Precision, ...]:
+    """What the device computes natively, fastest suitable one first.
+
+    CUDA by compute capability: bf16 and tf32 from 8.0, fp16 from 7.0 (a T4, 7.5, emulates bf16 slowly).
+    CPU: bf16 with AVX-512 BF16 or AMX, after fp32, which stays the default there.
+    """
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= (8, 0):
+            return ("bf16", "tf32", "fp16", "fp32")
+        return ("fp16", "fp32") if capability >= (7, 0) else ("fp32",)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+            return ("fp32", "bf16")
+    return ("fp32",)
+
+
+def choose_precision(requested: str, native: tuple[Precision, ...], device: str) -> Precision:
+    """The precision in effect: ``auto`` takes the first native one.
+
+    Raises:
+        UsageError: the device does not compute it natively.
+    """
+    for precision in native:
+        if requested in ("auto", precision):
+            return precision
+    raise UsageError(
+        f"precision {requested!r} is not native on {device}, which has {', '.join(native)}; "
+        "use one of these or precision = 'auto'"
+    )

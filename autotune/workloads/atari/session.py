@@ -1,0 +1,212 @@
+"""One running PPO training: collect a rollout, learn from it, account for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from autotune.errors import UsageError
+from autotune.records import Job, Point, Work
+from autotune.workloads.atari import ppo
+from autotune.workloads.atari.environment import VectorEnvironment, allowed_threads, environment_spec
+from autotune.workloads.atari.learner import Learner
+from autotune.workloads.atari.precision import choose_device, choose_precision, native_precisions
+from autotune.workloads.atari.rollout import RolloutBuffer, Samples
+from autotune.workloads.atari.settings import PPOSettings
+from autotune.workloads.protocol import SessionState
+
+
+class PPOSession:
+    """A `Session` of PPO at one point; see `autotune.workloads.protocol.Session` for the contract.
+
+    Attributes:
+        effective: what took effect, read back from EnvPool and torch.
+        environment: the vector environment, with its two independent step counts.
+        env_steps: executed since the job began, restored ones included.
+    """
+
+    def __init__(self, settings: PPOSettings, point: Point, job: Job, device: str) -> None:
+        self.settings = settings
+        self._point = point
+        self._seed = job.seed
+        torch.set_num_threads(allowed_threads())
+        self._device = choose_device(device)
+        precision = choose_precision(settings.precision, native_precisions(self._device), str(self._device))
+        self._spec = environment_spec(job.env, settings)
+        self.environment = self._start_environment(job.seed)
+        self._learner = Learner(self._spec, settings, self._device, precision, job.seed)
+        self._buffer = RolloutBuffer(
+            settings.rollout, self.environment.num_envs, self._spec, self._learner.channels_last, self._device
+        )
+        self._buffer.write_observations(0, self.environment.observations)
+        self.env_steps = 0
+        self._iterations = 0
+        self._episodes = 0
+        self.effective: Mapping[str, Any] = self._read_effective()
+
+    def step(self, parts: int = 1) -> Work:
+        """Collect 1/parts of a rollout (at least one minibatch) and learn from it.
+
+        Raises:
+            WorkerError: an observation or a loss is not finite.
+        """
+        environment = self.environment
+        steps = self._slice_steps(parts)
+        executed, resets = environment.executed_steps, environment.reset_rows
+        elapsed = environment.elapsed_steps
+        seconds = self._collect(steps)
+        env_steps = environment.executed_steps - executed
+        self.env_steps += env_steps
+        self._iterations += 1
+        start = perf_counter()
+        samples = self._buffer.samples(steps, self.settings.gamma, self.settings.gae_lambda)
+        metrics, updates = self._learn(samples)
+        self._buffer.write_observations(0, environment.observations)
+        seconds["learn"] = perf_counter() - start
+        if elapsed is not None and environment.elapsed_steps is not None:
+            metrics["elapsed_steps"] = environment.elapsed_steps - elapsed
+        returns, lengths = environment.take_games()
+        self._episodes += len(returns)
+        return Work(
+            env_steps=env_steps,
+            reset_rows=environment.reset_rows - resets,
+            episodes=len(returns),
+            samples=len(samples.rows) * self.settings.epochs,
+            minibatches=updates,
+            seconds=seconds,
+            returns=returns,
+            lengths=lengths,
+            metrics=metrics,
+        )
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
+
+    def peak_memory_bytes(self) -> int | None:
+        """Most device memory that torch's allocator has held, None without CUDA."""
+        return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
+
+    def state(self) -> SessionState:
+        """Weights, optimizer, random state and counters. EnvPool's running games cannot be saved."""
+        meta = {
+            "identity": self._identity(),
+            "env_steps": self.env_steps,
+            "iterations": self._iterations,
+            "episodes": self._episodes,
+            **self._learner.meta(),
+        }
+        return SessionState(arrays=self._learner.arrays(), meta=meta)
+
+    def restore(self, state: SessionState) -> None:
+        """Continue from a state of this or another point; games start anew, from other seeds than at first.
+
+        Raises:
+            UsageError: the state is of another environment or network.
+        """
+        theirs, ours = dict(state.meta.get("identity", {})), self._identity()
+        differences = [f"{k} is {theirs.get(k)!r} there and {ours[k]!r} here" for k in ours if theirs.get(k) != ours[k]]
+        if differences:
+            raise UsageError(f"this checkpoint does not fit the job: {'; '.join(differences)}")
+        self._learner.load(state.arrays, state.meta, self._seed)
+        self.env_steps = int(state.meta["env_steps"])
+        self._iterations = int(state.meta["iterations"])
+        self._episodes = int(state.meta["episodes"])
+        self.environment.close()
+        # The first seed again would replay the first games.
+        self.environment = self._start_environment(self._seed + 1_000_003 * (1 + self.env_steps))
+        self._buffer.write_observations(0, self.environment.observations)
+
+    def close(self) -> None:
+        """Stop the environments."""
+        self.environment.close()
+
+    def _start_environment(self, seed: int) -> VectorEnvironment:
+        threads = self.settings.env_threads or min(self._point.num_envs, allowed_threads())
+        return VectorEnvironment(self._spec, self._point.num_envs, threads, seed)
+
+    def _slice_steps(self, parts: int) -> int:
+        """Vector steps of one of `parts` slices: enough to fill a minibatch, no more than a rollout."""
+        filled = -(-self._point.batch_size // self.environment.num_envs)
+        return min(self.settings.rollout, max(-(-self.settings.rollout // parts), filled))
+
+    def _collect(self, steps: int) -> dict[str, float]:
+        """Act for `steps` vector steps; returns seconds by phase."""
+        buffer, learner, environment = self._buffer, self._learner, self.environment
+        infer = env = transfer = 0.0
+        with torch.no_grad(), learner.autocast():
+            before = perf_counter()
+            for step in range(steps):
+                actions, buffer.log_probs[step], buffer.values[step] = learner.act(buffer.observations(step))
+                buffer.actions[step] = actions
+                chosen = actions.cpu().numpy().astype(np.int32)
+                acted = perf_counter()
+                rows = environment.step(chosen)
+                stepped = perf_counter()
+                buffer.write_rows(step, rows)
+                buffer.write_observations(step + 1, rows.observations)
+                written = perf_counter()
+                infer += acted - before
+                env += stepped - acted
+                transfer += written - stepped
+                before = written
+            buffer.values[steps] = learner.model(buffer.observations(steps))[1]
+            infer += perf_counter() - before
+        return {"env": env, "infer": infer, "transfer": transfer}
+
+    def _learn(self, samples: Samples) -> tuple[dict[str, float], int]:
+        """Update from a rollout; returns metrics by name and the number of optimizer steps."""
+        settings, before = self.settings, self._learner.updates
+        learning_rate = settings.learning_rate
+        if settings.anneal:
+            horizon = settings.schedule_horizon_steps
+            learning_rate = ppo.annealed(learning_rate, self.env_steps, horizon, settings.anneal_floor)
+        variance = ppo.explained_variance(samples.values[samples.rows], samples.returns[samples.rows])
+        terms = self._learner.update(samples, self._point.batch_size, learning_rate)
+        metrics = {
+            "policy_loss": terms["policy"],
+            "value_loss": terms["value"],
+            "entropy": terms["entropy"],
+            "approx_kl": terms["approx_kl"],
+            "clip_fraction": terms["clip_fraction"],
+            "learning_rate": learning_rate,
+        }
+        if math.isfinite(explained := float(variance)):
+            metrics["explained_variance"] = explained
+        return metrics, self._learner.updates - before
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the session that loads it."""
+        return {
+            "workload": "atari",
+            "environment": self._spec.name,
+            "observations": list(self._spec.shape),
+            "actions": self._spec.actions,
+            "hidden": self.settings.hidden if self._spec.kind == "vector" else None,
+        }
+
+    def _read_effective(self) -> dict[str, Any]:
+        samples = self.environment.num_envs * self.settings.rollout
+        return {
+            "env": self._spec.name,
+            "num_envs": self.environment.num_envs,
+            "batch_size": self._point.batch_size,
+            "minibatches": -(-samples // self._point.batch_size),
+            "rollout": self.settings.rollout,
+            "epochs": self.settings.epochs,
+            "env_threads": self.environment.threads,
+            "torch_threads": torch.get_num_threads(),
+            "precision": self._learner.precision,
+            "channels_last": self._learner.channels_last,
+            "device": str(self._device),
+            **dataclasses.asdict(self._spec)["options"],
+        }

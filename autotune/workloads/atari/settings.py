@@ -1,0 +1,123 @@
+"""The hyperparameters of the PPO workload: names, defaults, limits."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autotune.errors import UsageError
+from autotune.records import Point
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Option = bool | int | float | str
+
+
+class PPOSettings(BaseModel):
+    """Hyperparameters of PPO (Schulman et al. 2017, arXiv:1707.06347), Atari values by default.
+
+    Attributes:
+        rollout: vector steps collected before each update.
+        epochs: passes over the collected samples.
+        learning_rate: Adam's, at the start of the schedule.
+        anneal: whether the learning rate falls linearly with env steps.
+        schedule_horizon_steps: env steps at which the schedule ends, whatever the job's budget.
+        anneal_floor: fraction of the learning rate that is kept from there on.
+        adam_epsilon: Adam's denominator term.
+        gamma: discount factor per env step.
+        gae_lambda: decay of generalised advantage estimation (arXiv:1506.02438).
+        clip: range of the probability ratio, and of the value change when `value_clip`.
+        value_clip: whether value changes are clipped too.
+        value_coefficient: weight of the value loss.
+        entropy_coefficient: weight of the entropy bonus.
+        max_gradient_norm: global norm to which gradients are clipped.
+        advantage_normalisation: over the whole rollout (independent of batch_size), each
+            minibatch, or not at all.
+        precision: ``auto`` takes bf16 or fp16 on a CUDA device that computes it natively, else fp32.
+        channels_last: memory layout of images; ``auto`` is true but for MPS.
+        episodic_life: whether a lost life ends an episode for learning (Atari).
+        reward_clip: whether learning sees the sign of the reward only (Atari).
+        env_threads: EnvPool's threads, 0 for the process's share of cores.
+        env_options: further EnvPool options of the environment, by EnvPool's names.
+        hidden: units per layer of the network for vector observations.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    rollout: int = Field(default=128, ge=1)
+    epochs: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=2.5e-4, gt=0)
+    anneal: bool = True
+    schedule_horizon_steps: int = Field(default=10_000_000, ge=1)
+    anneal_floor: float = Field(default=0.01, ge=0, le=1)
+    adam_epsilon: float = Field(default=1e-5, gt=0)
+    gamma: float = Field(default=0.99, ge=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    clip: float = Field(default=0.1, gt=0)
+    value_clip: bool = True
+    value_coefficient: float = Field(default=0.5, ge=0)
+    entropy_coefficient: float = Field(default=0.01, ge=0)
+    max_gradient_norm: float = Field(default=0.5, gt=0)
+    advantage_normalisation: Literal["rollout", "minibatch", "none"] = "rollout"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    channels_last: Literal["auto"] | bool = "auto"
+    episodic_life: bool = True
+    reward_clip: bool = True
+    env_threads: int = Field(default=0, ge=0)
+    env_options: dict[str, Option] = Field(default_factory=dict)
+    hidden: int = Field(default=64, ge=1)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Settings from a recipe's or manifest's hyperparameters.
+
+        Raises:
+            UsageError: an unknown name or a value out of range.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UsageError(_explain(error, list(cls.model_fields))) from None
+
+    def at(self, point: Point) -> Self:
+        """These settings with the point's further knobs put in.
+
+        Raises:
+            UsageError: a knob that is no setting, or a value out of range.
+        """
+        return self.parse({**self.model_dump(), **dict(point.extra)})
+
+
+def check_point(settings: PPOSettings, point: Point) -> None:
+    """Refuse points that can never run.
+
+    Raises:
+        UsageError: a knob below 1, or a minibatch larger than the rollout.
+    """
+    for name in ("num_envs", "batch_size", "concurrency"):
+        value = getattr(point, name)
+        if value < 1:
+            raise UsageError(f"{name} is {value}; it must be at least 1")
+    samples = point.num_envs * settings.rollout
+    if point.batch_size > samples:
+        need = -(-point.batch_size // settings.rollout)
+        raise UsageError(
+            f"batch_size {point.batch_size} is larger than the rollout, which has num_envs {point.num_envs} x "
+            f"{settings.rollout} steps = {samples} samples; use batch_size <= {samples} or num_envs >= {need}"
+        )
+
+
+def _explain(error: ValidationError, known: list[str]) -> str:
+    """One line per problem: the name, the value, what is expected."""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            lines.append(f"unknown hyperparameter or knob {name!r}.{hint} There are: {', '.join(known)}.")
+        else:
+            lines.append(f"hyperparameter {name} is {problem['input']!r}: {problem['msg']}")
+    return "\n".join(lines)
