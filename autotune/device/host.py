@@ -1,0 +1,254 @@
+"""The machine around the device: CPU, memory, limits of the container, disk, packages.
+
+Reads ``/proc`` and ``/sys`` below a root that tests replace by a made-up tree. What cannot be
+read is None. Limits are those of every cgroup from the process's own up to the top, versions 1
+and 2 (https://docs.kernel.org/admin-guide/cgroup-v2.html, .../cgroup-v1/).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from autotune.records import HostInfo
+
+ROOT = Path("/")
+PACKAGES = (
+    "gpu-autotune",
+    "torch",
+    "jax",
+    "jaxlib",
+    "envpool",
+    "numpy",
+    "optuna",
+    "pandas",
+    "pydantic",
+    "click",
+    "tabulate",
+    "pytest-benchmark",
+    "nvidia-ml-py",
+    "pynvml",
+)
+_UNLIMITED_BYTES = 2**60  # cgroup v1 writes "no limit" as a number near 2**63
+
+
+class ProcessIdentity(NamedTuple):
+    """What tells a process from a later one with the same pid."""
+
+    boot_id: str
+    pid: int
+    start_ticks: int
+
+
+def read_text(path: Path) -> str | None:
+    """A small file's text without surrounding space, None when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def boot_id(root: Path = ROOT) -> str:
+    """The kernel's random id of this boot (the boot time where there is none)."""
+    return read_text(root / "proc/sys/kernel/random/boot_id") or f"boot-{psutil.boot_time():.0f}"
+
+
+def process_identity(pid: int, root: Path = ROOT) -> ProcessIdentity | None:
+    """Boot id, pid and start time in clock ticks since boot; None when there is no such process."""
+    stat = read_text(root / f"proc/{pid}/stat")
+    if stat is not None:
+        return ProcessIdentity(boot_id(root), pid, int(stat.rpartition(")")[2].split()[19]))
+    try:
+        return ProcessIdentity(boot_id(root), pid, int(psutil.Process(pid).create_time() * 100))
+    except psutil.Error:
+        return None
+
+
+def _cgroup_texts(root: Path, controller: str, v1_file: str, v2_file: str) -> Iterator[str]:
+    """The control file's text in the process's cgroup and in each one above it."""
+    mount = root / "sys/fs/cgroup"
+    for line in (read_text(root / "proc/self/cgroup") or "0::/").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, name = (mount if (mount / "cgroup.controllers").exists() else mount / "unified"), v2_file
+        elif controller in controllers.split(","):
+            top, name = next((t for t in (mount / controller, mount / controllers) if t.exists()), mount), v1_file
+        else:
+            continue
+        group = Path(path.strip("/"))
+        for folder in dict.fromkeys([group, *group.parents]):
+            text = read_text(top / folder / name)
+            if text:
+                yield text
+
+
+def _smallest(texts: Iterator[str]) -> int | None:
+    values = [int(text) for text in texts if text.isdigit() and int(text) < _UNLIMITED_BYTES]
+    return min(values, default=None)
+
+
+def _quota_cores(root: Path) -> float | None:
+    """CPU quota of the cgroups in cores, None without one."""
+    pairs = [text.split() for text in _cgroup_texts(root, "cpu", "cpu.cfs_quota_us", "cpu.max")]
+    periods = [float(text) for text in _cgroup_texts(root, "cpu", "cpu.cfs_period_us", "cpu.max") if text.isdigit()]
+    cores = []
+    for index, pair in enumerate(pairs):
+        quota, period = pair if len(pair) == 2 else (pair[0], periods[index] if index < len(periods) else 100_000)
+        if quota != "max" and float(quota) > 0 and float(period) > 0:
+            cores.append(float(quota) / float(period))
+    return min(cores, default=None)
+
+
+def _affinity_cores(visible: int) -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else visible
+
+
+def allowed_cores(root: Path = ROOT, affinity: int | None = None) -> float:
+    """Cores that this process may keep busy: the smaller of its affinity mask and the cgroups' quota."""
+    cores = float(affinity if affinity is not None else _affinity_cores(os.cpu_count() or 1))
+    quota = _quota_cores(root)
+    return cores if quota is None else min(cores, quota)
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    """``/proc/meminfo`` in bytes (from psutil where there is no such file)."""
+    text = read_text(root / "proc/meminfo")
+    if text is None:
+        memory = psutil.virtual_memory()
+        return {"MemTotal": memory.total, "MemAvailable": memory.available}
+    return {name: int(number) * 1024 for name, number in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
+
+
+def ram_cgroup_limit_bytes(root: Path = ROOT) -> int | None:
+    """Smallest memory limit of the cgroups, None without one."""
+    return _smallest(_cgroup_texts(root, "memory", "memory.limit_in_bytes", "memory.max"))
+
+
+def ram_available_bytes(root: Path = ROOT) -> int:
+    """Memory that can still be taken: the host's, or what the container's limit leaves.
+
+    File cache that the kernel can drop (``inactive_file``) counts as available, as in ``MemAvailable``.
+    """
+    info = _meminfo(root)
+    available = info.get("MemAvailable", info.get("MemFree", 0))
+    limit = ram_cgroup_limit_bytes(root)
+    used = next(_cgroup_texts(root, "memory", "memory.usage_in_bytes", "memory.current"), "")
+    if limit is None or not used.isdigit():
+        return available
+    stat = next(_cgroup_texts(root, "memory", "memory.stat", "memory.stat"), "")
+    cached = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)
+    return max(0, min(available, limit - int(used) + (int(cached[1]) if cached else 0)))
+
+
+def pressure(resource: str, root: Path = ROOT) -> float | None:
+    """Share of the last ten seconds in which something waited for ``cpu`` or ``memory``, 0 to 1."""
+    text = read_text(root / "proc/pressure" / resource)
+    match = re.search(r"^some avg10=([\d.]+)", text, re.MULTILINE) if text else None
+    return float(match[1]) / 100 if match else None
+
+
+def disk_space_bytes(folder: Path) -> tuple[int, int] | None:
+    """(total, free) of the file system that a folder is or will be on; None when it cannot be asked."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return usage.total, usage.free
+
+
+def shm_space_bytes(root: Path = ROOT) -> tuple[int, int] | None:
+    """(total, free) of ``/dev/shm``, None where there is none."""
+    shm = root / "dev/shm"
+    return disk_space_bytes(shm) if shm.is_dir() else None
+
+
+def package_version(name: str) -> str | None:
+    """An installed distribution's version, without importing it."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def torch_cuda_version() -> str | None:
+    """CUDA version that the installed torch was built for, such as ``12.8``; None for a CPU build or no torch.
+
+    Read from the text of ``torch/version.py``: the parent process never imports torch.
+    """
+    try:
+        text = read_text(Path(str(distribution("torch").locate_file("torch/version.py")))) or ""
+    except PackageNotFoundError:
+        return None
+    match = re.search(r"^cuda\b.*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return match[1] if match else None
+
+
+def _packages() -> dict[str, str | None]:
+    return {name: package_version(name) for name in PACKAGES} | {"torch-cuda": torch_cuda_version()}
+
+
+def _boot_time(root: Path) -> str | None:
+    match = re.search(r"^btime (\d+)", read_text(root / "proc/stat") or "", re.MULTILINE)
+    seconds = float(match[1]) if match else psutil.boot_time()
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def _cpu(root: Path) -> tuple[str, int]:
+    """(model, visible cores)."""
+    text = read_text(root / "proc/cpuinfo") or ""
+    model = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
+    count = len(re.findall(r"^processor\s*:", text, re.MULTILINE))
+    return (model[1] if model else platform.processor() or platform.machine()), count or os.cpu_count() or 1
+
+
+def _load_1m(root: Path) -> float | None:
+    text = read_text(root / "proc/loadavg")
+    if text:
+        return float(text.split()[0])
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def inspect_host(folder: Path | None = None, *, root: Path = ROOT, affinity: int | None = None) -> HostInfo:
+    """Describe this machine; takes a few milliseconds and starts nothing.
+
+    Args:
+        folder: the one whose disk is asked, the current one by default.
+        root: where ``proc``, ``sys`` and ``dev`` lie.
+        affinity: cores in the affinity mask, read from the kernel by default.
+    """
+    model, visible = _cpu(root)
+    total = _meminfo(root).get("MemTotal", 0)
+    limit = ram_cgroup_limit_bytes(root)
+    limit = None if limit is not None and total and limit >= total else limit
+    shm, disk = shm_space_bytes(root), disk_space_bytes(folder or Path.cwd())
+    return HostInfo(
+        hostname=platform.node(),
+        cpu_model=model,
+        cpu_cores_visible=visible,
+        cpu_cores_allowed=allowed_cores(root, affinity),
+        load_1m=_load_1m(root),
+        pids_limit=_smallest(_cgroup_texts(root, "pids", "pids.max", "pids.max")),
+        ram_total_bytes=total,
+        ram_available_bytes=ram_available_bytes(root),
+        ram_cgroup_limit_bytes=limit,
+        ram_limit_bytes=min(total, limit) if limit is not None else total,
+        shm_total_bytes=shm[0] if shm else None,
+        shm_free_bytes=shm[1] if shm else None,
+        disk_free_bytes=disk[1] if disk else None,
+        boot_id=boot_id(root),
+        boot_time=_boot_time(root),
+        kernel=platform.release(),
+        python=platform.python_version(),
+        packages=_packages(),
+    )

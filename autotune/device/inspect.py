@@ -1,0 +1,155 @@
+"""Which device this machine trains on, described: NVML first, ``nvidia-smi`` next, else unknown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from autotune.device.host import ROOT, inspect_host, read_text
+from autotune.device.nvml import NvmlAnswer, read_nvml
+from autotune.device.prices import find_sku
+from autotune.device.smi import Run, read_smi, run_program
+from autotune.errors import DeviceError, UsageError
+from autotune.records import DeviceInfo, GpuInfo, HostInfo
+
+
+def visible_gpus(gpus: tuple[GpuInfo, ...], variable: str | None) -> list[int]:
+    """Indexes of the GPUs that CUDA will show, in CUDA's order (with CUDA_DEVICE_ORDER=PCI_BUS_ID).
+
+    CUDA_VISIBLE_DEVICES holds indexes or UUID prefixes; the first entry that names no GPU hides
+    itself and all after it. A ``MIG-`` entry names a part of a GPU, whose UUID NVML gave.
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/#cuda-environment-variables
+    """
+    if variable is None:
+        return [gpu.index for gpu in gpus]
+    shown: list[int] = []
+    for entry in (part.strip() for part in variable.split(",")):
+        match = [
+            gpu.index
+            for gpu in gpus
+            if entry == str(gpu.index) or (not entry.isdigit() and entry and (gpu.uuid or "").startswith(entry))
+        ]
+        if len(match) != 1:
+            break
+        shown += match
+    return shown
+
+
+def mps_active(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a CUDA MPS control daemon runs (its pipe exists, or its process is listed)."""
+    pipe = environment.get("CUDA_MPS_PIPE_DIRECTORY", str(root / "tmp/nvidia-mps"))
+    if (Path(pipe) / "control").exists():
+        return True
+    names = (read_text(path) for path in (root / "proc").glob("[0-9]*/comm"))
+    return any((name or "").startswith("nvidia-cuda-mps") for name in names)
+
+
+def _read_gpus(
+    nvml: Any, run: Run, visible: str
+) -> tuple[NvmlAnswer, Literal["nvml", "nvidia-smi"] | None, str | None]:
+    """(answer, who gave it, why NVML did not)."""
+    answer = read_nvml(nvml, visible=visible)
+    if answer.problem is None:
+        return answer, "nvml", None
+    fallback = read_smi(run)
+    if fallback.problem is None:
+        return fallback, "nvidia-smi", answer.problem
+    return answer, None, answer.problem
+
+
+def _parse(want: str) -> tuple[str, int | None]:
+    """``cuda:1`` -> ("cuda", 1).
+
+    Raises:
+        UsageError: not a device's name.
+    """
+    match = re.fullmatch(r"(auto|cpu|mps|cuda)(?::(\d+))?", want.strip().lower())
+    if not match or (match[2] and match[1] != "cuda"):
+        raise UsageError(f"device {want!r} is not understood: write auto, cpu, cuda, cuda:0 or mps")
+    return match[1], int(match[2]) if match[2] else None
+
+
+def _missing(want: str, device: DeviceInfo, shown: list[int], variable: str | None, mps: bool) -> DeviceError:
+    """What is asked for and not there, what there is, and why."""
+    there = [f"cuda:{n} ({next(g.name for g in device.gpus if g.index == i)})" for n, i in enumerate(shown)]
+    there += ["mps"] * mps + ["cpu"]
+    why = ""
+    if want.startswith("cuda") and device.gpus and variable is not None:
+        why = f" CUDA_VISIBLE_DEVICES={variable!r} shows {len(shown)} of {len(device.gpus)} GPUs."
+    elif want.startswith("cuda") and device.nvml_problem:
+        why = f" The NVIDIA driver did not answer: {device.nvml_problem}."
+    return DeviceError(
+        f"device {want!r} is not on this machine; there is: {', '.join(there)}.{why} "
+        "Choose one with --device, or run `autotune doctor`."
+    )
+
+
+def inspect_device(
+    want: str = "auto",
+    *,
+    pynvml: Any = None,
+    run: Run = run_program,
+    host: HostInfo | None = None,
+    environment: Mapping[str, str] = os.environ,
+    apple_gpu: bool = sys.platform == "darwin" and platform.machine() == "arm64",
+    root: Path = ROOT,
+) -> DeviceInfo:
+    """The device to train on and the machine around it; loads no framework and starts no CUDA context.
+
+    Args:
+        want: ``auto`` (CUDA, else MPS, else CPU), ``cpu``, ``cuda``, ``cuda:N`` (CUDA's count) or ``mps``.
+        pynvml: the NVML binding, ``nvidia-ml-py`` by default.
+        run: runs ``nvidia-smi``.
+        host: what is known about the machine, read by default.
+        environment: where CUDA_VISIBLE_DEVICES stands.
+        apple_gpu: whether this is a Mac with Apple silicon.
+        root: where ``proc`` lies.
+
+    Raises:
+        UsageError: `want` is no device's name.
+        DeviceError: it is not on this machine; the message names those that are.
+    """
+    kind, number = _parse(want)
+    host = host if host is not None else inspect_host(root=root)
+    variable = environment.get("CUDA_VISIBLE_DEVICES")
+    answer, source, problem = _read_gpus(pynvml, run, variable or "")
+    device = DeviceInfo(
+        kind="cpu",
+        name=host.cpu_model,
+        host=host,
+        gpus=answer.gpus,
+        driver=answer.driver,
+        cuda_driver=answer.cuda_driver,
+        source=source,
+        nvml_problem=problem,
+        mps_active=mps_active(root, environment) if answer.gpus else None,
+    )
+    shown = visible_gpus(answer.gpus, variable)
+    healthy = [index for index in shown if next(g for g in answer.gpus if g.index == index).problem is None]
+    if kind == "cpu" or (kind == "auto" and not healthy and not apple_gpu):
+        return device
+    if kind == "mps" or (kind == "auto" and not healthy):
+        if not apple_gpu:
+            raise _missing(want, device, shown, variable, apple_gpu)
+        return replace(device, kind="mps", name=f"{host.cpu_model} GPU")
+    candidates = healthy if kind == "auto" else shown
+    if (number or 0) >= len(candidates):
+        raise _missing(want, device, shown, variable, apple_gpu)
+    gpu = next(g for g in answer.gpus if g.index == candidates[number or 0])
+    return replace(device, kind="cuda", name=gpu.name, gpu_index=gpu.index, sku=find_sku(gpu))
+
+
+def child_environment(device: DeviceInfo) -> dict[str, str]:
+    """Variables that make a child see the inspected GPU alone, as ``cuda:0``; a CPU child sees none.
+
+    CUDA's own order is "fastest first" and need not be NVML's; naming the GPU by UUID cannot go wrong.
+    """
+    gpu = device.gpu
+    visible = "" if gpu is None else gpu.uuid or str(gpu.index)
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible}
