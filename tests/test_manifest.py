@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from autotune import manifest as manifest_module
+from autotune import resources
 from autotune.errors import FileError, ManifestError
 from autotune.manifest import (
     Manifest,
@@ -22,7 +23,9 @@ from autotune.manifest import (
     manifest_text,
     parse_manifest,
     save_manifest,
+    write_bundled,
 )
+from autotune.probe.recipe import load_recipe
 from autotune.records import Budget, Job, Limits, Point, ProbeResult, Recipe
 
 POINT = Point(num_envs=16, batch_size=64, concurrency=2)
@@ -230,3 +233,39 @@ def test_pilot_is_the_beginning_of_full() -> None:
     assert pilot.pop("name") != full.pop("name")
     assert pilot == full
     assert budgets == [(1000, 100_000)] * 3
+
+
+CAMPAIGN_EPISODES = {
+    "MsPacman": 30000,
+    "Asteroids": 25000,
+    "Seaquest": 25000,
+    "BeamRider": 20000,
+    "SpaceInvaders": 15000,
+    "Enduro": 15000,
+    "Breakout": 10000,
+    "Boxing": 10000,
+    "Freeway": 3000,
+    "Pong": 3000,
+}
+
+
+def test_the_bundled_files_are_what_the_recipe_makes(tmp_path: Path) -> None:
+    write_bundled(tmp_path, load_recipe("atari"))
+    folder = resources.folder("manifests")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in tmp_path.iterdir())
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes(), f"regenerate {path.name} with write_bundled"
+
+
+def test_the_bundled_manifests_load_and_pass_their_workload() -> None:
+    loaded = {name: load_manifest(resources.find("manifests", name, ".json")) for name in ("mini", "pilot", "full")}
+    for manifest in loaded.values():
+        check_manifest(manifest)
+        assert manifest.workload.hyperparameters["schedule_horizon_steps"] == 10_000_000
+        assert (manifest.prediction, manifest.device, manifest.provenance) == (None, None, None)
+    episodes = {job.env.removesuffix("-v5"): job.budget.amount for job in loaded["full"].jobs}
+    assert episodes == CAMPAIGN_EPISODES
+    assert [job.budget.amount * 100 for job in loaded["pilot"].jobs] == list(CAMPAIGN_EPISODES.values())
+    (mini,) = loaded["mini"].jobs
+    assert (mini.env, mini.budget.unit, mini.budget.amount) == ("Breakout-v5", "episodes", 2)
+    assert loaded["mini"].point.record() == Point(num_envs=8, batch_size=256, concurrency=1)

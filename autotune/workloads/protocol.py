@@ -81,7 +81,8 @@ class Session(Protocol):
 class Workload(Protocol):
     """A training program. Constructed with the recipe's hyperparameters.
 
-    The constructor raises `UsageError` for an unknown or impossible hyperparameter.
+    The constructor raises `UsageError` for an unknown or impossible hyperparameter. A class may
+    name its framework in an attribute ``backend`` (``torch``, ``jax``), which manifests record.
     """
 
     def check(self, point: Point, jobs: Sequence[Job]) -> None:

@@ -19,6 +19,8 @@ from autotune.workloads.protocol import Session
 class AtariWorkload:
     """PPO (arXiv:1707.06347) with the usual Atari details; see `PPOSettings` for its hyperparameters."""
 
+    backend = "torch"
+
     def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
         """Raise `UsageError` for an unknown or impossible hyperparameter."""
         self.settings = PPOSettings.parse(hyperparameters)

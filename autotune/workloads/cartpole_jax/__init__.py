@@ -62,6 +62,8 @@ class CartpoleJaxWorkload:
         UsageError: an unknown or impossible hyperparameter.
     """
 
+    backend = "jax"
+
     def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
         try:
             self.settings = Settings.model_validate(dict(hyperparameters))
