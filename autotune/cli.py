@@ -11,7 +11,7 @@ import click
 
 from autotune import __version__
 from autotune.errors import EXIT_OK, EXIT_UNFINISHED, AutotuneError, UsageError
-from autotune.records import KnobValue, Point, Recipe, to_json
+from autotune.records import KnobValue, Recipe, to_json
 from autotune.units import parse_duration, parse_price
 
 if TYPE_CHECKING:

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from autotune import registry
+from autotune.device.host import ram_available_bytes
+from autotune.device.inspect import child_environment
+from autotune.device.nvml import LiveGpu
 from autotune.errors import UsageError, WorkerError
 from autotune.executors import window
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.executors.window import Step
 from autotune.meters.protocol import Meter
-from autotune.meters.summary import mean_between, peak, rate_between
+from autotune.meters.summary import energy_j, mean, peak, rate
 from autotune.records import (
     DeviceInfo,
     Job,
@@ -87,10 +88,11 @@ class IsolatedExecutor:
         plan = request.plan
         return _TYPICAL_START_S + request.point.concurrency + plan.discard_s + plan.window_s
 
-    def check(self, recipe: Recipe) -> None:
-        """Refuse a recipe whose workload, hyperparameters, baseline or jobs cannot run here."""
+    def check(self, recipe: Recipe, points: Sequence[Point] = ()) -> None:
+        """Refuse a recipe whose workload, hyperparameters, points or jobs cannot run here."""
         workload = registry.load("workload", recipe.workload)(recipe.hyperparameters)
-        workload.check(recipe.baseline, recipe.jobs)
+        for point in points or (recipe.baseline,):
+            workload.check(point, recipe.jobs)
         self.ask("check", recipe.workload, recipe.hyperparameters, recipe.jobs, recipe.baseline)
 
     def ask(
@@ -122,7 +124,8 @@ class IsolatedExecutor:
             threads=threads_each(self.device, 1),
             steps=steps,
         )
-        worker, messages, deadline_s = WorkerProcess(task, log), list[Message](), time.monotonic() + timeout_s
+        worker = WorkerProcess(task, log, environment=child_environment(self.device))
+        messages, deadline_s = list[Message](), time.monotonic() + timeout_s
         try:
             while not worker.ended and time.monotonic() < deadline_s:
                 messages += worker.receive(_POLL_S)
@@ -177,7 +180,8 @@ class IsolatedExecutor:
                 memory_fraction=request.limits.vram_fraction / count if self.device.kind == "cuda" else None,
                 plan=request.plan,
             )
-            workers.append(WorkerProcess(task, Path(request.log_folder) / f"{request.label}-{index}.log"))
+            log = Path(request.log_folder) / f"{request.label}-{index}.log"
+            workers.append(WorkerProcess(task, log, environment=child_environment(self.device)))
 
     def _measure(self, request: ProbeRequest, state: _Run) -> None:
         """Drive the workers until the windows are complete or something fails."""
@@ -221,24 +225,25 @@ class IsolatedExecutor:
         for index, worker in enumerate(state.workers):
             if worker.ended and not worker.alive and state.status == "ok":
                 code = worker.returncode or 0
-                status: Status = "oom" if code == -9 and _ram_free_fraction() < 0.1 else "crashed"
+                status: Status = "oom" if code == -9 and self._ram_free() < 0.1 else "crashed"
                 state.fail(status, f"process ended with {_describe_exit(code)}", index)
-        if state.status == "ok" and _ram_free_fraction() < 0.5 * (1 - request.limits.ram_fraction):
-            state.fail("oom", f"host memory ran short: {_ram_free_fraction():.0%} of RAM left")
+        if state.status == "ok" and self._ram_free() < 0.5 * (1 - request.limits.ram_fraction):
+            state.fail("oom", f"host memory ran short: {self._ram_free():.0%} of RAM left")
+
+    def _ram_free(self) -> float:
+        """Share of the host's allowed memory that can still be taken."""
+        return ram_available_bytes() / self.device.host.ram_limit_bytes
 
     def _wait_clean(self, readings: Sequence[Reading]) -> None:
         """Wait until the device's memory is back to what it was before the probe."""
         before = next((r.value for r in readings if r.name == "vram_device_used_bytes" and r.value is not None), None)
-        if before is None:
+        if before is None or self.device.gpu is None:
             return
-        from autotune.device.nvml import device_used_bytes
-
+        gpu = LiveGpu(self.device.gpu)
         deadline_s = time.monotonic() + _CLEAN_TIMEOUT_S
-        while time.monotonic() < deadline_s:
-            used = device_used_bytes(self.device)
-            if used is None or used <= before + _CLEAN_SLACK_BYTES:
-                return
+        while (gpu.used_bytes() or 0) > before + _CLEAN_SLACK_BYTES and time.monotonic() < deadline_s:
             time.sleep(_POLL_S)
+        gpu.close()
 
     def _result(self, request: ProbeRequest, state: _Run, readings: Sequence[Reading]) -> ProbeResult:
         culprit = state.culprit if state.culprit is not None else 0
@@ -283,10 +288,10 @@ class IsolatedExecutor:
             phase_seconds=window.phase_seconds(opened),
             reset_fraction=sums["reset_rows"] / rows if rows else None,
             episode_steps=sums["game_steps"] / sums["games"] if sums["games"] else None,
-            cpu_cores=rate_between(readings, "cpu_seconds", begin_s, end_s),
-            gpu_utilisation=mean_between(readings, "gpu_utilisation", begin_s, end_s),
-            power_w=mean_between(readings, "power_w", begin_s, end_s),
-            energy_j=_energy_j(readings, begin_s, end_s),
+            cpu_cores=rate(readings, "cpu_seconds", begin_s, end_s),
+            gpu_utilisation=mean(readings, "gpu_utilisation", begin_s, end_s),
+            power_w=mean(readings, "power_w", begin_s, end_s),
+            energy_j=energy_j(readings, begin_s, end_s),
             flags=("one launch", *(("extrapolated",) if sliced else ())),
         )
         return _judge(request, result, readings, self.device)
@@ -313,18 +318,8 @@ def _vram_peak(readings: Sequence[Reading]) -> float | None:
     return max(known, default=None)
 
 
-def _energy_j(readings: Sequence[Reading], begin_s: float, end_s: float) -> float | None:
-    rate = rate_between(readings, "energy_j", begin_s, end_s)
-    return None if rate is None else rate * (end_s - begin_s)
-
-
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
-
-
-def _ram_free_fraction() -> float:
-    memory = psutil.virtual_memory()
-    return float(memory.available / memory.total)
 
 
 def _describe_exit(code: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from autotune.records import Point, ProbeRequest, ProbeResult, Recipe
@@ -22,8 +23,8 @@ class Executor(Protocol):
         """Seconds that pass while the machine is suspended too (CLOCK_BOOTTIME), or simulated ones."""
         ...
 
-    def check(self, recipe: Recipe) -> None:
-        """Refuse a recipe that can never run here.
+    def check(self, recipe: Recipe, points: Sequence[Point] = ()) -> None:
+        """Refuse a recipe, or points of it, that can never run here.
 
         Raises:
             UsageError: names the value, the expectation and the remedy.

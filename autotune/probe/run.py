@@ -64,7 +64,7 @@ def run_probe(
         timeout_s: at most this long, whatever the recipe's plan says.
         device: describes the machine for the sentence on what limits the point; also chooses it.
     """
-    want = "auto" if device is None else device.kind if device.gpu_index is None else f"cuda:{device.gpu_index}"
+    want = "auto" if device is None else device.kind
     request = build_request(recipe, point, grade=grade, run=run, label=label, timeout_s=timeout_s, device=want)
     result = executor.run(request)
     return replace(result, limited_by=limited_by(result, device)) if device and result.ok else result

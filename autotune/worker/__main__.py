@@ -17,7 +17,6 @@ from autotune.errors import UsageError
 from autotune.records import from_json, to_json
 from autotune.worker.measure import measure, run_steps
 from autotune.worker.protocol import WorkerTask
-from autotune.worker.train import train
 from autotune.workloads.protocol import Finished, Session, Workload
 
 Send = Callable[[dict[str, Any]], None]
@@ -72,6 +71,8 @@ def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
         elif task.mode == "steps":
             run_steps(session, task.steps, send, commands.stop)
         else:
+            from autotune.worker.train import train
+
             train(session, task, send, commands.stop.is_set)
     finally:
         session.close()

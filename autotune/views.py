@@ -1,0 +1,221 @@
+"""What the command line shows: live views on stderr, tables and JSON objects for stdout."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from tabulate import tabulate
+
+from autotune.records import ProbeResult, to_json
+from autotune.store import durable_write
+from autotune.units import format_bytes, format_count, format_duration
+
+if TYPE_CHECKING:
+    from autotune.probe.grid import GridEvent
+
+ROW_KEYS = ("sps", "sps_low", "sps_high", "job_sps", "vram_peak_bytes", "ram_peak_bytes")
+
+
+def describe(result: ProbeResult) -> str:
+    """One line for a measured or failed point: ``num_envs=8 ...: 412 SPS +- 3 %``."""
+    if result.sps is None or result.status != "ok":
+        return f"{result.requested.label()}: {result.status} ({result.detail.splitlines()[0] if result.detail else ''})"
+    return f"{result.requested.label()}: {format_sps(result)}"
+
+
+def format_sps(result: ProbeResult) -> str:
+    """``412 SPS +- 3 %``, with what the figure rests on."""
+    half = _half_width(result)
+    return f"{format_count(result.sps)} SPS{'' if half is None else f' ± {half:.1%}'}"
+
+
+def _half_width(result: ProbeResult) -> float | None:
+    if not result.sps or result.sps_high is None:
+        return None
+    return (result.sps_high - result.sps) / result.sps
+
+
+def probe_rows(results: Sequence[ProbeResult], price: float | None) -> list[dict[str, Any]]:
+    """Rows for JSON and CSV: knobs, status, figures; None where unknown."""
+    return [probe_row(result, price) for result in results]
+
+
+def probe_row(result: ProbeResult, price: float | None) -> dict[str, Any]:
+    """One row: knobs, status, SPS with interval, memory, goodput per dollar, and the rest by its record's names."""
+    figures = {key: to_json(getattr(result, key)) for key in ROW_KEYS}
+    goodput = 3600 * result.sps / price if price and result.sps and result.ok else None
+    others = (
+        "grade detail window_s iterations startup_s first_iteration_s cost_s reset_fraction episode_steps phase_seconds "
+        "framework_peak_bytes cpu_cores gpu_utilisation power_w energy_j limited_by effective flags"
+    ).split()
+    return {
+        **result.requested.knobs(),
+        "status": result.status,
+        **figures,
+        "goodput_per_usd": goodput,
+        **{key: to_json(getattr(result, key)) for key in others},
+    }
+
+
+def probe_table(results: Sequence[ProbeResult]) -> str:
+    """A table of probes for people."""
+    rows = []
+    for result in results:
+        half = _half_width(result)
+        rows.append(
+            [
+                *result.requested.knobs().values(),
+                result.status,
+                format_count(result.sps) if result.sps is not None else "",
+                "" if half is None else f"± {half:.1%}",
+                format_bytes(result.vram_peak_bytes) if result.vram_peak_bytes is not None else "unknown",
+                format_bytes(result.ram_peak_bytes),
+                "" if result.cpu_cores is None else f"{result.cpu_cores:.1f}",
+                result.limited_by or result.detail.splitlines()[0][:80] if (result.limited_by or result.detail) else "",
+            ]
+        )
+    knobs = list(results[0].requested.knobs()) if results else []
+    headers = [*knobs, "status", "SPS", "95 %", "VRAM", "RAM", "cores", "limited by"]
+    return tabulate(rows, headers=headers, disable_numparse=True)
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as CSV; lists and objects as JSON in their cell."""
+    output = io.StringIO()
+    writer = csv.DictWriter(output, fieldnames=list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
+    return output.getvalue()
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as a CSV file."""
+    durable_write(path, csv_text(rows))
+
+
+class _Live:
+    """A progress bar on a terminal, one line an event elsewhere; all on stderr."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.terminal = self.console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def line(self, text: str) -> None:
+        """A lasting line above the bar."""
+        self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class ProbeView(_Live):
+    """Progress of a grid of probes."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        self.task = self.progress.add_task("probing", total=total, note="")
+
+    def update(self, event: GridEvent) -> None:
+        """A probe began or ended."""
+        if event.result is None:
+            self.progress.update(self.task, note=event.point.label())
+            return
+        self.progress.advance(self.task)
+        self.line(f"[{event.number + 1}/{event.total}] {describe(event.result)}")
+
+
+class SearchView(_Live):
+    """Live view of a search: best so far, current point, time left."""
+
+    def __init__(self, budget_s: float) -> None:
+        super().__init__()
+        self.task = self.progress.add_task("searching", total=budget_s, note="")
+        self._last_number = -1
+
+    def update(self, event: Any) -> None:
+        """The search moved on (a `search.study.StudyEvent`)."""
+        best = "no stable point yet" if event.best is None else f"best {describe(event.best)}"
+        note = f"{event.stage}: {event.point.label() if event.point else ''} | {best}"
+        self.progress.update(self.task, completed=event.spent_s, note=note)
+        if event.result is not None:
+            left = format_duration(max(0.0, event.left_s))
+            self.line(f"[{event.trials}] {event.stage}: {describe(event.result)}  ({left} left)")
+
+
+class TrainView(_Live):
+    """Live view of a training: one line a job on a terminal, one line a while elsewhere."""
+
+    LINE_EVERY_S = 30.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tasks: dict[str, Any] = {}
+        self._last_line_s = 0.0
+
+    def update(self, snapshot: Any) -> None:
+        """A new `train.status.Snapshot`."""
+        for job in snapshot.jobs:
+            if job.id not in self._tasks:
+                self._tasks[job.id] = self.progress.add_task(job.id, total=1.0, note="")
+            self.progress.update(self._tasks[job.id], completed=job.fraction or 0.0, note=_job_note(job))
+        now_s = time.monotonic()
+        if not self.terminal and now_s - self._last_line_s >= self.LINE_EVERY_S:
+            self._last_line_s = now_s
+            for job in snapshot.jobs:
+                if job.status == "running":
+                    self.line(f"{job.id}: {_job_note(job)}")
+
+
+def _job_note(job: Any) -> str:
+    parts = [job.status]
+    if job.sps is not None:
+        parts.append(f"{format_count(job.sps)} SPS")
+    if job.mean_return is not None:
+        parts.append(f"return {job.mean_return:.1f}")
+    if job.vram_bytes is not None:
+        parts.append(format_bytes(job.vram_bytes))
+    if job.eta_s is not None and job.status == "running":
+        parts.append(f"{format_duration(job.eta_s)} left")
+    return ", ".join(parts)
+
+
+def jobs_table(jobs: Sequence[Any]) -> Table:
+    """A table of a training's jobs."""
+    table = Table("job", "status", "env steps", "games", "done", "SPS", "return (100)", "VRAM", "time left")
+    for job in jobs:
+        table.add_row(
+            job.id,
+            job.status,
+            f"{job.env_steps:,}",
+            f"{job.episodes:,}",
+            "" if job.fraction is None else f"{job.fraction:.0%}",
+            format_count(job.sps) if job.sps is not None else "",
+            "" if job.mean_return is None else f"{job.mean_return:.1f}",
+            format_bytes(job.vram_bytes) if job.vram_bytes is not None else "unknown",
+            format_duration(job.eta_s) if job.eta_s is not None else "",
+        )
+    return table
