@@ -1,0 +1,261 @@
+"""`command`: the user's own training script, started as an argument list, heard through what it prints.
+
+Knobs reach it through placeholders: ``python train.py --num-envs {num_envs} --seed {seed}``. Literal
+braces are written ``{{`` and ``}}``. No shell is involved.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from autotune.errors import UsageError, WorkerError
+from autotune.records import KNOBS, Job, KnobValue, Point, Work
+from autotune.units import format_duration
+from autotune.workloads.command_child import Child
+from autotune.workloads.command_progress import ProgressRule, make_rule
+from autotune.workloads.protocol import Finished, SessionState
+from autotune.workloads.settings import Settings, parse_settings
+
+JOB_PLACEHOLDERS = ("seed", "env", "job")
+
+_BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}|[{}]")
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|OutOfMemoryError|RESOURCE_EXHAUSTED|\bMemoryError\b|std::bad_alloc|Cannot allocate memory"
+)
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_MIN_STEP_S = 0.05
+
+
+class OutOfMemoryError(WorkerError):
+    """The program ended for want of memory."""
+
+
+class CommandSettings(Settings):
+    """Hyperparameters of `command`.
+
+    Attributes:
+        argv: the program and its arguments, with placeholders.
+        counter: expression whose group 1 is the running total of steps in a line of output.
+        rate: expression whose group 1 is steps per second since the line before.
+        mark: expression of the line that ends an iteration; totals count from there. Every line
+            when left out.
+        progress: a preset in place of these, see `command_progress.PROGRESS`. With none of them
+            the script calls `autotune.tick`.
+        cwd: where it runs, the worker's folder when left out.
+        environment: further environment variables.
+        progress_timeout_s: without progress for so long, it counts as hung.
+        grace_s: between SIGTERM and SIGKILL.
+    """
+
+    argv: tuple[str, ...] = Field(min_length=1)
+    counter: str | None = None
+    rate: str | None = None
+    mark: str | None = None
+    progress: str | None = None
+    cwd: str | None = None
+    environment: dict[str, str] = Field(default_factory=dict)
+    progress_timeout_s: float = Field(default=120.0, gt=0)
+    grace_s: float = Field(default=5.0, ge=0)
+
+
+def placeholders(argv: Sequence[str]) -> set[str]:
+    """Names in braces: the knobs (and ``seed``, ``env``, ``job``) that reach the program.
+
+    Raises:
+        UsageError: a brace that is no placeholder.
+    """
+    return {name for argument in argv for name in _names(argument)}
+
+
+def _names(argument: str) -> list[str]:
+    names = []
+    for match in _BRACES.finditer(argument):
+        if match[0] in "{}":
+            raise UsageError(
+                f"argument {argument!r} has a brace that is no placeholder: write {{{{ and }}}} for literal braces, "
+                "{num_envs} for a knob"
+            )
+        if match[1]:
+            names.append(match[1])
+    return names
+
+
+def fill(argv: Sequence[str], values: Mapping[str, KnobValue]) -> list[str]:
+    """The arguments with every placeholder replaced.
+
+    Raises:
+        UsageError: a placeholder without a value; the message lists those there are.
+    """
+    unknown = sorted(placeholders(argv) - set(values))
+    if unknown:
+        raise UsageError(
+            f"unknown placeholder {{{unknown[0]}}} in the command. There are: "
+            f"{', '.join(f'{{{name}}}' for name in values)}. Literal braces are written {{{{ and }}}}."
+        )
+
+    def replace(match: re.Match[str]) -> str:
+        return str(values[match[1]]) if match[1] else match[0][0]
+
+    return [_BRACES.sub(replace, argument) for argument in argv]
+
+
+class CommandWorkload:
+    """The user's own program at any point; see the module."""
+
+    def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
+        settings = parse_settings(CommandSettings, "command", hyperparameters)
+        self.settings = settings
+        self.rule = make_rule(
+            counter=settings.counter, rate=settings.rate, mark=settings.mark, preset=settings.progress
+        )
+        self.placeholders = placeholders(settings.argv)
+        if any("\0" in argument for argument in settings.argv) or not settings.argv[0]:
+            raise UsageError(f"the command {list(settings.argv)} has an empty program or a NUL character")
+
+    def check(self, point: Point, jobs: Sequence[Job]) -> None:
+        """Refuse unknown placeholders, a missing folder or a program that cannot be found.
+
+        Raises:
+            UsageError: names the value, the expectation and the remedy.
+        """
+        for name in KNOBS:
+            if getattr(point, name) < 1:
+                raise UsageError(f"{name} is {getattr(point, name)}: it must be at least 1")
+        folder = self.settings.cwd
+        if folder is not None and not Path(folder).is_dir():
+            raise UsageError(f"the command's folder {folder!r} does not exist: correct cwd")
+        for job in jobs:
+            program = fill(self.settings.argv, values_at(point, job))[0]
+            self._check_program(program)
+
+    def _check_program(self, program: str) -> None:
+        path = self.settings.environment.get("PATH", os.environ.get("PATH"))
+        local = str(Path(self.settings.cwd or ".") / program)  # a path is relative to the command's folder
+        if shutil.which(local if "/" in program else program, path=path) is None:
+            raise UsageError(
+                f"the program {program!r} cannot be found or executed: "
+                "check its spelling, its permissions, and that its environment is active"
+            )
+
+    def check_installed(self, jobs: Sequence[Job]) -> None:
+        """Nothing is known about what the program can run."""
+
+    def open(self, point: Point, job: Job, device: str) -> CommandSession:
+        """Start the program; the device reaches it through CUDA_VISIBLE_DEVICES alone.
+
+        Raises:
+            UsageError: it can never run.
+        """
+        self.check(point, [job])
+        return CommandSession(self.settings, self.rule, point, job, device)
+
+
+def values_at(point: Point, job: Job) -> dict[str, KnobValue]:
+    """Every placeholder's value."""
+    return {**point.knobs(), "seed": job.seed, "env": job.env, "job": job.id}
+
+
+def child_environment(settings: CommandSettings, device: str) -> dict[str, str]:
+    """The program's environment: unbuffered output, its share of threads, the device, and what the user set."""
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    if threads := os.environ.get("AUTOTUNE_THREADS"):
+        environment.update(dict.fromkeys(_THREAD_VARIABLES, threads))
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    elif device.startswith("cuda:"):
+        environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
+    return environment | settings.environment
+
+
+class CommandSession:
+    """One running copy of the program; a step lasts from one sign of progress to the next."""
+
+    def __init__(self, settings: CommandSettings, rule: ProgressRule, point: Point, job: Job, device: str) -> None:
+        argv = fill(settings.argv, values_at(point, job))
+        passed = placeholders(settings.argv) | {"concurrency"}
+        self.effective: Mapping[str, Any] = {
+            **{name: value if name in passed else None for name, value in point.knobs().items()},
+            "argv": argv,
+            "threads": os.environ.get("AUTOTUNE_THREADS"),
+            "device": device,
+        }
+        self._settings, self._rule = settings, rule
+        self._steps = 0
+        self._stepped_at_s = time.monotonic()
+        environment = child_environment(settings, device)
+        try:
+            self._child = Child(argv, cwd=settings.cwd, environment=environment, rule=rule)
+        except OSError as error:
+            raise UsageError(f"the program {argv[0]!r} cannot be started: {error.strerror or error}") from error
+
+    def step(self, parts: int = 1) -> Work:
+        """Wait for the next sign of progress; slices are the program's own affair.
+
+        Raises:
+            Finished: it ended with exit code 0, all its steps reported.
+            OutOfMemoryError: it ended for want of memory.
+            WorkerError: it failed or shows no progress; the message carries the last lines it printed.
+            UsageError: it ended well, but never told its progress.
+        """
+        steps = self._child.wait_for_progress(
+            self._steps, self._stepped_at_s + _MIN_STEP_S, self._settings.progress_timeout_s
+        )
+        self._stepped_at_s = time.monotonic()
+        if steps is None:
+            raise WorkerError(self._without_progress())
+        if steps == self._steps:
+            raise self._ending()
+        work = Work(env_steps=steps - self._steps)
+        self._steps = steps
+        return work
+
+    def synchronize(self) -> None:
+        """The program prints when it is done."""
+
+    def peak_memory_bytes(self) -> int | None:
+        """None: only meters see the program's memory."""
+        return None
+
+    def state(self) -> SessionState:
+        """Empty: the program keeps its own checkpoints."""
+        return SessionState(arrays={})
+
+    def restore(self, state: SessionState) -> None:
+        """Nothing to restore, see `state`."""
+
+    def close(self) -> None:
+        """End the program and all its descendants."""
+        self._child.end(self._settings.grace_s)
+
+    def _without_progress(self) -> str:
+        waited = format_duration(self._settings.progress_timeout_s)
+        if self._child.found_progress:
+            return f"no progress for {waited}; the last lines were:\n{self._last_lines()}"
+        return f"{self._rule.describe()} within {waited}; the last lines were:\n{self._last_lines()}"
+
+    def _ending(self) -> Exception:
+        """What to raise now that the program has ended."""
+        code = self._child.exit_code()
+        if code == 0 and self._steps:
+            return Finished(f"the program ended after {self._steps:,} steps")
+        if code == 0:
+            return UsageError(
+                f"the program ended well, but {self._rule.describe()}; correct --counter, --rate or --progress, "
+                f"or call autotune.tick(steps) in it. The last lines were:\n{self._last_lines()}"
+            )
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        message = f"the program ended with {how}; the last lines were:\n{self._last_lines()}"
+        if self._child.killed_for_memory() or _OUT_OF_MEMORY.search(self._child.tail()):
+            return OutOfMemoryError(message)
+        return WorkerError(message)
+
+    def _last_lines(self) -> str:
+        return self._child.tail(20) or "(it printed nothing)"

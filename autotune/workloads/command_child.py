@@ -1,0 +1,192 @@
+"""The user's program as a child process: started, heard line by line, ended with all its descendants."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from autotune.progress import FIFO_VARIABLE
+from autotune.workloads.command_progress import ProgressCounter, ProgressRule
+
+_LINE_LIMIT_BYTES = 4096
+_LOG_LIMIT_BYTES = 8 * 2**20
+_LOG_FULL = b"[autotune] the log is full: what the program prints from here on is read but not kept\n"
+_TAIL_LINES = 200
+_CHUNK_BYTES = 2**16
+_POLL_S = 0.1
+_LAST_OUTPUT_S = 1.0
+_END_OF_TICKS = b"end\n"
+
+
+class Child:
+    """One running program; the constructor starts it, in this process's group, so that both end together.
+
+    Threads read its output and its ticks at all times, so that a full pipe never holds it up. The
+    output is copied to this process's own, up to 8 MiB.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], *, cwd: str | None, environment: Mapping[str, str], rule: ProgressRule
+    ) -> None:
+        self._progress = ProgressCounter(rule)
+        self._progress_at_s = 0.0
+        self._changed = threading.Condition()
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._copied_bytes = 0
+        self._output_ended = False
+        self._oom_kills = count_oom_kills()
+        self._ticks = self._listen() if rule.by_tick else None
+        # opened anew through /proc by any descendant that ticks: a named pipe without a file to clean up
+        ticks = {} if self._ticks is None else {FIFO_VARIABLE: f"/proc/{os.getpid()}/fd/{self._ticks}"}
+        self._process = subprocess.Popen(
+            list(argv),
+            cwd=cwd,
+            env=dict(environment) | ticks,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        threading.Thread(target=self._read_output, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the program."""
+        return self._process.pid
+
+    @property
+    def found_progress(self) -> bool:
+        """Whether anything told a number of steps yet."""
+        return self._progress.found
+
+    def wait_for_progress(self, beyond_steps: int, not_before_s: float, timeout_s: float) -> int | None:
+        """Steps done when a line tells of more than `beyond_steps`, or when the program ends.
+
+        Lines that arrive before `not_before_s` are added to the first one after it. None when
+        `timeout_s` passed without progress.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                more = self._progress.steps >= beyond_steps + 1
+                if (more and self._progress_at_s >= not_before_s) or self._ended():
+                    return int(self._progress.steps)
+                if time.monotonic() >= deadline_s:
+                    return int(self._progress.steps) if more else None
+                self._changed.wait(_POLL_S)
+
+    def exit_code(self) -> int | None:
+        """None while it runs; negative for a signal."""
+        return self._process.poll()
+
+    def tail(self, lines: int = _TAIL_LINES) -> str:
+        """The last lines it printed."""
+        return "\n".join(list(self._tail)[-lines:])
+
+    def killed_for_memory(self) -> bool:
+        """Whether SIGKILL ended it while the kernel's out-of-memory killer was at work."""
+        return self._process.poll() == -9 and count_oom_kills() > self._oom_kills
+
+    def end(self, grace_s: float) -> None:
+        """SIGTERM to the program, then SIGKILL to it and its descendants after `grace_s`; safe to call twice."""
+        family = descendants(self.pid)
+        if self._process.poll() is None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace_s)
+        for process in [*family, *descendants(self.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()  # psutil makes sure that it is still the same process
+        self._process.kill()
+        self._process.wait()
+        if self._ticks is not None:
+            os.write(self._ticks, _END_OF_TICKS)
+            self._ticks = None
+
+    def _ended(self) -> bool:
+        """Whether it has ended and its output was read, as far as no descendant holds the pipe open."""
+        if self._process.poll() is None:
+            return False
+        if not self._output_ended:
+            self._changed.wait_for(lambda: self._output_ended, _LAST_OUTPUT_S)
+        return True
+
+    def _read_output(self) -> None:
+        pipe = self._process.stdout
+        assert pipe is not None
+        pending = b""
+        while chunk := os.read(pipe.fileno(), _CHUNK_BYTES):
+            t_s = time.monotonic()
+            *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
+            pending = pending[:_LINE_LIMIT_BYTES]
+            self._take_lines(lines, t_s)
+        self._take_lines([pending], time.monotonic())
+        with self._changed:
+            self._output_ended = True
+            self._changed.notify_all()
+        pipe.close()
+
+    def _take_lines(self, lines: Sequence[bytes], t_s: float) -> None:
+        shown = [line[:_LINE_LIMIT_BYTES] for line in lines if line.strip()]
+        self._copy(b"".join(line + b"\n" for line in shown))
+        with self._changed:
+            before = self._progress.steps
+            for line in shown:
+                text = line.decode(errors="replace")
+                self._tail.append(text)
+                self._progress.read_line(text, t_s)
+            self._note_progress(before, t_s)
+
+    def _note_progress(self, before_steps: float, t_s: float) -> None:
+        if self._progress.steps > before_steps:
+            self._progress_at_s = t_s
+            self._changed.notify_all()
+
+    def _copy(self, data: bytes) -> None:
+        if self._copied_bytes > _LOG_LIMIT_BYTES or not data:
+            return
+        self._copied_bytes += len(data)
+        try:
+            os.write(1, data if self._copied_bytes <= _LOG_LIMIT_BYTES else _LOG_FULL)
+        except OSError:  # a full disk must not stop the program
+            self._copied_bytes = _LOG_LIMIT_BYTES + 1
+
+    def _listen(self) -> int:
+        """Read ticks in a thread; returns the pipe's write end, which keeps it open until `end`."""
+        read_end, write_end = os.pipe()
+
+        def read() -> None:
+            with os.fdopen(read_end, "rb") as pipe:
+                for line in iter(pipe.readline, _END_OF_TICKS):
+                    with self._changed:
+                        before = self._progress.steps
+                        self._progress.read_tick(line.decode(errors="replace"))
+                        self._note_progress(before, time.monotonic())
+            os.close(write_end)
+
+        threading.Thread(target=read, daemon=True).start()
+        return write_end
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Processes below a process, none when it has ended."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def count_oom_kills() -> int:
+    """Processes that the kernel's out-of-memory killer has ended since boot, 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

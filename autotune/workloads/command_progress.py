@@ -1,0 +1,157 @@
+"""How far a program is, read from what it prints: pure functions and one small counter.
+
+Three ways: a running total (`counter`), a rate in steps per second (`rate`), or the lines that
+`autotune.tick` writes to a pipe.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.errors import UsageError
+
+PROGRESS: dict[str, dict[str, str]] = {
+    # CleanRL prints "global_step=1234, episodic_return=..." at the end of each episode and "SPS: 567" at
+    # the end of each iteration. That SPS is a mean since the start, warm-up included, so it only marks
+    # the iteration's end and the steps come from the counter.
+    "cleanrl": {"counter": r"global_step=(\d+)", "mark": r"SPS:\s*\d"},
+    # Stable-Baselines3 prints a table at the end of each iteration.
+    "sb3": {"counter": r"\|\s*total_timesteps\s*\|\s*([\d.e+]+)"},
+}
+
+_NUMBER = re.compile(r"\+?((?:\d{1,3}(?:,\d{3})+|\d[\d_]*)(?:\.\d*)?|\.\d+)(e[+-]?\d+)?\s*([kmb]?)", re.IGNORECASE)
+_FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def parse_number(text: str) -> float | None:
+    """The number in ``1,234``, ``1_234``, ``1.2e+06``, ``3.4k`` or ``2M``; None where there is none.
+
+    Commas separate thousands; a trailing one is punctuation.
+    """
+    match = _NUMBER.fullmatch(text.strip().rstrip(",;."))
+    if not match:
+        return None
+    digits, exponent, suffix = match.groups()
+    return float(digits.replace(",", "").replace("_", "") + (exponent or "")) * _FACTORS[suffix.lower()]
+
+
+def compile_pattern(option: str, pattern: str, *, groups: int = 1) -> re.Pattern[str]:
+    """A regular expression given by the user, with at least `groups` groups.
+
+    Raises:
+        UsageError: not a regular expression, or without the group that holds the number.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{option} {pattern!r} is not a regular expression: {error}") from None
+    if compiled.groups < groups:
+        raise UsageError(f"{option} {pattern!r} needs parentheses around the number, such as 'steps: ([0-9,]+)'")
+    return compiled
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressRule:
+    """Which lines tell progress; with neither counter nor rate, `autotune.tick` does.
+
+    Attributes:
+        counter: group 1 is the running total of steps.
+        rate: group 1 is steps per second since the line before.
+        mark: lines at which progress is complete, None for every line.
+    """
+
+    counter: re.Pattern[str] | None = None
+    rate: re.Pattern[str] | None = None
+    mark: re.Pattern[str] | None = None
+
+    @property
+    def by_tick(self) -> bool:
+        """Whether the script calls `autotune.tick`."""
+        return self.counter is None and self.rate is None
+
+    def describe(self) -> str:
+        """What was looked for, for the message that nothing was found."""
+        if self.by_tick:
+            return "autotune.tick(steps) was not called"
+        option, pattern = ("--counter", self.counter) if self.counter else ("--rate", self.rate)
+        mark = f" (or none matched the mark {self.mark.pattern!r})" if self.mark else ""
+        return f"no line matched {option} {pattern.pattern!r}{mark}" if pattern else ""
+
+
+def make_rule(*, counter: str | None, rate: str | None, mark: str | None, preset: str | None) -> ProgressRule:
+    """The rule that the user's options describe.
+
+    Raises:
+        UsageError: options that contradict each other, an unknown preset, or a bad expression.
+    """
+    given = [name for name, value in (("counter", counter), ("rate", rate), ("progress", preset)) if value]
+    if len(given) > 1:
+        raise UsageError(f"--{' and --'.join(given)} were given together: choose one of them")
+    if preset:
+        if preset not in PROGRESS:
+            raise UsageError(f"unknown --progress {preset!r}. There are: {', '.join(PROGRESS)}.")
+        counter, mark = PROGRESS[preset]["counter"], mark or PROGRESS[preset].get("mark")
+    return ProgressRule(
+        counter=compile_pattern("--counter", counter) if counter else None,
+        rate=compile_pattern("--rate", rate) if rate else None,
+        mark=compile_pattern("--mark", mark, groups=0) if mark else None,
+    )
+
+
+class ProgressCounter:
+    """Adds up the steps that lines tell.
+
+    Attributes:
+        steps: done so far, up to the last mark.
+        found: whether any line told a number.
+    """
+
+    def __init__(self, rule: ProgressRule) -> None:
+        self.steps = 0.0
+        self.found = False
+        self._rule = rule
+        self._unmarked_steps = 0.0
+        self._totals: dict[str, float] = {}
+        self._rate_at_s: float | None = None
+
+    def read_line(self, line: str, t_s: float) -> None:
+        """Take in a line of output that arrived at monotonic time `t_s`."""
+        text = _ESCAPES.sub("", line)
+        if self._rule.counter:
+            for match in self._rule.counter.finditer(text):
+                self._read_total("", _number(match))
+        elif self._rule.rate:
+            rates = [number for match in self._rule.rate.finditer(text) if (number := _number(match)) is not None]
+            if rates:
+                self._read_rate(rates[-1], t_s)
+        if self._rule.mark is None or self._rule.mark.search(text):
+            self.steps = self._unmarked_steps
+
+    def read_tick(self, line: str) -> None:
+        """Take in a line that `autotune.tick` wrote: ``<process id> <total>``."""
+        process, _, total = line.strip().partition(" ")
+        if total.isdigit():
+            self._read_total(process, float(total))
+            self.steps = self._unmarked_steps
+
+    def _read_total(self, source: str, total: float | None) -> None:
+        if total is None:
+            return
+        before = self._totals.get(source, 0.0)
+        self._unmarked_steps += total - before if total >= before else total  # lower: it began to count anew
+        self._totals[source] = total
+        self.found = True
+
+    def _read_rate(self, rate_sps: float, t_s: float) -> None:
+        if self._rate_at_s is not None:
+            self._unmarked_steps += rate_sps * (t_s - self._rate_at_s)
+        self._rate_at_s = t_s
+        self.found = True
+
+
+def _number(match: re.Match[str]) -> float | None:
+    text: Any = match[1]
+    return parse_number(text) if text else None
