@@ -24,17 +24,13 @@ def peak(readings: Iterable[Reading], name: str, start_s: float = -math.inf, end
     return max((value for _, value in series(readings, name, start_s, end_s)), default=None)
 
 
-def mean_between(
-    readings: Iterable[Reading], name: str, start_s: float = -math.inf, end_s: float = math.inf
-) -> float | None:
+def mean(readings: Iterable[Reading], name: str, start_s: float = -math.inf, end_s: float = math.inf) -> float | None:
     """The mean of the known values in the span."""
     values = [value for _, value in series(readings, name, start_s, end_s)]
     return sum(values) / len(values) if values else None
 
 
-def rate_between(
-    readings: Iterable[Reading], name: str, start_s: float = -math.inf, end_s: float = math.inf
-) -> float | None:
+def rate(readings: Iterable[Reading], name: str, start_s: float = -math.inf, end_s: float = math.inf) -> float | None:
     """Growth of a counter per second in the span (watts from joules, cores from CPU seconds)."""
     known = series(readings, name, start_s, end_s)
     if len(known) < 2 or known[-1][0] <= known[0][0]:
@@ -45,7 +41,7 @@ def rate_between(
 def energy_j(readings: Iterable[Reading], start_s: float, end_s: float) -> float | None:
     """Joules between two times: mean watts (from the counter, else from power) times the span."""
     known = tuple(readings)
-    watts = rate_between(known, "energy_j", start_s, end_s)
+    watts = rate(known, "energy_j", start_s, end_s)
     if watts is None:
-        watts = mean_between(known, "power_w", start_s, end_s)
+        watts = mean(known, "power_w", start_s, end_s)
     return None if watts is None else watts * (end_s - start_s)
