@@ -1,0 +1,50 @@
+"""`train/events.jsonl`: what happened to a training, one durable line each, over all its restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from autotune.device.host import boot_id
+from autotune.runs import Run
+from autotune.store import append_line, drop_torn_line, make_folder, read_lines
+
+Event = Mapping[str, Any]
+
+
+class EventLog:
+    """Appends events of a run; each is on the disk when `record` returns.
+
+    Kinds: ``opened`` (a supervisor took the run), ``edited`` (the manifest is another one than
+    last time), ``started``, ``resumed``, ``saved``, ``finished``, ``crashed``, ``stopped`` of a
+    job, ``warning``, ``ended``.
+    """
+
+    def __init__(self, run: Run) -> None:
+        make_folder(run.train_folder)
+        self._path = run.train_folder / "events.jsonl"
+        drop_torn_line(self._path)
+
+    def record(self, kind: str, *, job: str | None = None, **facts: Any) -> None:
+        """Append one event with the time and this boot's id.
+
+        Raises:
+            FileError: the folder is read-only or full.
+        """
+        stamp = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "boot_id": boot_id()}
+        append_line(self._path, {"kind": kind, "job": job, **stamp, **facts}, sync=True)
+
+
+def read_events(run: Run) -> list[Event]:
+    """Every event of a run, oldest first; none when it never trained.
+
+    Raises:
+        FileError: a line other than the last is damaged.
+    """
+    return read_lines(run.train_folder / "events.jsonl")
+
+
+def last_event(events: list[Event], kinds: set[str], job: str | None = None) -> Event | None:
+    """The newest event of these kinds (of a job), None when there is none."""
+    return next((e for e in reversed(events) if e["kind"] in kinds and (job is None or e["job"] == job)), None)

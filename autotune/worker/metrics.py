@@ -1,0 +1,76 @@
+"""`metrics.csv` of a job: one row every few seconds, in order of env steps even after a crash."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import FileError
+from autotune.store import durable_write
+
+
+class MetricsFile:
+    """Appends rows; a metric that turns up later becomes a further column.
+
+    Args:
+        path: the file, continued when it is there.
+        env_steps: where training continues: rows beyond it (work that a crash lost) and a torn
+            last line are removed.
+    """
+
+    def __init__(self, path: Path, *, env_steps: int) -> None:
+        self.path = path
+        rows = read_metrics(path)
+        self._columns: list[str] = list(rows[0]) if rows else []
+        kept = [row for row in rows if _whole(row.get("env_steps")) <= env_steps]
+        if path.exists():
+            self._rewrite(kept)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write a row and flush it; None becomes an empty field.
+
+        Raises:
+            FileError: the folder is missing, read-only or full.
+        """
+        stamped = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **row}
+        new = [name for name in stamped if name not in self._columns]
+        if new:
+            rows = read_metrics(self.path)
+            self._columns += new
+            self._rewrite(rows)
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(stamped)
+        except OSError as error:
+            raise FileError(f"cannot append to {self.path}: {error.strerror or error}. Free some space.") from error
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        durable_write(self.path, text.getvalue())
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The complete rows of a `metrics.csv`, oldest first; none when there is no such file.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}. Check its permissions.") from error
+    whole = text[: text.rfind("\n") + 1]
+    return [row for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row]
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0

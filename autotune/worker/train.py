@@ -1,0 +1,261 @@
+"""The training loop of a worker: resume, step, report, save, until the budget is met or told to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from autotune.errors import BusyError, WorkerError
+from autotune.records import Budget, Work, to_json
+from autotune.store import make_folder
+from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from autotune.worker.metrics import MetricsFile
+from autotune.worker.protocol import TrainPlan, WorkerTask
+from autotune.workloads.protocol import Finished, Session, SessionState
+
+RETURNS_KEPT = 100
+_MESSAGE_PERIOD_S = 0.5
+_ROW_PERIOD_MAX_S = 10.0
+_PREDECESSOR_S = 20.0  # an orphaned worker saves and ends within less
+
+Send = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Progress:
+    """What a job has done since it began, restarts included.
+
+    Attributes:
+        env_steps: agent decisions.
+        episodes: games.
+        seconds: of training, saving included.
+        best_return: of a single game.
+        returns: of the last 100 games.
+    """
+
+    env_steps: int = 0
+    episodes: int = 0
+    seconds: float = 0.0
+    best_return: float | None = None
+    returns: deque[float] = field(default_factory=lambda: deque(maxlen=RETURNS_KEPT))
+
+    def add(self, work: Work) -> None:
+        """Count one iteration's work."""
+        returns = [float(value) for value in work.returns]
+        self.env_steps += int(work.env_steps)
+        self.episodes += int(work.episodes)
+        self.returns.extend(returns)
+        self.best_return = max((r for r in (self.best_return, *returns) if r is not None), default=None)
+
+    @property
+    def mean_return(self) -> float | None:
+        """Over the last 100 games (fewer at the start)."""
+        return sum(self.returns) / len(self.returns) if self.returns else None
+
+    def meets(self, budget: Budget) -> bool:
+        """Whether the budget is used up."""
+        return self.amount(budget) >= budget.amount
+
+    def amount(self, budget: Budget) -> float:
+        """What is done, in the budget's unit."""
+        return {"steps": self.env_steps, "episodes": self.episodes, "hours": self.seconds / 3600}[budget.unit]
+
+    def to_meta(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**vars(self), "returns": list(self.returns)}
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> Progress:
+        """The inverse of `to_meta`."""
+        return cls(**{**meta, "returns": deque(meta["returns"], maxlen=RETURNS_KEPT)})
+
+
+@dataclass
+class _Totals:
+    """Sums over the iterations since the last message or row."""
+
+    env_steps: int = 0
+    reset_rows: int = 0
+    episodes: int = 0
+    samples: int = 0
+    minibatches: int = 0
+    iterations: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, work: Work) -> None:
+        for name in ("env_steps", "reset_rows", "episodes", "samples", "minibatches"):
+            setattr(self, name, getattr(self, name) + int(getattr(work, name)))
+        self.iterations += 1
+        for phase, seconds in work.seconds.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + float(seconds)
+
+
+def train(session: Session, task: WorkerTask, send: Send, should_stop: Callable[[], bool]) -> None:
+    """Train the task's job in its folder, from its newest checkpoint, to its budget or until told to stop.
+
+    The session's exceptions pass through; what was saved before stays.
+
+    Raises:
+        BusyError: another worker still writes in the job's folder.
+        FileError: the folder cannot be written, or all its checkpoints are damaged.
+        UsageError: the checkpoint belongs to another architecture or environment.
+        WorkerError: the task has no training plan.
+    """
+    if task.train is None:
+        raise WorkerError("a task of mode train needs a TrainPlan")
+    folder = make_folder(Path(task.train.folder))
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=_PREDECESSOR_S)
+    except Timeout:
+        raise BusyError(
+            f"another worker still trains in {folder}. Find it with `fuser {folder / '.lock'}` and stop it."
+        ) from None
+    with lock:
+        _Training(session, task, task.train, send, should_stop).run()
+
+
+class _Training:
+    """The state of one call of `train`."""
+
+    def __init__(
+        self, session: Session, task: WorkerTask, plan: TrainPlan, send: Send, should_stop: Callable[[], bool]
+    ) -> None:
+        self._session, self._task, self._plan, self._send = session, task, plan, send
+        self._should_stop = should_stop
+        self._orphaned = False
+        self._folder = Path(plan.folder)
+        self._job = task.jobs[0]
+        self._progress = self._resume()
+        self._metrics = MetricsFile(self._folder / "metrics.csv", env_steps=self._progress.env_steps)
+        self._message, self._row = _Totals(), _Totals()
+        self._learning: Mapping[str, float] = {}
+        self._iterations = 0
+        self._saved_steps = self._progress.env_steps
+        self._now_s = self._saved_s = self._told_s = self._row_s = time.monotonic()
+
+    def run(self) -> None:
+        reason = "budget"
+        while not self._progress.meets(self._job.budget):
+            if self._should_stop() or self._orphaned:
+                reason = "stopped"
+                break
+            try:
+                work = self._session.step()
+            except Finished:
+                reason = "finished"
+                break
+            self._session.synchronize()
+            self._count(work)
+            if self._iterations == 1 or self._now_s - self._told_s >= _MESSAGE_PERIOD_S:
+                self._tell_step()
+            if self._now_s - self._row_s >= min(_ROW_PERIOD_MAX_S, max(1.0, self._progress.seconds / 100)):
+                self._write_row()
+            if self._now_s - self._saved_s >= self._plan.checkpoint_interval_s:
+                self._save()
+        self._end(reason)
+
+    def _resume(self) -> Progress:
+        path = newest_checkpoint(self._folder / "checkpoints", lambda text: self._tell("warning", detail=text))
+        if path is None and self._plan.resume_from is not None:
+            path = Path(self._plan.resume_from)
+        if path is None:
+            return Progress()
+        state = load_checkpoint(path)
+        self._session.restore(SessionState(arrays=state.arrays, meta=state.meta["session"]))
+        progress = Progress.from_meta(state.meta["progress"])
+        self._tell("resumed", path=str(path), **self._counts(progress))
+        return progress
+
+    def _count(self, work: Work) -> None:
+        now_s = time.monotonic()
+        self._progress.add(work)
+        self._progress.seconds += now_s - self._now_s
+        self._now_s = now_s
+        self._iterations += 1
+        self._message.add(work)
+        self._row.add(work)
+        self._learning = {name: float(value) for name, value in work.metrics.items() if math.isfinite(value)}
+
+    def _counts(self, progress: Progress) -> dict[str, Any]:
+        return {
+            "total_env_steps": progress.env_steps,
+            "total_episodes": progress.episodes,
+            "total_seconds": progress.seconds,
+            "mean_return": progress.mean_return,
+            "best_return": progress.best_return,
+        }
+
+    def _tell(self, kind: str, **facts: Any) -> None:
+        try:
+            self._send({"type": kind, **facts})
+        except BrokenPipeError:  # the parent is gone: save and end
+            self._orphaned = True
+
+    def _tell_step(self) -> None:
+        self._tell(
+            "step",
+            t=self._now_s,
+            started=self._told_s,
+            parts=1,
+            iteration=self._iterations,
+            peak_memory_bytes=self._session.peak_memory_bytes(),
+            metrics=dict(self._learning),
+            **vars(self._message),
+            **self._counts(self._progress),
+        )
+        self._message, self._told_s = _Totals(), self._now_s
+
+    def _write_row(self) -> None:
+        progress, row, span_s = self._progress, self._row, self._now_s - self._row_s
+        self._metrics.append(
+            {
+                "seconds": round(progress.seconds, 3),
+                "env_steps": progress.env_steps,
+                "episodes": progress.episodes,
+                "sps": round(row.env_steps / span_s, 2) if span_s > 0 else None,
+                "mean_return_100": progress.mean_return,
+                "best_return": progress.best_return,
+                **self._learning,
+                **{f"{phase}_s": round(seconds, 4) for phase, seconds in row.seconds.items()},
+                "iterations": row.iterations,
+                "reset_rows": row.reset_rows,
+            }
+        )
+        self._row, self._row_s = _Totals(), self._now_s
+
+    def _save(self) -> None:
+        """Write a checkpoint; a program that keeps its own (an empty state) has none here."""
+        state, progress = self._session.state(), self._progress
+        self._saved_s = time.monotonic()
+        if not state.arrays and not state.meta:
+            return
+        meta = {"session": state.meta, "progress": progress.to_meta(), "point": self._task.point.knobs()}
+        path = save_checkpoint(
+            self._folder / "checkpoints",
+            SessionState(arrays=state.arrays, meta={**meta, "job": self._job.id, "env": self._job.env}),
+            env_steps=progress.env_steps,
+            keep=self._plan.keep,
+            score=progress.mean_return if len(progress.returns) == RETURNS_KEPT else None,
+        )
+        self._saved_steps = progress.env_steps
+        took_s = time.monotonic() - self._saved_s
+        self._tell("saved", path=str(path), env_steps=progress.env_steps, seconds=took_s)
+
+    def _end(self, reason: str) -> None:
+        if self._progress.env_steps > self._saved_steps:
+            self._save()
+        if self._row.iterations:
+            self._write_row()
+        if self._message.iterations:
+            self._tell_step()
+        peak = self._session.peak_memory_bytes()
+        effective = to_json(self._session.effective)
+        self._tell("done", reason=reason, effective=effective, peak_memory_bytes=peak, **self._counts(self._progress))
