@@ -314,12 +314,12 @@ def test_a_state_continues_at_another_point():
 @pytest.mark.parametrize(
     ("hyperparameters", "words"),
     [
-        ({"rollouts": 3}, "rollouts.*There are: rollout, epochs"),
-        ({"rollout": 0}, "rollout = 0"),
-        ({"learning_rate": float("nan")}, "learning_rate = nan"),
-        ({"gamma": 1.5}, "gamma = 1.5"),
-        ({"hidden": [64, -1]}, r"hidden.1 = -1"),
-        ({"epochs": "ten"}, "epochs = 'ten'"),
+        ({"rollouts": 3}, "no hyperparameter 'rollouts'. Did you mean 'rollout'"),
+        ({"rollout": 0}, "'rollout' .* is 0"),
+        ({"learning_rate": float("nan")}, "'learning_rate' .* is nan"),
+        ({"gamma": 1.5}, "'gamma' .* is 1.5"),
+        ({"hidden": [64, -1]}, r"'hidden.1' .* is -1"),
+        ({"epochs": "ten"}, "'epochs' .* is 'ten'"),
     ],
 )
 def test_bad_hyperparameters_are_named(hyperparameters, words):

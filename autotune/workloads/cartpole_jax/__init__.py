@@ -11,16 +11,17 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from autotune.errors import AutotuneError, UsageError
 from autotune.records import Job, Point
+from autotune.workloads import settings
 from autotune.workloads.protocol import Session
 
 DEVICES = "auto, cpu, cuda or cuda:<index>"
 
 
-class Settings(BaseModel):
+class Settings(settings.Settings):
     """Hyperparameters, the same for every point.
 
     Attributes:
@@ -36,8 +37,6 @@ class Settings(BaseModel):
         hidden: widths of the hidden layers, of the actor and of the critic alike.
         schedule_horizon_steps: env steps over which the learning rate falls to zero; None keeps it.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     rollout: int = Field(32, ge=1)
     epochs: int = Field(10, ge=1)
@@ -65,16 +64,7 @@ class CartpoleJaxWorkload:
     backend = "jax"
 
     def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
-        try:
-            self.settings = Settings.model_validate(dict(hyperparameters))
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(Settings.model_fields)
-            raise UsageError(
-                f"hyperparameter {name} = {first['input']!r} of workload cartpole-jax: {first['msg']}. "
-                f"There are: {known}."
-            ) from error
+        self.settings = settings.parse_settings(Settings, "cartpole-jax", hyperparameters)
 
     def check(self, point: Point, jobs: Sequence[Job]) -> None:
         """Refuse points that no environment can run.

@@ -1,0 +1,42 @@
+# `make demo` installs everything and runs the main job; `make test` installs everything and runs the tests.
+# A machine with its own CUDA torch: make demo VENV_FLAGS=--system-site-packages TORCH=
+PYTHON ?= python3
+VENV_FLAGS ?=
+TORCH ?= torch
+PRICE ?= 2.0
+
+BIN := .venv/bin
+# The stamp's name follows what is to be installed: nothing is downloaded twice, and nothing stale is kept.
+STAMP := .venv/ready-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+
+.PHONY: demo test test-slow bench lint setup
+
+setup: $(STAMP)
+
+$(STAMP):
+	@echo "Setting up .venv (the downloads take a few minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV_FLAGS) .venv
+	grep -v -E '$(if $(TORCH),^$$,^(torch|jax|jaxlib)==)' constraints.txt > .venv/constraints.txt
+	$(if $(TORCH),$(BIN)/pip install -q -c .venv/constraints.txt $(TORCH))
+	$(BIN)/pip install -q -c .venv/constraints.txt -e ".[all,dev]"
+	rm -f .venv/ready-*
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/autotune doctor
+	$(BIN)/autotune search atari --games Breakout --budget 3m --price $(PRICE) --new
+	$(BIN)/autotune report --price $(PRICE)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -o addopts="-q --strict-markers --benchmark-skip" -m slow
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest -o addopts="-q --strict-markers" --benchmark-only --benchmark-autosave tests/benchmarks
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
