@@ -31,7 +31,8 @@ BUNDLED: dict[Kind, dict[str, str]] = {
         "tpe": "autotune.search.samplers:tpe",
         "gp": "autotune.search.samplers:gp",
         "random": "autotune.search.samplers:random",
-        "grid": "autotune.search.samplers:grid",
+        "grid": "autotune.search.samplers:GridSampler",
+        "hillclimb": "autotune.search.samplers:HillClimbSampler",
     },
     "meter": {
         "vram": "autotune.meters.vram:VramMeter",
@@ -39,13 +40,13 @@ BUNDLED: dict[Kind, dict[str, str]] = {
         "host": "autotune.meters.host:HostMeter",
     },
     "section": {
-        "summary": "autotune.report.sections:summary",
-        "device": "autotune.report.sections:device",
-        "trials": "autotune.report.sections:trials",
-        "bottleneck": "autotune.report.sections:bottleneck",
-        "stability": "autotune.report.sections:stability",
-        "cost": "autotune.report.sections:cost",
-        "training": "autotune.report.sections:training",
+        "summary": "autotune.report.sections.summary:render",
+        "device": "autotune.report.sections.device:render",
+        "trials": "autotune.report.sections.trials:render",
+        "bottleneck": "autotune.report.sections.bottleneck:render",
+        "stability": "autotune.report.sections.stability:render",
+        "cost": "autotune.report.sections.cost:render",
+        "training": "autotune.report.sections.training:render",
     },
 }
 

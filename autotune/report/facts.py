@@ -1,0 +1,278 @@
+"""What a run's folder says, gathered once: the report's sections read this and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from autotune.manifest import load_manifest
+from autotune.manifest_schema import Manifest
+from autotune.probe.recipe import load_recipe
+from autotune.records import DeviceInfo, Job, Point, ProbeResult, Recipe, from_json
+from autotune.report.projection import Projection, Quantity, project
+from autotune.report.training import Training, load_training
+from autotune.runs import Run
+from autotune.search.study import TrialRecord, load_trials
+from autotune.store import read_json
+
+COLUMNS = (
+    *("number", "stage", "num_envs", "batch_size", "concurrency", "extra", "status", "grade"),
+    *("sps", "sps_low", "sps_high", "job_sps", "vram_peak_bytes", "ram_peak_bytes", "cost_s", "window_s"),
+    *("reset_fraction", "limited_by", "detail", "log_tail", "changed", "flags"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """US dollars per hour of the whole machine, and where the figure comes from."""
+
+    usd_per_hour: float
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One point and what its launches said.
+
+    Attributes:
+        role: ``tuned``, ``best measured``, ``baseline`` or ``rule of thumb``.
+        point: as asked for.
+        result: the launch that speaks for the point: of the highest grade there is, the median one.
+        sps: aggregate env steps per second, the interval widened to hold every launch of that
+            grade; None when every launch failed.
+        launches: launches of that grade that ended well.
+        failures: launches at this point, of any grade, that failed.
+        observed_s: seconds of measured windows at this point, all launches that ended well.
+    """
+
+    role: str
+    point: Point
+    result: ProbeResult
+    sps: Quantity | None
+    launches: int
+    failures: int
+    observed_s: float
+
+    @property
+    def job_sps(self) -> Quantity | None:
+        """Env steps per second of one process, the mean over those that run at once."""
+        return self.sps.scaled(1 / self.point.concurrency) if self.sps else None
+
+    @property
+    def firm(self) -> bool:
+        """Whether the figure may be published as more than a ranking: final windows, two launches or more."""
+        return self.result.grade == "final" and self.launches >= 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Everything a report says, from one run.
+
+    Attributes:
+        run: the folder.
+        state: ``run.json``.
+        trials: a row per trial, see `COLUMNS`.
+        device: None when the run holds no ``device.json``.
+        recipe: None for a run that only trains.
+        jobs: of the manifest, else of the recipe.
+        hyperparameters: likewise.
+        tuned: the manifest's point, else the best measured; None without a measurement.
+        edited: the manifest's point was never measured here (edited by hand, or from elsewhere).
+        spent_s: search seconds.
+        budget_s: what the search was given.
+        steps_per_episode: by environment, measured.
+        price: None when not known.
+    """
+
+    run: Run
+    state: Mapping[str, Any]
+    trials: pd.DataFrame
+    device: DeviceInfo | None = None
+    recipe: Recipe | None = None
+    manifest: Manifest | None = None
+    jobs: tuple[Job, ...] = ()
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Measured | None = None
+    baseline: Measured | None = None
+    rule_of_thumb: Measured | None = None
+    edited: bool = False
+    spent_s: float | None = None
+    budget_s: float | None = None
+    steps_per_episode: Mapping[str, float] = field(default_factory=dict)
+    training: Training | None = None
+    price: Price | None = None
+
+    @property
+    def measured(self) -> tuple[Measured, ...]:
+        """Baseline, rule of thumb and tuned, those there are."""
+        return tuple(each for each in (self.baseline, self.rule_of_thumb, self.tuned) if each)
+
+    @property
+    def trial_rows(self) -> list[dict[str, Any]]:
+        """The trials as dictionaries by `COLUMNS`."""
+        return [dict(zip(COLUMNS, row, strict=True)) for row in self.trials.to_numpy()]
+
+    @property
+    def points_measured(self) -> int:
+        """Different points that were measured and stable."""
+        stable = self.trials[self.trials["status"] == "ok"]
+        return len(stable[["num_envs", "batch_size", "concurrency", "extra"]].drop_duplicates())
+
+    def projection(self, measured: Measured | None) -> Projection | None:
+        """Hours and cost of all jobs at a measured point, None when it failed or there are no jobs."""
+        if measured is None or measured.job_sps is None or not self.jobs:
+            return None
+        return project(
+            self.jobs,
+            measured.job_sps,
+            measured.point.concurrency,
+            price_usd_per_hour=self.price.usd_per_hour if self.price else None,
+            steps_per_episode=self.steps_per_episode,
+        )
+
+
+def finite(value: Any) -> float | None:
+    """A number, or None for None, NaN and infinity."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def gather(run: Run, price: Price | None = None) -> Facts:
+    """Read a run's folder: a search, a probe, a training, or any mixture.
+
+    Raises:
+        FileError: a file of the run is damaged.
+        ManifestError: its manifest or recipe is.
+    """
+    state = run.state()
+    records = load_trials(run) if run.study_file.exists() else ()
+    recipe = load_recipe(str(run.recipe_file)) if run.recipe_file.exists() else None
+    manifest = load_manifest(run.manifest_file) if run.manifest_file.exists() else None
+    device = from_json(DeviceInfo, read_json(run.device_file)) if run.device_file.exists() else None
+    training = load_training(run)
+    tuned = find_tuned(records, manifest)
+    jobs = manifest.job_records() if manifest else recipe.jobs if recipe else ()
+    return Facts(
+        run=run,
+        state=state,
+        trials=trials_frame(records),
+        device=device,
+        recipe=recipe,
+        manifest=manifest,
+        jobs=jobs,
+        hyperparameters=manifest.workload.hyperparameters if manifest else recipe.hyperparameters if recipe else {},
+        tuned=tuned,
+        baseline=find_baseline(records, recipe),
+        rule_of_thumb=find_role("rule of thumb", [r for r in records if r.stage == "rule_of_thumb"], records),
+        edited=manifest is not None and bool(records) and tuned is None,
+        spent_s=finite(state.get("spent_s")),
+        budget_s=finite(state.get("budget_s")),
+        steps_per_episode=episode_lengths(jobs, records, tuned, training),
+        training=training,
+        price=price or manifest_price(manifest),
+    )
+
+
+def manifest_price(manifest: Manifest | None) -> Price | None:
+    """The price that the search was given."""
+    given = manifest.prediction.price_usd_per_hour if manifest and manifest.prediction else None
+    return Price(usd_per_hour=given, note="given to the search") if given else None
+
+
+def trials_frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
+    """A row per trial; numbers that are not known are None."""
+    return pd.DataFrame([_row(record) for record in records], columns=list(COLUMNS), dtype=object)
+
+
+def _row(record: TrialRecord) -> dict[str, Any]:
+    result = record.result
+    plain = ("status", "grade", "vram_peak_bytes", "ram_peak_bytes", "limited_by", "detail", "log_tail")
+    numbers = ("sps", "sps_low", "sps_high", "cost_s", "window_s", "reset_fraction")
+    point = result.requested
+    return {
+        "number": record.number,
+        "stage": record.stage,
+        "num_envs": point.num_envs,
+        "batch_size": point.batch_size,
+        "concurrency": point.concurrency,
+        "extra": point.extra,
+        "job_sps": tuple(result.job_sps),
+        "flags": tuple(result.flags),
+        "changed": changed_knobs(result),
+        **{name: getattr(result, name) for name in plain},
+        **{name: finite(getattr(result, name)) for name in numbers},
+    }
+
+
+def changed_knobs(result: ProbeResult) -> str:
+    """What took effect other than asked for, such as ``num_envs=16``; empty when all did."""
+    asked, got = result.requested.knobs(), result.effective
+    return " ".join(f"{name}={got[name]}" for name in asked if name in got and got[name] != asked[name])
+
+
+def find_role(role: str, candidates: Sequence[TrialRecord], records: Sequence[TrialRecord]) -> Measured | None:
+    """The measurement of the newest candidate's point, over every launch of that point; None without candidates."""
+    if not candidates:
+        return None
+    point = candidates[-1].result.requested
+    launches = [record.result for record in records if record.result.requested == point]
+    good = [result for result in launches if result.ok and finite(result.sps)]
+    failures = sum(not result.ok for result in launches)
+    if not good:
+        return Measured(
+            role=role, point=point, result=launches[-1], sps=None, launches=0, failures=failures, observed_s=0.0
+        )
+    best_grade = [result for result in good if result.grade == "final"] or good
+    ordered = sorted(best_grade, key=lambda result: result.sps or 0.0)
+    middle = ordered[(len(ordered) - 1) // 2]
+    return Measured(
+        role=role,
+        point=point,
+        result=middle,
+        sps=_covering(middle, ordered),
+        launches=len(ordered),
+        failures=failures,
+        observed_s=sum(result.window_s or 0.0 for result in good),
+    )
+
+
+def _covering(middle: ProbeResult, launches: Sequence[ProbeResult]) -> Quantity:
+    """The middle launch's interval, widened to hold what the others measured."""
+    seen = [float(result.sps) for result in launches if result.sps is not None]
+    low, high = finite(middle.sps_low), finite(middle.sps_high)
+    return Quantity(
+        value=float(middle.sps or 0.0),
+        low=None if low is None else min(low, *seen),
+        high=None if high is None else max(high, *seen),
+    )
+
+
+def find_tuned(records: Sequence[TrialRecord], manifest: Manifest | None) -> Measured | None:
+    """The manifest's point where it was measured; without a manifest the stable point with the best lower end."""
+    if manifest is not None:
+        point = manifest.point.record()
+        return find_role("tuned", [record for record in records if record.result.requested == point], records)
+    good = [record for record in records if record.result.ok and finite(record.result.sps)]
+    best = max(good, key=lambda record: finite(record.result.sps_low) or 0.0, default=None)
+    return find_role("best measured", [best], records) if best else None
+
+
+def find_baseline(records: Sequence[TrialRecord], recipe: Recipe | None) -> Measured | None:
+    """The trials of the baseline stage, else those of the recipe's baseline point."""
+    staged = [record for record in records if record.stage == "baseline"]
+    same = [record for record in records if recipe and record.result.requested == recipe.baseline]
+    return find_role("baseline", staged or same, records)
+
+
+def episode_lengths(
+    jobs: Sequence[Job], records: Sequence[TrialRecord], tuned: Measured | None, training: Training | None
+) -> dict[str, float]:
+    """Measured env steps per episode by environment: in training where known, else in the probes."""
+    newest = [record.result for record in records] + ([tuned.result] if tuned else [])
+    probed = next((length for result in reversed(newest) if (length := finite(result.episode_steps))), None)
+    trained = training.steps_per_episode if training else {}
+    lengths = {job.env: trained.get(job.env, probed) for job in jobs}
+    return {env: length for env, length in lengths.items() if length}

@@ -1,0 +1,48 @@
+"""What holds the tuned point back, and where its time goes beside the references'."""
+
+from __future__ import annotations
+
+from autotune.records import PHASES
+from autotune.report.facts import Facts, Measured
+from autotune.report.wording import UNKNOWN, percent, table, text
+from autotune.units import format_count
+
+_NAMES = {"env": "env stepping", "infer": "inference", "transfer": "transfer", "learn": "learning"}
+
+
+def render(facts: Facts) -> str:
+    """The limiting sentence, then seconds by phase, cores and utilisation."""
+    measured = [each for each in facts.measured if each.sps is not None]
+    if not measured:
+        return ""
+    parts = []
+    if facts.tuned is not None and facts.tuned.result.limited_by:
+        parts.append(f"The {facts.tuned.role} point: {text(facts.tuned.result.limited_by)}.".replace("..", "."))
+    rows = [[_NAMES[phase], *(_phase(each, phase) for each in measured)] for phase in PHASES if _ran(measured, phase)]
+    rows += [[name, *cells] for name, cells in _machine(facts, measured) if any(cell != UNKNOWN for cell in cells)]
+    if rows:
+        parts.append(table(["microseconds per env step (share)", *(each.role for each in measured)], rows))
+    return "\n\n".join(parts)
+
+
+def _ran(measured: list[Measured], phase: str) -> bool:
+    return any(each.result.phase_seconds.get(phase) for each in measured)
+
+
+def _phase(measured: Measured, phase: str) -> str:
+    seconds = measured.result.phase_seconds
+    total = sum(seconds.values())
+    if phase not in seconds or total <= 0:
+        return "-"
+    return f"{format_count(seconds[phase] * 1e6)} ({percent(seconds[phase] / total)})"
+
+
+def _machine(facts: Facts, measured: list[Measured]) -> list[tuple[str, list[str]]]:
+    allowed = f" of {facts.device.host.cpu_cores_allowed:g}" if facts.device else ""
+    results = [each.result for each in measured]
+    return [
+        ("CPU cores busy", [UNKNOWN if r.cpu_cores is None else f"{r.cpu_cores:.1f}{allowed}" for r in results]),
+        ("GPU utilisation", [percent(r.gpu_utilisation) for r in results]),
+        ("power", [UNKNOWN if r.power_w is None else f"{format_count(r.power_w)} W" for r in results]),
+        ("rows spent on resets", [percent(r.reset_fraction) for r in results]),
+    ]

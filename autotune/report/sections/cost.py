@@ -1,0 +1,125 @@
+"""Hours and dollars: the whole, each job, and against the references."""
+
+from __future__ import annotations
+
+from autotune.records import Budget
+from autotune.report.availability import effective_cost_usd
+from autotune.report.facts import Facts, Measured
+from autotune.report.projection import HOUR_S, JobProjection, Projection, savings
+from autotune.report.wording import (
+    UNKNOWN,
+    code,
+    counts,
+    dollars,
+    hours,
+    interval,
+    percent,
+    saving,
+    table,
+    text,
+)
+from autotune.units import format_count, format_duration, format_usd
+
+_DOWNTIMES = (0.01, 0.05, 0.17)
+
+
+def render(facts: Facts) -> str:
+    """Totals at each measured point, then every job, then what the figures rest on."""
+    plans = [(each, plan) for each in facts.measured if (plan := facts.projection(each))]
+    if not plans:
+        return ""
+    parts = [_totals(facts, plans), _savings(facts, plans), _jobs(plans), _notes(facts, plans)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _totals(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
+    headers = ["", "settings", "SPS", "95 % interval", "each job", "at once", "time for all jobs", "cost"]
+    rows = []
+    for measured, plan in plans:
+        speeds = [counts(each.value) if each else UNKNOWN for each in (measured.sps, measured.job_sps)]
+        cost = dollars(plan.usd) if facts.price else "needs `--price`"
+        settings = code(measured.point.label())
+        rows.append([measured.role, settings, speeds[0], interval(measured.sps), speeds[1], str(plan.slots)])
+        rows[-1] += [hours(plan.hours), cost]
+    return table(headers, rows, numbers_from=2)
+
+
+def _savings(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
+    last, tuned = plans[-1]
+    if last is not facts.tuned:
+        return ""
+    lines = [
+        f"- Saved {saving(savings(before, tuned), measured.role)}"
+        for measured, before in plans[:-1]
+        if measured.point != last.point
+    ]
+    return "\n".join(lines)
+
+
+def _jobs(plans: list[tuple[Measured, Projection]]) -> str:
+    roles = [measured.role for measured, _ in plans]
+    tuned = plans[-1][1]
+    priced = tuned.usd is not None
+    rows = []
+    for index, job in enumerate(tuned.jobs):
+        cells = [hours(plan.jobs[index].hours, interval=False) for _, plan in plans[:-1]]
+        cells += [hours(job.hours), *([format_usd(job.usd)] if priced else [])]
+        rows.append([text(job.id), _budget(job.budget), _steps(job), *cells])
+    total = [hours(plan.hours, interval=False) for _, plan in plans[:-1]] + [hours(tuned.hours)]
+    rows.append(["**all**", "", "", *total, *([dollars(tuned.usd, interval=False)] if priced else [])])
+    share = [f"cost, {roles[-1]}"] if priced else []
+    return table(["job", "budget", "env steps", *(f"time, {role}" for role in roles), *share], rows)
+
+
+def _budget(budget: Budget) -> str:
+    return f"{budget.amount:,.0f} {budget.unit}" if budget.unit != "hours" else f"{budget.amount:g} hours"
+
+
+def _steps(job: JobProjection) -> str:
+    return format_count(job.steps)
+
+
+def _notes(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
+    measured, plan = plans[-1]
+    notes = []
+    if plan.slots > 1:
+        each = counts(measured.job_sps.value if measured.job_sps else None)
+        notes.append(
+            f"{plan.slots} jobs run at once, each at {each} SPS; when fewer are left they would run faster, "
+            "which is not counted."
+        )
+    notes += _episode_notes(facts)
+    if any(job.budget.unit == "hours" for job in facts.jobs):
+        notes.append("A job with a budget in hours takes those hours at any settings: faster ones give it more steps.")
+    notes.append(
+        "Speeds are those of the first job's untrained policies, taken for every job: another game or a trained "
+        "policy can be slower or faster."
+    )
+    notes += _price_notes(facts, plan)
+    return "\n".join(f"- {note}" for note in notes)
+
+
+def _episode_notes(facts: Facts) -> list[str]:
+    if not any(job.budget.unit == "episodes" for job in facts.jobs):
+        return []
+    if not facts.steps_per_episode:
+        return ["No episode ended while measuring: jobs with a budget in episodes have no known length."]
+    lengths = sorted(set(facts.steps_per_episode.values()))
+    span = counts(lengths[0]) if len(lengths) == 1 else f"{counts(lengths[0])} to {counts(lengths[-1])}"
+    return [
+        f"Episodes (whole games) are turned into steps by the measured {span} env steps per episode. That changes "
+        "while a policy learns, and with the game."
+    ]
+
+
+def _price_notes(facts: Facts, plan: Projection) -> list[str]:
+    if facts.price is None or plan.usd is None:
+        return []
+    price = facts.price.usd_per_hour
+    notes = [f"{format_usd(price)} per hour of the whole machine: {text(facts.price.note)}."]
+    if facts.spent_s:
+        spent = f"{format_duration(facts.spent_s)}, {format_usd(facts.spent_s / HOUR_S * price)}"
+        notes.append(f"The search itself took {spent}; it is in none of the figures above.")
+    at = ", ".join(f"{format_usd(effective_cost_usd(plan.usd.value, u))} at {percent(u)}" for u in _DOWNTIMES)
+    notes.append(f"If the machine is down for a share of the time, the jobs cost {at}.")
+    return notes

@@ -1,0 +1,76 @@
+"""How far failures can be excluded, what headroom is left, and what a failure rate would cost."""
+
+from __future__ import annotations
+
+from autotune.report.availability import (
+    availability,
+    best_checkpoint_interval_s,
+    effective_cost_usd,
+    failure_rate_bound_per_hour,
+    failure_rate_mean_per_hour,
+)
+from autotune.report.facts import Facts, Measured
+from autotune.report.projection import HOUR_S
+from autotune.report.wording import counts, percent
+from autotune.units import format_bytes, format_duration, format_usd
+
+CHECKPOINT_S = 5.0
+RESTART_S = 60.0
+_USEFUL_AVAILABILITY = 0.5
+
+
+def render(facts: Facts) -> str:
+    """Failures at the tuned point, their bound, and the memory left."""
+    tuned = facts.tuned
+    if tuned is None:
+        return ""
+    lines = [*_failures(facts, tuned), *_headroom(facts, tuned)]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _failures(facts: Facts, tuned: Measured) -> list[str]:
+    observed_h = tuned.observed_s / HOUR_S
+    if observed_h <= 0:
+        return ["The tuned point was not observed for any length of time: nothing is known of its stability."]
+    bound = failure_rate_bound_per_hour(tuned.failures, observed_h)
+    seen = format_duration(tuned.observed_s)
+    if tuned.failures:
+        mean = counts(failure_rate_mean_per_hour(tuned.failures, observed_h))
+        count = f"{tuned.failures} failures" if tuned.failures > 1 else "One failure"
+        first = f"{count} in {seen} of measured windows: about {mean} per hour, at most {counts(bound)} (95 %)."
+    else:
+        first = f"No failure in {seen} of measured windows, so at most {counts(bound)} failures per hour (95 %)."
+    return [first, _survival(facts, tuned, HOUR_S / bound)]
+
+
+def _survival(facts: Facts, tuned: Measured, mean_failure_s: float) -> str:
+    interval_s = best_checkpoint_interval_s(mean_failure_s, CHECKPOINT_S)
+    kept = availability(mean_failure_s, RESTART_S, CHECKPOINT_S, interval_s) if interval_s > 0 else 0.0
+    if kept < _USEFUL_AVAILABILITY:
+        return (
+            "That is too short an observation to bound what failures could cost; a longer `--budget` watches the "
+            "point for longer, and training goes on counting."
+        )
+    sentence = (
+        f"Failing as often as that, {percent(kept)} of the time would still be kept work, with a checkpoint every "
+        f"{format_duration(interval_s)} (assuming {CHECKPOINT_S:g} s a checkpoint and {RESTART_S:g} s a restart)"
+    )
+    plan = facts.projection(tuned)
+    if plan is None or plan.usd is None:
+        return sentence + "."
+    return f"{sentence}, and the jobs would cost {format_usd(effective_cost_usd(plan.usd.value, 1 - kept))}."
+
+
+def _headroom(facts: Facts, tuned: Measured) -> list[str]:
+    device = facts.device
+    limits = [
+        ("VRAM", tuned.result.vram_peak_bytes, device.vram_total_bytes if device else None),
+        ("RAM", tuned.result.ram_peak_bytes, device.host.ram_limit_bytes if device else None),
+    ]
+    lines = []
+    for name, peak, limit in limits:
+        if peak is None:
+            continue
+        of = f" of {format_bytes(limit)} ({percent(peak / limit)})" if limit else ""
+        lines.append(f"{name} peak {format_bytes(peak)}{of}.")
+    return lines

@@ -1,0 +1,114 @@
+"""The first lines: what to run, how long, what it costs, what is saved, how sure."""
+
+from __future__ import annotations
+
+from autotune.report.availability import failure_rate_bound_per_hour
+from autotune.report.facts import Facts, Measured
+from autotune.report.learning import loud_change
+from autotune.report.projection import HOUR_S, Projection, savings
+from autotune.report.wording import UNKNOWN, code, comparison, counts, dollars, hours, saving, speed, text
+from autotune.units import format_duration, format_usd
+
+
+def render(facts: Facts) -> str:
+    """The answer for the one who pays."""
+    if facts.tuned is None or facts.tuned.sps is None:
+        return _nothing_tuned(facts)
+    lines = [*_what(facts, facts.tuned), *_projected(facts, facts.tuned), *_sure(facts, facts.tuned), _next(facts)]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _nothing_tuned(facts: Facts) -> str:
+    if facts.edited:
+        point = code(facts.manifest.point.record().label()) if facts.manifest else UNKNOWN
+        return (
+            f"- **No measurement of {point}**: the manifest's settings were not measured in this run, so there is "
+            f"no projection. `autotune probe` measures them, `autotune search` finds better ones."
+        )
+    if len(facts.trials):
+        failed = facts.trials["status"].value_counts()
+        shown = ", ".join(f"{count} {str(status).replace('_', ' ')}" for status, count in failed.items())
+        return f"- **No stable point** among {len(facts.trials)} probes ({shown}): see what failed below."
+    if facts.training:
+        return "- **A training without probes of its own**: what it did stands below; nothing here was tuned."
+    return "- **Nothing was measured yet** in this run: `autotune search --budget 30m` fills it."
+
+
+def _what(facts: Facts, tuned: Measured) -> list[str]:
+    device = f" on {text(facts.device.name)}" if facts.device else ""
+    count = facts.points_measured
+    which = f"the best of the {count} points measured" if count > 1 else "the only point measured"
+    return [f"**What to run:** {code(tuned.point.label())}, {which}{device}."]
+
+
+def _projected(facts: Facts, tuned: Measured) -> list[str]:
+    plan = facts.projection(tuned)
+    if plan is None:
+        return ["**How long, what it costs:** unknown, this run names no jobs."]
+    if plan.hours is None:
+        waiting = ", ".join(text(job) for job in plan.unknown[:5])
+        why = "no episode ended while measuring, so episodes cannot be turned into steps"
+        return [f"**How long, what it costs:** unknown for {waiting}: {why}. Per hour: {_per_hour(facts, tuned)}."]
+    together = f", {plan.slots} at a time" if plan.slots > 1 else ""
+    count = len(plan.jobs)
+    jobs = f"{count} jobs{together}" if count > 1 else "the one job"
+    lines = [f"**How long:** {hours(plan.hours)} for {jobs}."]
+    if facts.price and plan.usd:
+        at = f"at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})"
+        lines.append(f"**What it costs:** {dollars(plan.usd)} {at}.")
+    else:
+        lines.append(
+            "**What it costs:** no price is known for this machine; give what an hour of it costs with `--price`, "
+            "such as `autotune report --price 2.0`."
+        )
+    return [*lines, *_saved(facts, plan)]
+
+
+def _per_hour(facts: Facts, tuned: Measured) -> str:
+    steps = counts(tuned.sps.value * HOUR_S) if tuned.sps else UNKNOWN
+    return f"{steps} env steps" + (f" for {format_usd(facts.price.usd_per_hour)}" if facts.price else "")
+
+
+def _saved(facts: Facts, plan: Projection) -> list[str]:
+    parts = []
+    for reference in (facts.baseline, facts.rule_of_thumb):
+        if reference is None or facts.tuned is None:
+            continue
+        if reference.point == facts.tuned.point:
+            parts.append(f"nothing against the {reference.role}: these are its settings")
+        elif (before := facts.projection(reference)) is None:
+            parts.append(f"against the {reference.role}: unknown, it failed ({reference.result.status})")
+        else:
+            parts.append(saving(savings(before, plan), f"{reference.role} ({code(reference.point.label())})"))
+    if not parts:
+        return ["**What it saves:** unknown: neither a baseline nor the rule of thumb was measured."]
+    return [f"**What it saves:** {'; '.join(parts)}."]
+
+
+def _sure(facts: Facts, tuned: Measured) -> list[str]:
+    parts = [speed(tuned)]
+    if tuned.point.concurrency > 1 and tuned.job_sps:
+        parts[0] += f", {counts(tuned.job_sps.value)} SPS for each of {tuned.point.concurrency} jobs at once"
+    parts += [comparison(tuned, other) for other in (facts.baseline, facts.rule_of_thumb) if other]
+    lines = [f"**How sure:** {'; '.join(parts)}."]
+    if not tuned.firm:
+        lines.append("**Not firm:** one launch or quick windows rank points, they do not promise; search longer.")
+    observed_hours = tuned.observed_s / HOUR_S
+    if tuned.failures == 0 and observed_hours > 0:
+        bound = counts(failure_rate_bound_per_hour(0, observed_hours))
+        seen = format_duration(tuned.observed_s)
+        lines.append(f"**Stability:** no failure in {seen}, so at most {bound} failures per hour (95 %).")
+    elif tuned.failures:
+        lines.append(f"**Stability:** {tuned.failures} of its launches failed; see below.")
+    warning = loud_change(facts)
+    if warning:
+        lines.append(f"**Learning not checked, and it changes:** {warning} than the baseline; see below.")
+    elif facts.hyperparameters.get("rollout"):
+        lines.append("**Learning not checked:** these figures are speed; see below how the settings feed the learner.")
+    return lines
+
+
+def _next(facts: Facts) -> str:
+    if facts.manifest is None:
+        return "**Next:** `autotune search --budget 30m` emits a manifest to train from."
+    return f"**Next:** {code(f'autotune train {facts.run.manifest_file}')}"

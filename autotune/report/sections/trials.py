@@ -1,0 +1,84 @@
+"""Every probe, the failed ones too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autotune.report.facts import Facts
+from autotune.report.wording import block, counts, table, text
+from autotune.units import format_bytes, format_duration
+
+_LOGS_SHOWN = 5
+
+
+def render(facts: Facts) -> str:
+    """A table of all trials, then what failed and why."""
+    if facts.trials.empty:
+        return ""
+    rows = facts.trial_rows
+    fastest = max((row["sps"] or 0.0 for row in rows), default=0.0)
+    headers = [
+        "probe",
+        "num_envs",
+        "batch_size",
+        "at once",
+        "status",
+        "SPS",
+        "95 % interval",
+        "each job",
+        "VRAM",
+        "RAM",
+    ]
+    parts = [
+        f"{facts.points_measured} points measured in {len(rows)} probes. SPS are agent decisions per second, summed "
+        "over the jobs that run at once; rows that an environment spends on resets do not count. Quick windows rank, "
+        "final ones are published.",
+        table(["stage", *headers], [_cells(row, fastest) for row in rows], numbers_from=1),
+        *_changed(rows),
+        *_failed(rows),
+    ]
+    return "\n\n".join(parts)
+
+
+def _cells(row: dict[str, Any], fastest: float) -> list[str]:
+    known = row["sps_low"] is not None and row["sps_high"] is not None
+    jobs = row["job_sps"]
+    stage = f"{row['stage']}, {row['grade']}"
+    if row["extra"]:
+        stage += " (" + ", ".join(f"{name}={value}" for name, value in row["extra"]) + ")"
+    speed = counts(row["sps"]) if row["sps"] is not None else "-"
+    return [
+        text(stage.replace("_", " ")),
+        str(row["number"]),
+        *(str(row[name]) for name in ("num_envs", "batch_size", "concurrency")),
+        text(row["status"].replace("_", " ")),
+        f"**{speed}**" if row["sps"] and row["sps"] == fastest else speed,
+        f"{counts(row['sps_low'])} to {counts(row['sps_high'])}" if known else "-",
+        counts(sum(jobs) / len(jobs)) if jobs else "-",
+        format_bytes(row["vram_peak_bytes"]) if row["vram_peak_bytes"] is not None else "-",
+        format_bytes(row["ram_peak_bytes"]) if row["ram_peak_bytes"] is not None else "-",
+    ]
+
+
+def _changed(rows: list[dict[str, Any]]) -> list[str]:
+    changed = [row for row in rows if row["changed"]]
+    if not changed:
+        return []
+    lines = [
+        f"- probe {row['number']}: {text(row['changed'])} took effect instead of what was asked for" for row in changed
+    ]
+    return ["**Asked for and taken effect differ:**\n\n" + "\n".join(lines)]
+
+
+def _failed(rows: list[dict[str, Any]]) -> list[str]:
+    failed = [row for row in rows if row["status"] != "ok"]
+    if not failed:
+        return ["No probe failed."]
+    parts = ["**Failed probes:**"]
+    for shown, row in enumerate(failed):
+        status, took = row["status"].replace("_", " "), format_duration(row["cost_s"])
+        settings = " ".join(f"{name}={row[name]}" for name in ("num_envs", "batch_size", "concurrency"))
+        parts.append(f"Probe {row['number']} ({text(settings)}): {status} after {took}. {text(row['detail'])}".rstrip())
+        if shown < _LOGS_SHOWN and row["log_tail"]:
+            parts.append(block(row["log_tail"]))
+    return parts

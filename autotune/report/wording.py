@@ -1,0 +1,143 @@
+"""How figures and other people's words are put: what a report may say (METHOD.md section 4), and safe Markdown."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from autotune.report.facts import Measured
+from autotune.report.projection import HOUR_S, Quantity, Savings, ratio, tied
+from autotune.units import format_count, format_duration, format_usd
+
+UNKNOWN = "unknown"
+_MARKDOWN = re.compile(r"([\\`*_\[\]|#!])")
+
+
+def text(value: object, limit: int = 300) -> str:
+    """Somebody else's words (job ids, device names, messages) as one line of inert Markdown."""
+    line = _printable(value)
+    line = line if len(line) <= limit else line[: limit - 1] + "…"
+    return _MARKDOWN.sub(r"\\\1", html.escape(line, quote=False))
+
+
+def code(value: object) -> str:
+    """Somebody else's words as inline code."""
+    return f"`{_printable(value).replace('`', chr(39)) or ' '}`"
+
+
+def block(value: object, lines: int = 8, width: int = 160) -> str:
+    """The last lines of a log as an indented code block: nothing in it is markup."""
+    last = [_printable(line, squeeze=False)[:width] for line in str(value).splitlines() if line.strip()][-lines:]
+    return "\n".join(f"    {line}" for line in last)
+
+
+def _printable(value: object, *, squeeze: bool = True) -> str:
+    shown = "".join(character if character.isprintable() else " " for character in str(value))
+    return " ".join(shown.split()) if squeeze else shown.rstrip()
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
+    """A Markdown table; columns from `numbers_from` on are aligned to the right."""
+    align = ["left" if column < numbers_from else "right" for column in range(len(headers))]
+    return tabulate(rows, headers=list(headers), tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def percent(fraction: float | None) -> str:
+    """``0.031`` -> ``3.1 %``; whole percents from 10 on."""
+    if fraction is None or not math.isfinite(fraction):
+        return UNKNOWN
+    shown = abs(fraction) * 100
+    digits = 0 if shown >= 9.95 and not 99 < shown < 100 else 1
+    return f"{fraction * 100:.{digits}f} %"
+
+
+def times(value: float | None) -> str:
+    """``2.345`` -> ``2.35x``; fewer digits for large factors."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:.2f}x" if value < 10 else f"{value:.1f}x" if value < 100 else f"{value:,.0f}x"
+
+
+def counts(value: float | None) -> str:
+    """Steps per second and the like."""
+    return format_count(value)
+
+
+def hours(value: Quantity | None, *, interval: bool = True) -> str:
+    """Hours as ``7d 5h (6d 22h to 7d 12h)``."""
+    if value is None:
+        return UNKNOWN
+    shown = format_duration(value.value * HOUR_S)
+    if not interval or value.low is None or value.high is None:
+        return shown
+    low, high = format_duration(value.low * HOUR_S), format_duration(value.high * HOUR_S)
+    return shown if low == high else f"{shown} ({low} to {high})"
+
+
+def dollars(value: Quantity | None, *, interval: bool = True) -> str:
+    """Dollars as ``346.67 USD (330.00 to 362.00)``."""
+    if value is None:
+        return UNKNOWN
+    if not interval or value.low is None or value.high is None or value.low == value.high:
+        return format_usd(value.value)
+    return f"{format_usd(value.value)} ({value.low:,.2f} to {value.high:,.2f})"
+
+
+def interval(value: Quantity | None) -> str:
+    """The 95 % interval of a speed as ``40,100 to 42,300``."""
+    if value is None or value.low is None or value.high is None:
+        return "no interval"
+    return f"{counts(value.low)} to {counts(value.high)}"
+
+
+def evidence(measured: Measured) -> str:
+    """What stands behind a figure: ``95 %, this machine, 3 launches`` or weaker words."""
+    launches = "one launch" if measured.launches == 1 else f"{measured.launches} launches"
+    windows = "" if measured.result.grade == "final" else ", quick windows"
+    return f"95 %, this machine, {launches}{windows}"
+
+
+def speed(measured: Measured) -> str:
+    """A point's aggregate speed with what stands behind it."""
+    if measured.sps is None:
+        return f"no speed: {measured.result.status.replace('_', ' ')}"
+    width = measured.sps.half_width_fraction
+    if measured.firm and width is not None:
+        return f"{counts(measured.sps.value)} SPS ± {percent(width)} ({evidence(measured)})"
+    return f"{counts(measured.sps.value)} SPS ({interval(measured.sps)}; {evidence(measured)})"
+
+
+def comparison(tuned: Measured, reference: Measured) -> str:
+    """How the tuned point's aggregate speed stands to a reference, a tie said as a tie."""
+    if tuned.point == reference.point:
+        return f"the same settings as the {reference.role}"
+    if reference.sps is None:
+        return f"the {reference.role} gave no speed ({reference.result.status.replace('_', ' ')})"
+    if tuned.sps is None:
+        return UNKNOWN
+    times_as_fast = ratio(tuned.sps, reference.sps)
+    ends = f"{times(times_as_fast.low)} to {times(times_as_fast.high)}"
+    if tied(times_as_fast):
+        known = "no interval" if times_as_fast.low is None else ends
+        return f"tied with the {reference.role} ({times(times_as_fast.value)}; {known})"
+    return f"{times(times_as_fast.value)} the {reference.role}'s SPS ({ends})"
+
+
+def saving(saved: Savings | None, reference: str) -> str:
+    """What is saved against a reference in hours and dollars; a tie and a loss are said as such."""
+    if saved is None:
+        return f"against the {reference}: {UNKNOWN}"
+    low, high = saved.fraction.low, saved.fraction.high
+    ends = f"; {percent(low)} to {percent(high)}" if low is not None and high is not None else ""
+    amount = format_duration(abs(saved.hours.value) * HOUR_S)
+    if saved.usd is not None:
+        amount = f"{format_usd(abs(saved.usd.value))} and {amount}"
+    if saved.tied:
+        return f"against the {reference}: no saving shown, they are tied ({percent(saved.fraction.value)}{ends})"
+    if saved.hours.value < 0:
+        return f"against the {reference}: {amount} **more** ({percent(-saved.fraction.value)} more)"
+    return f"against the {reference}: {amount} ({percent(saved.fraction.value)}{ends})"
