@@ -122,14 +122,22 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurePlan:
-    """How long a probe discards and measures (METHOD.md section 1); seconds and iterations."""
+    """How long a probe discards and measures (METHOD.md section 1); seconds and iterations.
+
+    Attributes:
+        long_iteration_s: iterations above this are measured in slices (`Session.step`).
+    """
 
     discard_s: float = 10.0
     discard_iterations: int = 3
     window_s: float = 8.0
     window_iterations: int = 2
+    long_iteration_s: float = 4.0
     start_timeout_s: float = 120.0
     timeout_s: float = 300.0
+
+
+FINAL_PLAN = MeasurePlan(discard_s=20.0, window_s=30.0, window_iterations=6, long_iteration_s=15.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +182,7 @@ class Recipe:
     grid: Mapping[str, tuple[KnobValue, ...]]
     baseline: Point
     quick: MeasurePlan = field(default_factory=MeasurePlan)
-    final: MeasurePlan = field(default_factory=lambda: MeasurePlan(discard_s=20.0, window_s=30.0, window_iterations=6))
+    final: MeasurePlan = FINAL_PLAN
     limits: Limits = field(default_factory=Limits)
     source: str = ""
     points: tuple[Point, ...] = ()

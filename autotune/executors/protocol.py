@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from autotune.records import Point, ProbeRequest, ProbeResult, Recipe
+from autotune.records import DeviceInfo, Point, ProbeRequest, ProbeResult, Recipe
 
 
 class Executor(Protocol):
@@ -14,10 +14,12 @@ class Executor(Protocol):
     Attributes:
         name: ``isolated``, ``replay`` ...
         simulated: whether `clock_s` is a simulated clock.
+        device: the machine it measures on.
     """
 
     name: str
     simulated: bool
+    device: DeviceInfo
 
     def clock_s(self) -> float:
         """Seconds that pass while the machine is suspended too (CLOCK_BOOTTIME), or simulated ones."""

@@ -10,9 +10,7 @@ from typing import Any
 
 from autotune.errors import ManifestError
 from autotune.probe import schema
-from autotune.records import KNOBS, KnobValue, MeasurePlan, Point, Recipe
-
-FINAL_PLAN = MeasurePlan(discard_s=20.0, window_s=30.0, window_iterations=6)
+from autotune.records import FINAL_PLAN, KNOBS, KnobValue, MeasurePlan, Point, Recipe
 
 
 def parse_recipe(text: str, *, source: str, name: str) -> Recipe:

@@ -67,7 +67,7 @@ def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
         ready = {"type": "ready", "open_s": time.monotonic() - started_s, "threads": task.threads}
         send(ready | {"effective": to_json(session.effective)})
         if task.mode == "measure":
-            measure(session, send, commands.go, commands.stop)
+            measure(session, send, commands.go, commands.stop, long_iteration_s=task.plan.long_iteration_s)
         elif task.mode == "steps":
             run_steps(session, task.steps, send, commands.stop)
         else:

@@ -11,8 +11,7 @@ from typing import Any
 from autotune.records import Work, to_json
 from autotune.workloads.protocol import Finished, Session
 
-LONG_ITERATION_S = 15.0
-SLICE_S = 4.0
+_SLICES_WHEN_LONG = 4
 _FIRST_SLICE_ROWS = 2048
 _PEAK_PERIOD_S = 1.0
 
@@ -32,13 +31,18 @@ def first_parts(session: Session) -> int:
     return max(1, rows // _FIRST_SLICE_ROWS)
 
 
-def settle_parts(iteration_s: float) -> int:
-    """Slices at which iterations above 15 s are measured; 1 for shorter ones."""
-    return 1 if iteration_s <= LONG_ITERATION_S else math.ceil(iteration_s / SLICE_S)
+def settle_parts(iteration_s: float, long_iteration_s: float) -> int:
+    """Slices at which long iterations are measured (a quarter of the limit each); 1 for shorter ones."""
+    return 1 if iteration_s <= long_iteration_s else math.ceil(iteration_s * _SLICES_WHEN_LONG / long_iteration_s)
 
 
 def measure(
-    session: Session, send: Callable[[dict[str, Any]], None], go: threading.Event, stop: threading.Event
+    session: Session,
+    send: Callable[[dict[str, Any]], None],
+    go: threading.Event,
+    stop: threading.Event,
+    *,
+    long_iteration_s: float,
 ) -> None:
     """Wait at the barrier for `go`, then step and report until `stop`.
 
@@ -58,7 +62,7 @@ def measure(
             message["peak_memory_bytes"], last_peak_s = session.peak_memory_bytes(), ended_s
         send(message)
         if deciding:
-            parts = settle_parts((ended_s - started_s) / max(share_done(session, work), 1e-6))
+            parts = settle_parts((ended_s - started_s) / max(share_done(session, work), 1e-6), long_iteration_s)
             deciding = 0 if parts == 1 else deciding - 1
     send({"type": "done", "reason": "stopped", "peak_memory_bytes": session.peak_memory_bytes()})
 

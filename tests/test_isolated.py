@@ -1,0 +1,155 @@
+"""The isolated executor with real child processes of `busywork`: every failure is a value, nothing is left behind."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from autotune.device.inspect import inspect_device
+from autotune.errors import UsageError
+from autotune.executors.isolated import IsolatedExecutor
+from autotune.executors.process import WorkerProcess
+from autotune.probe.recipe import load_recipe
+from autotune.probe.run import run_probe
+from autotune.records import Budget, Job, MeasurePlan, Point
+from autotune.runs import Run
+from autotune.store import read_lines
+from autotune.worker.protocol import WorkerTask
+
+PLAN = MeasurePlan(discard_s=0.2, discard_iterations=2, window_s=0.6, window_iterations=2, timeout_s=20.0)
+POINT = Point(num_envs=16, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def executor():
+    return IsolatedExecutor(inspect_device("cpu"))
+
+
+def recipe_with(**hyperparameters):
+    recipe = load_recipe("busywork")
+    return replace(recipe, hyperparameters={**recipe.hyperparameters, **hyperparameters}, quick=PLAN)
+
+
+def probe(executor, tmp_path, point=POINT, **hyperparameters):
+    recipe = recipe_with(**hyperparameters)
+    return run_probe(recipe, point, executor, grade="quick", run=Run(tmp_path), label="t", device=executor.device)
+
+
+def no_workers_left():
+    mine = psutil.Process().children(recursive=True)
+    return not [p for p in mine if "autotune.worker" in " ".join(p.cmdline())]
+
+
+def test_rate_matches_the_cost_model(executor, tmp_path):
+    """A sleep of 0.1 s for a rollout of 32 x 16 rows: 5,120 rows per second at most, a little less in truth."""
+    result = probe(
+        executor, tmp_path, env_s=0.0, infer_s=0.0, learn_s=0.0, minibatch_overhead_s=0.0, step_overhead_s=0.1 / 32,
+        noise_fraction=0.0, launch_noise_fraction=0.0, warmup_iterations=1, warmup_slowdown=5.0, reset_fraction=0.0,
+    )  # fmt: skip
+    assert result.status == "ok"
+    assert 3500 < result.sps <= 5200
+    assert result.sps_low <= result.sps <= result.sps_high
+    assert result.first_iteration_s > 0.4  # the slow first iteration is reported apart
+    assert result.vram_peak_bytes is None
+    assert result.ram_peak_bytes > 2**20
+    assert no_workers_left()
+
+
+def test_processes_run_side_by_side_with_their_share_of_threads(executor, tmp_path):
+    result = probe(executor, tmp_path, replace(POINT, concurrency=2))
+    assert len(result.job_sps) == 2
+    assert result.sps == pytest.approx(sum(result.job_sps))
+    assert result.effective["threads"] == max(1, int(executor.device.host.cpu_cores_allowed // 2))
+    rows = read_lines(tmp_path / "samples" / "t.jsonl")
+    assert {row["process"] for row in rows if "process" in row} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("fail", "after", "status"),
+    [
+        ("oom", 0, "oom"),
+        ("oom", 2, "oom"),
+        ("host_oom", 1, "oom"),
+        ("crash", 1, "crashed"),
+        ("exit", 1, "crashed"),
+        ("segfault", 1, "crashed"),
+    ],
+)
+def test_failures_are_values(executor, tmp_path, fail, after, status):
+    result = probe(executor, tmp_path, fail=fail, fail_after_iterations=after)
+    assert result.status == status
+    assert result.sps is None
+    assert result.detail
+    assert no_workers_left()
+
+
+@pytest.mark.parametrize("fail", ["hang", "ignore_sigterm"])
+def test_a_hang_ends_at_the_timeout(executor, tmp_path, fail):
+    recipe = recipe_with(fail=fail, fail_after_iterations=1)
+    started = time.monotonic()
+    result = run_probe(recipe, POINT, executor, grade="quick", run=Run(tmp_path), label="t", timeout_s=3.0)
+    assert result.status == "timeout"
+    assert time.monotonic() - started < 12
+    assert no_workers_left()
+
+
+def test_garbage_on_standard_output_does_no_harm(executor, tmp_path):
+    result = probe(executor, tmp_path, fail="garbage", fail_after_iterations=1)
+    assert result.status in ("ok", "crashed", "timeout")
+    assert no_workers_left()
+
+
+def test_misuse_is_raised_not_measured(executor):
+    with pytest.raises(UsageError, match="batch_size"):
+        executor.check(load_recipe("busywork"), [Point(num_envs=1, batch_size=100_000)])
+    with pytest.raises(UsageError, match="no_such"):
+        executor.check(recipe_with(no_such=1))
+
+
+def test_workers_die_with_their_parent(tmp_path):
+    """A parent killed with SIGKILL leaves no worker behind."""
+    script = f"""
+import os, sys, time
+from pathlib import Path
+from autotune.executors.process import WorkerProcess
+from autotune.probe.recipe import load_recipe
+from autotune.records import Point
+from autotune.worker.protocol import WorkerTask
+recipe = load_recipe("busywork")
+task = WorkerTask(mode="measure", workload="busywork", hyperparameters=recipe.hyperparameters,
+                  point=Point(num_envs=4, batch_size=16), jobs=recipe.jobs[:1])
+worker = WorkerProcess(task, Path({str(tmp_path / "log")!r}))
+worker.receive(20)
+worker.send("go")
+print(worker.pid, flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    assert psutil.pid_exists(pid)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_kill_ends_the_whole_group(tmp_path):
+    recipe = load_recipe("busywork")
+    job = Job(id="a", env="busywork", seed=0, budget=Budget(unit="steps", amount=1))
+    task = WorkerTask(
+        mode="measure", workload="busywork", hyperparameters=recipe.hyperparameters, point=POINT, jobs=(job,)
+    )
+    worker = WorkerProcess(task, tmp_path / "log")
+    assert any(message["type"] == "ready" for message in worker.receive(20.0))
+    worker.kill(grace_s=0.0)
+    assert not worker.alive
+    assert worker.descendants() == []
+    with pytest.raises(ProcessLookupError):
+        os.killpg(worker.pid, 0)
+    worker.kill()  # twice is harmless

@@ -1,0 +1,61 @@
+from autotune.executors.window import Step, complete, discard_end, phase_seconds, totals, trace, window, windows
+from autotune.records import MeasurePlan
+
+PLAN = MeasurePlan(discard_s=10.0, discard_iterations=3, window_s=8.0, window_iterations=2)
+
+
+def steps(count, *, period_s=1.0, start_s=0.0, first_s=None, **fields):
+    ends, t = [], start_s
+    for index in range(count):
+        t += first_s if first_s is not None and index == 0 else period_s
+        ends.append(t)
+    return [Step(t=t, started=t - period_s, env_steps=100, **fields) for t in ends]
+
+
+def test_discard_starts_at_the_slowest_process_s_first_iteration():
+    assert discard_end([steps(5), steps(3, first_s=6.0)], PLAN) == 16.0
+    assert discard_end([steps(5), []], PLAN) is None
+
+
+def test_unsettled_slices_do_not_count_as_first_iteration():
+    early = [Step(t=1.0, started=0.0, env_steps=1, settled=False), Step(t=2.0, started=1.0, env_steps=1)]
+    assert discard_end([early], PLAN) == 12.0
+
+
+def test_window_opens_at_an_iteration_end_after_seconds_and_iterations():
+    opened = window(steps(40), discard_end([steps(40)], PLAN), PLAN)
+    assert opened[0].t == 11.0
+    slow = steps(40, period_s=20.0)
+    assert window(slow, discard_end([slow], PLAN), PLAN)[0].t == 80.0  # three iterations outlast ten seconds
+
+
+def test_window_is_complete_by_seconds_and_iterations():
+    opened = window(steps(18), 11.0, PLAN)
+    assert not complete(opened, PLAN)
+    assert complete(window(steps(19), 11.0, PLAN), PLAN)
+    assert not complete(steps(2, period_s=30.0), PLAN)
+    assert complete(steps(3, period_s=30.0), PLAN)
+
+
+def test_sliced_window_needs_sixteen_minibatches():
+    sliced = steps(12, parts=4, minibatches=1)
+    assert not complete(sliced, PLAN)
+    assert complete(steps(12, parts=4, minibatches=2), PLAN)
+
+
+def test_all_processes_must_be_complete():
+    assert windows([steps(30), steps(12)], PLAN) is None
+    opened = windows([steps(30), steps(30, start_s=0.5)], PLAN)
+    assert [len(o) for o in opened] == [19, 20]
+
+
+def test_trace_counts_steps_after_the_opening_iteration_end():
+    measured = trace(steps(5, period_s=2.0))
+    assert measured.seconds == (2.0, 2.0, 2.0, 2.0)
+    assert sum(measured.steps) == 400.0
+
+
+def test_sums_leave_the_opening_iteration_out():
+    opened = [steps(3, reset_rows=4, lengths=(50,), seconds={"env": 0.3, "learn": 0.1})]
+    assert totals(opened) == {"env_steps": 200, "reset_rows": 8, "games": 2, "game_steps": 100}
+    assert phase_seconds(opened) == {"env": 0.6 / 200, "learn": 0.2 / 200}
