@@ -57,6 +57,7 @@ class PlanPart(_Strict):
     discard_iterations: int | None = Field(default=None, ge=0)
     window_s: float | None = Field(default=None, gt=0, strict=False)
     window_iterations: int | None = Field(default=None, ge=1)
+    long_iteration_s: float | None = Field(default=None, gt=0, strict=False)
     start_timeout_s: float | None = Field(default=None, gt=0, strict=False)
     timeout_s: float | None = Field(default=None, gt=0, strict=False)
 
