@@ -55,7 +55,7 @@ class CommandSettings(Settings):
         grace_s: between SIGTERM and SIGKILL.
     """
 
-    argv: tuple[str, ...] = Field(min_length=1)
+    argv: Sequence[str] = Field(min_length=1)
     counter: str | None = None
     rate: str | None = None
     mark: str | None = None
@@ -149,7 +149,7 @@ class CommandWorkload:
         """Nothing is known about what the program can run."""
 
     def open(self, point: Point, job: Job, device: str) -> CommandSession:
-        """Start the program; the device reaches it through CUDA_VISIBLE_DEVICES alone.
+        """Start the program; the executor has set which device it sees (CUDA_VISIBLE_DEVICES).
 
         Raises:
             UsageError: it can never run.
@@ -163,15 +163,11 @@ def values_at(point: Point, job: Job) -> dict[str, KnobValue]:
     return {**point.knobs(), "seed": job.seed, "env": job.env, "job": job.id}
 
 
-def child_environment(settings: CommandSettings, device: str) -> dict[str, str]:
-    """The program's environment: unbuffered output, its share of threads, the device, and what the user set."""
+def child_environment(settings: CommandSettings) -> dict[str, str]:
+    """The program's environment: unbuffered output, its share of threads, and what the user set."""
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     if threads := os.environ.get("AUTOTUNE_THREADS"):
         environment.update(dict.fromkeys(_THREAD_VARIABLES, threads))
-    if device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    elif device.startswith("cuda:"):
-        environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
     return environment | settings.environment
 
 
@@ -190,7 +186,7 @@ class CommandSession:
         self._settings, self._rule = settings, rule
         self._steps = 0
         self._stepped_at_s = time.monotonic()
-        environment = child_environment(settings, device)
+        environment = child_environment(settings)
         try:
             self._child = Child(argv, cwd=settings.cwd, environment=environment, rule=rule)
         except OSError as error:
@@ -247,8 +243,9 @@ class CommandSession:
         if code == 0 and self._steps:
             return Finished(f"the program ended after {self._steps:,} steps")
         if code == 0:
+            missing = "its steps stayed at zero" if self._child.found_progress else self._rule.describe()
             return UsageError(
-                f"the program ended well, but {self._rule.describe()}; correct --counter, --rate or --progress, "
+                f"the program ended well, but {missing}; correct --counter, --rate or --progress, "
                 f"or call autotune.tick(steps) in it. The last lines were:\n{self._last_lines()}"
             )
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"

@@ -12,9 +12,9 @@ from autotune.errors import UsageError
 
 
 class Settings(BaseModel):
-    """Base of a workload's hyperparameters: frozen, no unknown names, no NaN."""
+    """Base of a workload's hyperparameters: frozen, no unknown names, no conversions, no NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 Model = TypeVar("Model", bound=Settings)
