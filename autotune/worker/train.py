@@ -220,7 +220,6 @@ class _Training:
                 "seconds": round(progress.seconds, 3),
                 "env_steps": progress.env_steps,
                 "episodes": progress.episodes,
-                "episodes": progress.episodes,
                 "sps": round(row.env_steps / span_s, 2) if span_s > 0 else None,
                 "mean_return_100": progress.mean_return,
                 "best_return": progress.best_return,
