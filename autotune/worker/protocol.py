@@ -10,9 +10,16 @@ Messages of the worker (key ``type``):
 * ``step``: an iteration (or slice) ended. ``t`` (its end), ``parts``, and `Work`'s fields; every
   few seconds also ``peak_memory_bytes``.
 * ``saved``: a checkpoint is on the disk. ``path``, ``env_steps``, ``seconds``.
+* ``resumed``: training goes on from a checkpoint. ``path`` and the totals below.
+* ``warning``: ``detail``, a sentence for the user (a damaged checkpoint that was set aside).
 * ``error``: the last message of a failed worker. ``kind`` (``oom``, ``misuse``, ``crashed``),
   ``detail``, ``traceback``.
 * ``done``: the last message of a finished one. ``effective``, ``reason``, ``peak_memory_bytes``.
+
+A training worker's ``step`` sums up the iterations since the one before (about two a second):
+``iterations``, ``iteration`` (number of the last since launch), ``metrics`` of the last, and, as do
+``resumed``, ``saved`` and ``done``, the job's totals over all its launches: ``total_env_steps``,
+``total_episodes``, ``total_seconds``, ``mean_return`` (last 100 games), ``best_return``.
 
 Commands of the parent, one word a line: ``go`` (leave the barrier), ``stop`` (finish the current
 iteration, save when training, end).

@@ -247,7 +247,7 @@ class _Training:
         )
         self._saved_steps = progress.env_steps
         took_s = time.monotonic() - self._saved_s
-        self._tell("saved", path=str(path), env_steps=progress.env_steps, seconds=took_s)
+        self._tell("saved", path=str(path), env_steps=progress.env_steps, seconds=took_s, **self._counts(progress))
 
     def _end(self, reason: str) -> None:
         if self._progress.env_steps > self._saved_steps:

@@ -1,0 +1,157 @@
+"""One job of a training as its supervisor sees it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from autotune.executors.process import WorkerProcess
+from autotune.records import Job, JobResult
+from autotune.train.events import Event, last_event
+from autotune.train.status import JobSnapshot
+
+JobStatus = Literal["waiting", "running", "done", "stopped", "crashed"]
+
+_RECENT_S = 30.0
+_ENDINGS = {"finished", "stopped", "crashed", "saved"}
+
+
+class JobRun:
+    """A job's counts and, while it runs, its worker.
+
+    Attributes:
+        job: what is trained.
+        folder: ``checkpoints/``, ``metrics.csv``, ``log``.
+        status: see `JobStatus`.
+        detail: why it stopped or crashed.
+        worker: its process, None when it does not run.
+        final: the worker's last message, ``done`` or ``error``.
+        vram_bytes: device memory of its processes, or the framework's own peak where that is unknown.
+        ram_bytes: memory of its processes.
+    """
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job, self.folder = job, folder
+        self.status: JobStatus = "waiting"
+        self.detail = ""
+        self.env_steps = 0
+        self.episodes = 0
+        self.seconds = 0.0
+        self.mean_return: float | None = None
+        self.best_return: float | None = None
+        self.vram_bytes: int | None = None
+        self.ram_bytes: int | None = None
+        self.worker: WorkerProcess | None = None
+        self.final: Mapping[str, Any] | None = None
+        self._recent: deque[tuple[float, int, int]] = deque()
+
+    def recall(self, events: list[Event]) -> None:
+        """Take up what the events say of this job; a budget raised since makes a finished job go on."""
+        last = last_event(events, _ENDINGS, self.job.id)
+        if last is None:
+            return
+        self.take_counts(last)
+        if last["kind"] == "finished" and (last.get("reason") == "finished" or self.fraction >= 1):
+            self.status = "done"
+
+    def start(self, worker: WorkerProcess) -> None:
+        """A worker trains it from now on."""
+        self.worker, self.final, self.status, self.detail = worker, None, "running", ""
+        self._recent.clear()
+
+    def end(self, status: JobStatus, detail: str = "") -> None:
+        """Its worker has gone."""
+        self.worker, self.status, self.detail = None, status, detail
+        self._recent.clear()
+
+    def take_counts(self, facts: Mapping[str, Any]) -> None:
+        """Take totals from a message or event that carries them."""
+        if "total_env_steps" not in facts:
+            return
+        self.env_steps = int(facts["total_env_steps"])
+        self.episodes = int(facts["total_episodes"])
+        self.seconds = float(facts["total_seconds"])
+        self.mean_return, self.best_return = facts.get("mean_return"), facts.get("best_return")
+
+    def take_step(self, message: Mapping[str, Any]) -> None:
+        """Take a ``step`` message."""
+        self.take_counts(message)
+        if message.get("peak_memory_bytes") is not None and self.vram_bytes is None:
+            self.vram_bytes = int(message["peak_memory_bytes"])
+        t = float(message["t"])
+        self._recent.append((t, self.env_steps, self.episodes))
+        while len(self._recent) > 2 and self._recent[0][0] < t - _RECENT_S:
+            self._recent.popleft()
+
+    def counts(self) -> dict[str, Any]:
+        """Totals, as events carry them."""
+        return {
+            "total_env_steps": self.env_steps,
+            "total_episodes": self.episodes,
+            "total_seconds": round(self.seconds, 3),
+            "mean_return": self.mean_return,
+            "best_return": self.best_return,
+        }
+
+    @property
+    def fraction(self) -> float:
+        """Of the budget, up to 1."""
+        done = {"steps": self.env_steps, "episodes": self.episodes, "hours": self.seconds / 3600}
+        return min(1.0, done[self.job.budget.unit] / self.job.budget.amount)
+
+    @property
+    def sps(self) -> float | None:
+        """Env steps per second over the last half minute, None when it does not run."""
+        return self._rate(1)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to the end of the budget at the present rate, None when that is unknown."""
+        budget, left = self.job.budget, 1.0 - self.fraction
+        if self.status != "running":
+            return None
+        if budget.unit == "hours":
+            return left * budget.amount * 3600
+        rate = self._rate(1 if budget.unit == "steps" else 2)
+        return left * budget.amount / rate if rate else None
+
+    def _rate(self, column: int) -> float | None:
+        if len(self._recent) < 2:
+            return None
+        first, last = self._recent[0], self._recent[-1]
+        return (last[column] - first[column]) / (last[0] - first[0]) if last[0] > first[0] else None
+
+    def snapshot(self) -> JobSnapshot:
+        """Now."""
+        return JobSnapshot(
+            id=self.job.id,
+            env=self.job.env,
+            status=self.status,
+            env_steps=self.env_steps,
+            episodes=self.episodes,
+            seconds=self.seconds,
+            fraction=self.fraction,
+            sps=self.sps,
+            mean_return=self.mean_return,
+            best_return=self.best_return,
+            vram_bytes=self.vram_bytes if self.worker else None,
+            ram_bytes=self.ram_bytes if self.worker else None,
+            eta_s=self.eta_s,
+            detail=self.detail,
+        )
+
+    def result(self) -> JobResult:
+        """How it ended."""
+        return JobResult(
+            id=self.job.id,
+            status=self.status,
+            env_steps=self.env_steps,
+            episodes=self.episodes,
+            seconds=self.seconds,
+            sps=self.env_steps / self.seconds if self.seconds > 0 else None,
+            mean_return=self.mean_return,
+            best_return=self.best_return,
+            detail=self.detail,
+        )

@@ -1,0 +1,292 @@
+"""Trains a manifest's jobs, `concurrency` at a time, each in a process of its own, until their budgets are met."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from autotune.device.inspect import child_environment
+from autotune.device.nvml import LiveGpu
+from autotune.executors.isolated import IsolatedExecutor, threads_each
+from autotune.executors.process import Message, WorkerProcess, receive_all
+from autotune.manifest import Manifest, check_manifest, manifest_hash
+from autotune.meters.host import pss_bytes
+from autotune.records import DeviceInfo, MeasurePlan, TrainResult, to_json
+from autotune.runs import Run
+from autotune.store import write_json
+from autotune.train.events import EventLog, last_event, read_events
+from autotune.train.job import JobRun
+from autotune.train.status import Snapshot, State, stamp, write_snapshot
+from autotune.train.throughput import SharedThroughput
+from autotune.worker.protocol import TrainPlan, WorkerTask
+
+STOP_GRACE_S = 20.0
+_POLL_S = 0.25
+_VIEW_PERIOD_S = 0.5
+_STATUS_PERIOD_S = 2.0
+_EXIT_S = 10.0
+_LOG_LINES = 5
+
+
+def supervise(
+    manifest: Manifest,
+    run: Run,
+    *,
+    device: DeviceInfo,
+    on_event: Callable[[Snapshot], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    plan: MeasurePlan | None = None,
+    stop_grace_s: float = STOP_GRACE_S,
+) -> TrainResult:
+    """Train every unfinished job of a manifest at its point; the same call resumes.
+
+    Args:
+        manifest: what to train; its knobs are what runs.
+        run: where events, checkpoints, metrics and logs go; the caller holds it.
+        device: what to train on.
+        on_event: takes a snapshot about twice a second.
+        warn: takes sentences for the user.
+        should_stop: asked a few times a second; then workers save and end.
+        plan: what the measured rate leaves out as warm-up.
+        stop_grace_s: seconds that workers get to save before they are killed.
+
+    Raises:
+        UsageError: the workload refuses the point, a hyperparameter or a job.
+        FileError: the run's folder is read-only or full.
+    """
+    check_manifest(manifest)
+    supervisor = Supervisor(manifest, run, device, warn, plan or MeasurePlan(), stop_grace_s)
+    try:
+        return supervisor.run(on_event, should_stop)
+    finally:
+        supervisor.close()
+
+
+class Supervisor:
+    """The state of one call of `supervise`."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        run: Run,
+        device: DeviceInfo,
+        warn: Callable[[str], None],
+        plan: MeasurePlan,
+        stop_grace_s: float,
+    ) -> None:
+        self._manifest, self._run, self._device, self._warn = manifest, run, device, warn
+        self._stop_grace_s = stop_grace_s
+        self._started_s = time.monotonic()
+        self._point = manifest.point.record()
+        self._events = EventLog(run)
+        self._jobs = [JobRun(job, run.train_folder / "jobs" / job.id) for job in manifest.job_records()]
+        self._throughput = SharedThroughput(self._point.concurrency, plan)
+        self._gpu = LiveGpu(device.gpu) if device.gpu else None
+        self._stop_by_s: float | None = None
+        self._viewed_s = self._written_s = -_STATUS_PERIOD_S
+
+    def run(self, on_event: Callable[[Snapshot], None], should_stop: Callable[[], bool]) -> TrainResult:
+        """Train to the end, or until told to stop."""
+        self._open()
+        self._show(on_event)
+        while self._active() or (self._stop_by_s is None and self._waiting()):
+            if self._stop_by_s is None and should_stop():
+                self._stop()
+            if self._stop_by_s is None:
+                self._fill()
+            workers = {id(job.worker): job for job in self._active()}
+            for worker, message in receive_all([job.worker for job in self._active() if job.worker], _POLL_S):
+                self._take(workers[id(worker)], message)
+            self._reap()
+            self._show(on_event)
+        return self._close_run(on_event)
+
+    def close(self) -> None:
+        """Leave no process behind, whatever happened."""
+        for job in self._active():
+            if job.worker:
+                job.worker.send("stop")
+        for job in self._active():
+            if job.worker:
+                job.worker.kill(grace_s=5.0)
+        if self._gpu:
+            self._gpu.close()
+
+    def _active(self) -> list[JobRun]:
+        return [job for job in self._jobs if job.worker is not None]
+
+    def _waiting(self) -> list[JobRun]:
+        return [job for job in self._jobs if job.status == "waiting"]
+
+    def _open(self) -> None:
+        """Take up the run: what was done, what changed, whether the jobs can run here."""
+        before = read_events(self._run)
+        for job in self._jobs:
+            job.recall(before)
+        told = self._manifest.device
+        if told and told.fingerprint != self._device.fingerprint:
+            self._warn(
+                f"the manifest was tuned on {told.fingerprint}, this is {self._device.fingerprint}: "
+                "it runs, but another point may be faster here (`autotune search`)"
+            )
+        content = manifest_hash(self._manifest)
+        facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint}
+        last = last_event(before, {"opened"})
+        if last is not None and last["manifest"] != content:
+            self._events.record("edited", manifest=content, point_before=last["point"], **facts)
+            self._warn(f"the manifest was edited: training goes on at {self._point.label()}")
+        if self._waiting():
+            jobs = tuple(job.job for job in self._waiting())
+            workload = self._manifest.workload
+            IsolatedExecutor(self._device).ask("check", workload.name, workload.hyperparameters, jobs, self._point)
+        self._events.record("opened", manifest=content, **facts)
+        self._run.update(training="running")
+        if not self._run.device_file.exists():
+            write_json(self._run.device_file, to_json(self._device))
+
+    def _fill(self) -> None:
+        for job in self._waiting()[: self._point.concurrency - len(self._active())]:
+            job.start(self._launch(job))
+            self._events.record("started", job=job.job.id, pid=job.worker.pid if job.worker else None, **job.counts())
+
+    def _launch(self, job: JobRun) -> WorkerProcess:
+        manifest, count = self._manifest, self._point.concurrency
+        on_gpu = self._device.kind == "cuda"
+        task = WorkerTask(
+            mode="train",
+            workload=manifest.workload.name,
+            hyperparameters=manifest.workload.hyperparameters,
+            point=self._point,
+            jobs=(job.job,),
+            device=self._device.kind,
+            threads=threads_each(self._device, count),
+            memory_fraction=manifest.stability.vram_fraction / count if on_gpu else None,
+            train=TrainPlan(
+                folder=str(job.folder),
+                checkpoint_interval_s=manifest.stability.checkpoint_interval_s,
+                keep=manifest.stability.keep,
+            ),
+        )
+        return WorkerProcess(task, job.folder / "log", environment=child_environment(self._device))
+
+    def _stop(self) -> None:
+        self._stop_by_s = time.monotonic() + self._stop_grace_s
+        for job in self._active():
+            if job.worker:
+                job.worker.send("stop")
+
+    def _take(self, job: JobRun, message: Message) -> None:
+        kind = message.get("type")
+        if kind == "step":
+            job.take_step(message)
+            self._throughput.add(job.job.id, message)
+        elif kind == "resumed":
+            job.take_counts(message)
+            self._events.record("resumed", job=job.job.id, path=message["path"], **job.counts())
+        elif kind == "saved":
+            job.take_counts(message)
+            self._events.record(
+                "saved", job=job.job.id, path=message["path"], cost_s=round(message["seconds"], 4), **job.counts()
+            )
+        elif kind == "warning":
+            self._events.record("warning", job=job.job.id, detail=message["detail"])
+            self._warn(f"{job.job.id}: {message['detail']}")
+        elif kind in ("done", "error"):
+            job.take_counts(message)
+            job.final = {**message, "by_s": time.monotonic() + _EXIT_S}
+
+    def _reap(self) -> None:
+        """End jobs whose worker has gone, said it is done, or did not stop in time."""
+        now_s = time.monotonic()
+        for job in self._active():
+            worker = job.worker
+            if worker is None:
+                continue
+            late = self._stop_by_s is not None and now_s > self._stop_by_s
+            said = job.final is not None and now_s > job.final["by_s"]
+            if not (worker.ended or not worker.alive or late or said):
+                continue
+            for message in worker.receive(0.0):
+                self._take(job, message)
+            self._throughput.leave(job.job.id)
+            worker.kill(grace_s=0.0 if late else 2.0)
+            self._conclude(job, worker)
+
+    def _conclude(self, job: JobRun, worker: WorkerProcess) -> None:
+        final = job.final or {}
+        if final.get("type") == "done" and final["reason"] != "stopped":
+            job.end("done")
+            self._events.record("finished", job=job.job.id, reason=final["reason"], **job.counts())
+        elif final.get("type") == "done":
+            job.end("stopped")
+            self._events.record("stopped", job=job.job.id, **job.counts())
+        elif self._stop_by_s is not None and not final:
+            job.end("stopped", f"killed, since it did not save within {self._stop_grace_s:g} s")
+            self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
+        else:
+            code = worker.returncode or 0
+            ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+            tail = worker.log_tail(_LOG_LINES)
+            detail = final.get("detail") or f"its process ended with {ending}" + (f":\n{tail}" if tail else "")
+            job.end("crashed", detail)
+            facts = {"error": final.get("kind", "crashed"), "exit_code": code, "detail": detail}
+            self._events.record("crashed", job=job.job.id, **facts, **job.counts())
+            self._warn(f"{job.job.id} crashed, the rest goes on: {detail}\n(log: {worker.log})")
+
+    def _show(self, on_event: Callable[[Snapshot], None], *, state: State = "running") -> None:
+        now_s = time.monotonic()
+        if state == "running" and now_s - self._viewed_s < _VIEW_PERIOD_S:
+            return
+        write = state != "running" or now_s - self._written_s >= _STATUS_PERIOD_S
+        if write:
+            self._read_memory()
+        snapshot = self._snapshot(state)
+        if write:
+            write_snapshot(self._run, snapshot)
+            self._written_s = now_s
+        self._viewed_s = now_s
+        on_event(snapshot)
+
+    def _read_memory(self) -> None:
+        for job in self._active():
+            pids = job.worker.descendants() if job.worker else []
+            sizes = [size for pid in pids if (size := pss_bytes(pid)) is not None]
+            job.ram_bytes = sum(sizes) if sizes else None
+            used = self._gpu.process_bytes(pids) if self._gpu else None
+            job.vram_bytes = used if used is not None else job.vram_bytes
+
+    def _snapshot(self, state: State) -> Snapshot:
+        rates = [job.sps for job in self._jobs if job.sps is not None]
+        predicted = self._manifest.predicted()
+        return Snapshot(
+            run=self._run.name,
+            state=state,
+            jobs=tuple(job.snapshot() for job in self._jobs),
+            point=self._point.label(),
+            sps=sum(rates) if rates else None,
+            measured_sps=self._throughput.sps(),
+            predicted_sps=predicted.sps if predicted else None,
+            elapsed_s=time.monotonic() - self._started_s,
+            **stamp(),
+        )
+
+    def _close_run(self, on_event: Callable[[Snapshot], None]) -> TrainResult:
+        statuses = {job.status for job in self._jobs}
+        state: State = "done" if statuses == {"done"} else "crashed" if self._stop_by_s is None else "stopped"
+        predicted = self._manifest.predicted()
+        result = TrainResult(
+            run=self._run.name,
+            jobs=tuple(job.result() for job in self._jobs),
+            sps=self._throughput.sps(),
+            predicted_sps=predicted.sps if predicted else None,
+            seconds=time.monotonic() - self._started_s,
+        )
+        self._events.record("ended", state=state, sps=result.sps, seconds=round(result.seconds, 3))
+        self._show(on_event, state=state)
+        facts: dict[str, Any] = {"training": state}
+        if self._run.state().get("command") == "train":
+            facts["finished"] = state == "done"
+        self._run.update(**facts)
+        return result
