@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from autotune import __version__
-from autotune.errors import EXIT_OK, EXIT_UNFINISHED, AutotuneError, UsageError
-from autotune.records import KnobValue, Recipe, to_json
+from autotune.errors import (
+    EXIT_INFEASIBLE,
+    EXIT_OK,
+    EXIT_UNFINISHED,
+    EXIT_UNFIT,
+    AutotuneError,
+    InfeasibleError,
+    UsageError,
+)
+from autotune.records import KNOBS, KnobValue, Point, Recipe, to_json
 from autotune.units import parse_duration, parse_price
 
 if TYPE_CHECKING:
@@ -155,17 +164,27 @@ def choose_recipe(ctx: click.Context, options: dict[str, Any]) -> Recipe:
     if options["games"]:
         chosen = recipes.restrict_games(chosen, [name.strip() for name in options["games"].split(",")])
     if options["baseline"]:
-        chosen = recipes.with_baseline(chosen, options["baseline"])
+        chosen = replace(chosen, baseline=point_of(chosen, options["baseline"]))
     return chosen
 
 
-def make_executor(device: DeviceInfo, executor: str = "isolated", *, seed: int = 0) -> Any:
-    """The executor behind a name such as ``isolated`` or ``replay:FILE``."""
-    from autotune import registry
+def point_of(recipe: Recipe, settings: dict[str, KnobValue]) -> Point:
+    """The recipe's baseline with some knobs changed.
 
-    name, _, file = executor.partition(":")
-    build = registry.load("executor", name)
-    return build(Path(file), seed) if file else build(device)
+    Raises:
+        UsageError: an unknown knob or an impossible value.
+    """
+    from autotune.probe.recipe import check_point
+    from autotune.registry import unknown_name
+
+    for name, value in settings.items():
+        if name in KNOBS and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UsageError(f"{name}={value} must be a whole number of at least 1")
+        if name not in recipe.knobs and name not in recipe.baseline.knobs():
+            raise UsageError(unknown_name("knob", name, list(recipe.knobs)))
+    point = Point.from_knobs(recipe.baseline.knobs() | settings)
+    check_point(recipe, point)
+    return point
 
 
 def print_run(run: Run) -> None:
@@ -182,14 +201,13 @@ def doctor(device: str, as_json: bool) -> int:
     from autotune.executors.checks import run_checks
 
     info = inspect_device(device)
-    say("measuring: matmul, autograd, EnvPool (about 20 s)")
-    metrics, errors = run_checks(info, device)
-    diagnosis = diagnose(info, metrics, errors)
+    say("measuring matmul, autograd and EnvPool for some seconds")
+    diagnosis = diagnose(info, *run_checks(info))
     if as_json:
         show_json(to_json(diagnosis))
     else:
         click.echo(render_diagnosis(diagnosis))
-    return EXIT_OK if diagnosis.fit else 4
+    return EXIT_OK if diagnosis.fit else EXIT_UNFIT
 
 
 @cli.command()
@@ -203,14 +221,17 @@ def doctor(device: str, as_json: bool) -> int:
     click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Also write the rows as CSV."),
 )
 @click.pass_context
-def probe(ctx: click.Context, **options: Any) -> int:
+def probe(ctx: click.Context, /, **options: Any) -> int:
     """Measure throughput, VRAM, RAM and power over a grid of knobs.
 
     RECIPE: atari, cartpole, cartpole-jax, busywork, a TOML file, or your own command after ``--``.
     """
     from autotune import views
     from autotune.device.inspect import inspect_device
+    from autotune.executors.isolated import IsolatedExecutor
     from autotune.probe.grid import grid_points, run_grid
+    from autotune.search.study import add_probe_trial
+    from autotune.signals import StopSignals
 
     recipe = choose_recipe(ctx, options)
     device = inspect_device(options["device"])
@@ -219,11 +240,12 @@ def probe(ctx: click.Context, **options: Any) -> int:
         name, _, values = text.partition("=")
         wanted[name] = tuple(parse_knob_value(value) for value in values.split(","))
     points = grid_points(recipe, wanted)
-    executor = make_executor(device)
-    executor.check(recipe, tuple(points))
+    stop = StopSignals()
+    executor = IsolatedExecutor(device, stop.requested)
+    executor.check(recipe, points)
     run = open_run("probe", recipe, device, options)
     print_run(run)
-    with run.hold(), views.ProbeView(len(points)) as view:
+    with run.hold(), stop, views.ProbeView(len(points)) as view:
         rows = run_grid(
             recipe,
             points,
@@ -231,7 +253,9 @@ def probe(ctx: click.Context, **options: Any) -> int:
             run,
             device=device,
             grade="final" if options["final"] else "quick",
+            record=lambda result: add_probe_trial(run, "grid", result),
             on_event=view.update,
+            should_stop=stop.requested,
         )
     table = views.probe_rows(rows, price=None)
     if options["csv_file"]:
@@ -240,7 +264,9 @@ def probe(ctx: click.Context, **options: Any) -> int:
         show_json({"rows": table})
     else:
         click.echo(views.probe_table(rows))
-    return EXIT_OK if any(row.ok for row in rows) else 3
+    if stop.exit_code:
+        return stop.exit_code
+    return EXIT_OK if any(row.ok for row in rows) else EXIT_INFEASIBLE
 
 
 def open_run(command: str, recipe: Recipe, device: DeviceInfo, options: dict[str, Any], **facts: Any) -> Run:
@@ -276,41 +302,74 @@ def open_run(command: str, recipe: Recipe, device: DeviceInfo, options: dict[str
     click.option("--seed", default=0, help="Seed of the search."),
 )
 @click.pass_context
-def search(ctx: click.Context, **options: Any) -> int:
+def search(ctx: click.Context, /, **options: Any) -> int:
     """Find the best stable goodput per dollar within a time budget, and emit the manifest.
 
     The same command resumes an interrupted search; Ctrl-C keeps everything and emits the best so far.
     """
     from autotune import views
-    from autotune.device.inspect import inspect_device
-    from autotune.search import emit
+    from autotune.search.emit import emit_manifest
+    from autotune.search.study import run_study
     from autotune.signals import StopSignals
 
-    device = inspect_device(options["device"])
-    executor, recipe = emit.prepare(options["executor"], device, options["seed"], lambda: choose_recipe(ctx, options))
-    executor.check(recipe, emit.named_points(recipe, options["tries"]))
-    facts = {"sampler": options["sampler"], "seed": options["seed"], "executor": options["executor"]}
-    run = open_run("search", recipe, device, options, **facts)
+    stop = StopSignals()
+    executor, recipe = choose_executor(ctx, options, stop.requested)
+    tries = [point_of(recipe, settings) for settings in options["tries"]]
+    executor.check(recipe, [recipe.baseline, *tries])
+    facts = {name: options[name] for name in ("sampler", "seed", "executor")}
+    run = open_run("search", recipe, executor.device, options, **facts)
     print_run(run)
-    with run.hold(), StopSignals() as stop, views.SearchView(options["budget"]) as view:
-        result = emit.search(
-            recipe,
-            executor,
-            run,
-            device=device,
-            budget_s=options["budget"],
-            sampler=options["sampler"],
-            seed=options["seed"],
-            price=options["price"],
-            tries=options["tries"],
-            on_event=view.update,
-            should_stop=stop.requested,
-        )
+    try:
+        with run.hold(), stop, views.SearchView(options["budget"]) as view:
+            found = run_study(
+                recipe,
+                executor,
+                run,
+                budget_s=options["budget"],
+                sampler=options["sampler"],
+                seed=options["seed"],
+                price=options["price"],
+                tries=tries,
+                on_event=view.update,
+                should_stop=stop.requested,
+            )
+    except InfeasibleError as error:
+        return fail(str(error), stop.exit_code or error.exit_code)
+    emit_manifest(found, recipe, run, executor.device)
+    run.update(finished=not found.interrupted)
     if options["as_json"]:
-        show_json(views.search_json(result, options["price"]))
+        show_json(views.search_json(found, run))
     else:
-        click.echo(views.search_text(result, run, price=options["price"]))
+        click.echo(views.search_text(found, run))
     return stop.exit_code or EXIT_OK
+
+
+def choose_executor(ctx: click.Context, options: dict[str, Any], should_stop: Callable[[], bool]) -> tuple[Any, Recipe]:
+    """The executor that the command line means, and the recipe: the surface's own where one is replayed."""
+    from autotune import registry
+
+    name, _, file = options["executor"].partition(":")
+    if name == "replay":
+        from autotune.executors.replay import ReplayExecutor, surface_recipe
+
+        path = existing_file(file)
+        return ReplayExecutor(path, options["seed"]), surface_recipe(path)
+    from autotune.device.inspect import inspect_device
+
+    executor = registry.load("executor", name)(inspect_device(options["device"]), should_stop)
+    return executor, choose_recipe(ctx, options)
+
+
+def existing_file(text: str) -> Path:
+    """A file that is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    path = Path(text)
+    if not path.is_file():
+        raise UsageError(f"there is no file {text!r}: name a surface, such as --executor replay:surface.csv")
+    return path
 
 
 @cli.command()
@@ -322,20 +381,20 @@ def search(ctx: click.Context, **options: Any) -> int:
 )
 def report(run_word: str | None, price: float | None, runs: Path, as_json: bool) -> int:
     """Write the time and cost report of a run (the newest, unless named)."""
-    from autotune.report.facts import gather, report_json
-    from autotune.report.render import render_report
+    from autotune.report.export import report_json
+    from autotune.report.render import priced_facts, render_report
     from autotune.runs import find_run
 
     run = find_run(runs, run_word)
     print_run(run)
     files = render_report(run, price=price)
-    if files.price_note:
-        say(files.price_note)
     if as_json:
-        show_json(report_json(gather(run, price=files.price)))
+        show_json(report_json(priced_facts(run, price=price)))
     else:
         click.echo(files.markdown.read_text())
-    say(f"wrote {files.markdown}, {files.html} and {len(files.plots)} plot(s)")
+    if not files.priced:
+        say("no price is known for this device: give one, such as --price 2.0, to see dollars")
+    say(f"wrote {files.markdown}, {files.html} and {len(files.plots)} picture(s)")
     return EXIT_OK
 
 
@@ -353,7 +412,8 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
     from autotune.device.inspect import inspect_device
     from autotune.manifest import load_manifest
     from autotune.signals import StopSignals
-    from autotune.train.supervisor import open_training_run, supervise
+    from autotune.train.folder import open_training_run
+    from autotune.train.supervisor import supervise
 
     path = resources.find("manifests", manifest, ".json")
     loaded = load_manifest(path)
@@ -362,7 +422,7 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
     print_run(run)
     with run.hold(), StopSignals() as stop, views.TrainView() as view:
         result = supervise(
-            loaded, run, device=info, device_choice=device, on_event=view.update, warn=say, should_stop=stop.requested
+            loaded, run, device=info, on_event=view.update, warn=say, should_stop=stop.requested
         )
     if as_json:
         show_json(to_json(result))

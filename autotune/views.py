@@ -16,13 +16,14 @@ from rich.table import Table
 from tabulate import tabulate
 
 from autotune.records import ProbeResult, to_json
+from autotune.search.result import StudyResult, sentence
 from autotune.store import durable_write
 from autotune.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from autotune.probe.grid import GridEvent
-
-ROW_KEYS = ("sps", "sps_low", "sps_high", "job_sps", "vram_peak_bytes", "ram_peak_bytes")
+    from autotune.runs import Run
+    from autotune.search.study import SearchEvent
 
 
 def describe(result: ProbeResult) -> str:
@@ -51,19 +52,11 @@ def probe_rows(results: Sequence[ProbeResult], price: float | None) -> list[dict
 
 def probe_row(result: ProbeResult, price: float | None) -> dict[str, Any]:
     """One row: knobs, status, SPS with interval, memory, goodput per dollar, and the rest by its record's names."""
-    figures = {key: to_json(getattr(result, key)) for key in ROW_KEYS}
+    figures = to_json(result)
+    for left_out in ("requested", "log_tail"):
+        del figures[left_out]
     goodput = 3600 * result.sps / price if price and result.sps and result.ok else None
-    others = (
-        "grade detail window_s iterations startup_s first_iteration_s cost_s reset_fraction episode_steps phase_seconds "
-        "framework_peak_bytes cpu_cores gpu_utilisation power_w energy_j limited_by effective flags"
-    ).split()
-    return {
-        **result.requested.knobs(),
-        "status": result.status,
-        **figures,
-        "goodput_per_usd": goodput,
-        **{key: to_json(getattr(result, key)) for key in others},
-    }
+    return {**result.requested.knobs(), **figures, "goodput_per_usd": goodput}
 
 
 def probe_table(results: Sequence[ProbeResult]) -> str:
@@ -153,17 +146,50 @@ class SearchView(_Live):
 
     def __init__(self, budget_s: float) -> None:
         super().__init__()
+        self._budget_s = budget_s
         self.task = self.progress.add_task("searching", total=budget_s, note="")
-        self._last_number = -1
 
-    def update(self, event: Any) -> None:
-        """The search moved on (a `search.study.StudyEvent`)."""
+    def update(self, event: SearchEvent) -> None:
+        """A probe began or ended."""
         best = "no stable point yet" if event.best is None else f"best {describe(event.best)}"
-        note = f"{event.stage}: {event.point.label() if event.point else ''} | {best}"
-        self.progress.update(self.task, completed=event.spent_s, note=note)
+        note = f"{event.stage}: {event.point.label()} | {best}"
+        self.progress.update(self.task, completed=self._budget_s - event.left_s, note=note)
         if event.result is not None:
             left = format_duration(max(0.0, event.left_s))
-            self.line(f"[{event.trials}] {event.stage}: {describe(event.result)}  ({left} left)")
+            self.line(f"[{event.trials_done}] {event.stage}: {describe(event.result)}  ({left} left)")
+
+
+def search_json(found: StudyResult, run: Run) -> dict[str, Any]:
+    """The JSON object of a search: the point, its figures, trials and counts."""
+    price = found.price_usd_per_hour
+    named = {"baseline": found.baseline, "rule_of_thumb": found.rule_of_thumb}
+    row = probe_row(found.result, price)
+    return {
+        "run": str(run.path),
+        "point": found.point.knobs(),
+        **{name: value for name, value in row.items() if name not in found.point.knobs()},
+        **{name: result and probe_row(result, price) for name, result in named.items()},
+        "trials": [
+            {"number": t.number, "stage": t.stage, **probe_row(t.result, price)} for t in found.trials if t.counts
+        ],
+        **{status: found.counts[status] for status in ("oom", "crashed", "host_lost", "timeout", "unstable")},
+        "tied": [point.knobs() for point in found.tied],
+        "spent_s": found.spent_s,
+        "budget_s": found.budget_s,
+        "interrupted": found.interrupted,
+        "summary": sentence(found),
+    }
+
+
+def search_text(found: StudyResult, run: Run) -> str:
+    """What a search says at its end."""
+    price = "" if found.price_usd_per_hour is None else f" --price {found.price_usd_per_hour:g}"
+    rerun = "stopped early; the same command goes on\n" if found.interrupted else ""
+    return (
+        f"{sentence(found)}\n{rerun}"
+        f"train with it:   autotune train {run.manifest_file}\n"
+        f"time and cost:   autotune report {run.name}{price}"
+    )
 
 
 class TrainView(_Live):

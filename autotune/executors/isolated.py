@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,10 @@ class IsolatedExecutor:
     name = "isolated"
     simulated = False
 
-    def __init__(self, device: DeviceInfo) -> None:
+    def __init__(self, device: DeviceInfo, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Measure on `device`; a probe during which `should_stop` turns true raises KeyboardInterrupt."""
         self.device = device
+        self._should_stop = should_stop
 
     def clock_s(self) -> float:
         """CLOCK_BOOTTIME."""
@@ -103,7 +105,6 @@ class IsolatedExecutor:
         jobs: tuple[Job, ...],
         point: Point,
         *,
-        device: str = "auto",
         steps: int = 0,
         log: Path = Path("/dev/null"),
         timeout_s: float = 120.0,
@@ -120,7 +121,7 @@ class IsolatedExecutor:
             hyperparameters=hyperparameters,
             point=point,
             jobs=jobs,
-            device=device,
+            device=self.device.kind,
             threads=threads_each(self.device, 1),
             steps=steps,
         )
@@ -190,6 +191,8 @@ class IsolatedExecutor:
         while state.status == "ok" and state.opened is None:
             for worker, message in receive_all(state.workers, _POLL_S):
                 self._take(state, index[id(worker)], message)
+            if self._should_stop():
+                raise KeyboardInterrupt
             now_s = time.monotonic()
             if state.ready_s is None and len(state.ready) == len(state.workers):
                 state.ready_s = now_s

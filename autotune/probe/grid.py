@@ -25,21 +25,21 @@ class GridEvent:
 
 
 def check_knob(recipe: Recipe, name: str, values: Sequence[KnobValue]) -> None:
-    """Refuse a knob that the recipe does not have, and numbers beyond its range.
+    """Refuse a knob that the recipe does not have, and values beyond its range.
 
     Raises:
         UsageError: names the value and what is allowed.
     """
     if name not in recipe.knobs:
         raise UsageError(unknown_name("knob", name, list(recipe.knobs)))
-    allowed = recipe.knobs[name]
-    numbers = [v for v in allowed if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    numbers = [float(v) for v in recipe.knobs[name] if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    shown = f"{min(numbers):g} to {max(numbers):g}" if numbers else ", ".join(map(str, recipe.knobs[name]))
     for value in values:
-        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if (numeric and numbers and not min(numbers) <= value <= max(numbers)) or (
-            not numbers and value not in allowed
-        ):  # type: ignore[operator]
-            shown = f"{min(numbers)} to {max(numbers)}" if numbers else ", ".join(map(str, allowed))  # type: ignore[type-var]
+        if numbers:
+            fits = isinstance(value, (int, float)) and min(numbers) <= value <= max(numbers)
+        else:
+            fits = value in recipe.knobs[name]
+        if not fits:
             raise UsageError(
                 f"{name}={value} is outside what recipe {recipe.name!r} allows ({shown}): "
                 "choose another value, or widen [knobs] in a recipe of your own"

@@ -1,0 +1,27 @@
+"""From what a search found to the manifest that trains with it."""
+
+from __future__ import annotations
+
+from autotune.manifest import Manifest, build_manifest, save_manifest
+from autotune.records import DeviceInfo, Recipe
+from autotune.runs import Run
+from autotune.search.result import StudyResult
+
+
+def emit_manifest(found: StudyResult, recipe: Recipe, run: Run, device: DeviceInfo) -> Manifest:
+    """Write ``manifest.json`` into the run and return it.
+
+    Raises:
+        FileError: the run folder cannot be written.
+    """
+    manifest = build_manifest(
+        recipe,
+        found.point,
+        result=found.result,
+        ladder=[(rung.requested, rung.sps) for rung in found.ladder],
+        price=found.price_usd_per_hour,
+        device=device,
+        provenance={"study": run.name, "trials": len(found.trials)},
+    )
+    save_manifest(run.manifest_file, manifest)
+    return manifest
