@@ -308,7 +308,8 @@ def misbehave(failure: Failure, point: Point) -> None:
 
 def _hang(*, deaf: bool) -> NoReturn:
     if deaf:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
     while True:
         time.sleep(3600)
 

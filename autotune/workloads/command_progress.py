@@ -97,7 +97,7 @@ def make_rule(*, counter: str | None, rate: str | None, mark: str | None, preset
     return ProgressRule(
         counter=compile_pattern("--counter", counter) if counter else None,
         rate=compile_pattern("--rate", rate) if rate else None,
-        mark=compile_pattern("--mark", mark, groups=0) if mark else None,
+        mark=compile_pattern("mark", mark, groups=0) if mark else None,
     )
 
 
