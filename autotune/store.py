@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from autotune.errors import FileError
 
@@ -96,15 +96,33 @@ def read_json(path: Path) -> Any:
 def append_line(path: Path, value: Any, *, sync: bool = False) -> None:
     """Append one JSON line; with `sync` it is on the disk when this returns.
 
+    A line torn by a crash before is dropped first, else it would take this one with it.
+
     Raises:
         FileError: the folder is missing, read-only or full.
     """
     line = canonical_json(value, indent=None) + "\n"
-    with _file_errors(path, "append to"), path.open("a", encoding="utf-8") as file:
-        file.write(line)
+    with _file_errors(path, "append to"), path.open("a+b") as file:
+        _end_last_line(file)
+        file.write(line.encode())
         if sync:
             file.flush()
             os.fsync(file.fileno())
+
+
+def _end_last_line(file: BinaryIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 1, 0))
+    if file.read(1) in (b"", b"\n"):
+        return
+    file.seek(0)
+    tail = file.read().rpartition(b"\n")[2]
+    try:
+        json.loads(tail)
+    except ValueError:
+        file.truncate(size - len(tail))
+    else:
+        file.write(b"\n")
 
 
 def read_lines(path: Path) -> list[Any]:

@@ -1,0 +1,72 @@
+"""Names of plug-ins, and the files that are bundled."""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from autotune import errors, registry, resources
+from autotune.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, known in registry.BUNDLED.items() for name in known], ids=str
+)
+def test_every_bundled_name_leads_to_something_callable(kind, name):
+    assert callable(registry.load(kind, name))
+
+
+def test_a_misspelt_name_gets_a_hint():
+    with pytest.raises(UsageError, match=r"unknown workload 'atarri'. Did you mean 'atari'\? There are: atari, busy"):
+        registry.load("workload", "atarri")
+    with pytest.raises(UsageError, match=r"unknown meter 'zzz'. There are: vram, power, host"):
+        registry.load("meter", "zzz")
+
+
+def test_an_installed_plugin_is_found_and_cannot_replace_a_bundled_one(monkeypatch):
+    def entries(group):
+        assert group == "autotune.sampler"
+        target = "autotune.units:parse_price"
+        return [EntryPoint("mine", target, group), EntryPoint("tpe", target, group)]
+
+    monkeypatch.setattr(registry, "entry_points", entries)
+    assert registry.load("sampler", "mine")("2.0") == 2.0
+    assert registry.names("sampler") == [*registry.BUNDLED["sampler"], "mine"]
+    assert registry.load("sampler", "tpe").__module__ == "autotune.search.samplers"
+
+
+def test_bundled_files_are_found_by_word_and_others_by_path(tmp_path):
+    probes = resources.bundled("probes", ".toml")
+    assert {"atari", "busywork", "cartpole", "cartpole-jax"} <= set(probes)
+    assert {"full", "mini", "pilot"} == set(resources.bundled("manifests", ".json"))
+    for name in probes:
+        assert resources.find("probes", name, ".toml").is_file()
+    own = tmp_path / "atari.toml"
+    own.write_text("")
+    assert resources.find("probes", str(own), ".toml") == own
+    with pytest.raises(UsageError, match=r"no file '.*none.toml'; bundled names are: atari"):
+        resources.find("probes", f"{tmp_path}/none.toml", ".toml")
+    with pytest.raises(UsageError, match=r"unknown probe 'atary'. Did you mean 'atari'"):
+        resources.find("probes", "atary", ".toml")
+
+
+def test_a_wheels_own_data_comes_before_the_checkout(tmp_path, monkeypatch):
+    package = tmp_path / "autotune"
+    (package / "data" / "probes").mkdir(parents=True)
+    monkeypatch.setattr(resources, "_PACKAGE", package)
+    assert resources.folder("probes") == package / "data" / "probes"
+    assert resources.folder("manifests") == tmp_path / "manifests"
+
+
+def test_every_error_has_the_exit_code_that_the_design_gives():
+    codes = {name: kind.exit_code for name, kind in vars(errors).items() if isinstance(kind, type)}
+    assert codes == {
+        "AutotuneError": 1,
+        "UsageError": 2,
+        "FileError": 1,
+        "ManifestError": 2,
+        "BusyError": 1,
+        "InfeasibleError": 3,
+        "DeviceError": 4,
+        "WorkerError": 1,
+    }
+    assert all(issubclass(getattr(errors, name), errors.AutotuneError) for name in codes)

@@ -1,0 +1,135 @@
+"""Run folders: created, named, found, resumed, held by one."""
+
+import multiprocessing
+import os
+
+import pytest
+
+from autotune.errors import BusyError, FileError, UsageError
+from autotune.runs import Run, all_runs, check_name, create_run, find_run, hold, next_name, open_run
+
+
+def test_a_run_keeps_its_facts(tmp_path):
+    run = create_run(tmp_path / "runs", "atari-1", command="search", finished=False)
+    run.update(finished=True, spent_s=12.5)
+    state = Run(tmp_path / "runs" / "atari-1").state()
+    assert (state["command"], state["finished"], state["spent_s"], state["name"]) == ("search", True, 12.5, "atari-1")
+    with pytest.raises(UsageError, match="'atari-1' exists already"):
+        create_run(tmp_path / "runs", "atari-1")
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a b", "-x", "x" * 101, "a\n", "a\x00", "é"])
+def test_names_that_are_no_folder_names(tmp_path, name):
+    with pytest.raises(UsageError, match="must be 1 to 100 letters"):
+        create_run(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_good_names():
+    assert [check_name(name) for name in ("atari-1", "A.b_c", "x" * 100)] == ["atari-1", "A.b_c", "x" * 100]
+
+
+def test_numbers_go_on_from_the_highest(tmp_path):
+    assert next_name(tmp_path, "atari") == "atari-1"
+    for name in ("atari-2", "atari-10", "atari-probe-40", "atari-x", "atarix-99"):
+        create_run(tmp_path, name)
+    assert next_name(tmp_path, "atari") == "atari-11"
+    assert next_name(tmp_path, "atari-probe") == "atari-probe-41"
+
+
+def test_newest_is_by_creation(tmp_path):
+    for created, name in [("2026-01-02", "b"), ("2026-01-03", "a"), ("2026-01-01", "c")]:
+        create_run(tmp_path, name).update(created=created)
+    (tmp_path / "no-run").mkdir()
+    assert [run.name for run in all_runs(tmp_path)] == ["c", "b", "a"]
+    assert find_run(tmp_path, None).name == "a"
+    (tmp_path / "c" / "manifest.json").write_text("{}")
+    assert find_run(tmp_path, None, need="manifest.json").name == "c"
+    assert find_run(tmp_path, "b").path == find_run(tmp_path, str(tmp_path / "b")).path == tmp_path / "b"
+
+
+def test_runs_that_are_not_there(tmp_path):
+    with pytest.raises(UsageError, match=r"no run in .* yet: start one with `autotune search"):
+        find_run(tmp_path, None)
+    create_run(tmp_path, "a")
+    with pytest.raises(UsageError, match=r"no run 'b' in .* \(runs: a\)"):
+        find_run(tmp_path, "b")
+
+
+def test_a_damaged_run_is_named(tmp_path):
+    run = create_run(tmp_path, "a")
+    (run.path / "run.json").write_text("[1]")
+    with pytest.raises(FileError, match=r"run.json is damaged: expected an object"):
+        run.state()
+
+
+def search(root, recipe="r", device="d", name=None, new=False, **facts):
+    return open_run(root, command="search", stem="atari", recipe=recipe, device=device, name=name, new=new, **facts)
+
+
+def test_the_same_command_resumes_and_another_does_not(tmp_path):
+    first = search(tmp_path, seed=0)
+    assert first.name == "atari-1"
+    assert search(tmp_path, seed=0).name == "atari-1"
+    assert search(tmp_path, seed=1).name == "atari-2"
+    assert search(tmp_path, recipe="other", seed=0).name == "atari-3"
+    assert search(tmp_path, device="other", seed=0).name == "atari-4"
+    assert search(tmp_path, seed=0, new=True).name == "atari-5"
+    assert search(tmp_path, seed=0).name == "atari-5"
+    Run(tmp_path / "atari-5").update(finished=True)
+    assert search(tmp_path, seed=0).name == "atari-1"
+    first.update(finished=True)
+    assert search(tmp_path, seed=0).name == "atari-6"
+
+
+def test_a_named_run_that_belongs_to_another_search_is_refused(tmp_path):
+    assert search(tmp_path, name="mine").name == "mine"
+    assert search(tmp_path, name="mine").name == "mine"
+    with pytest.raises(UsageError, match=r"'mine' in .* is already another recipe_hash, device"):
+        search(tmp_path, recipe="other", device="other", name="mine")
+    with pytest.raises(UsageError, match=r"'mine' in .* is already there"):
+        search(tmp_path, name="mine", new=True)
+    Run(tmp_path / "mine").update(finished=True)
+    with pytest.raises(UsageError, match=r"'mine' in .* is already finished"):
+        search(tmp_path, name="mine")
+
+
+def _hold_until_told(path, held, release):
+    with hold(path, "run x", "Stop it."):
+        held.set()
+        release.wait(30)
+
+
+def test_one_process_holds_a_run(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold_until_told, args=(tmp_path / ".lock", held, release))
+    holder.start()
+    assert held.wait(30)
+    with pytest.raises(BusyError, match=rf"run x is in use by PID {holder.pid} \(since .* UTC\). Stop it."):
+        hold(tmp_path / ".lock", "run x", "Stop it.").__enter__()
+    release.set()
+    holder.join(30)
+    with hold(tmp_path / ".lock", "run x", "Stop it."):
+        pass
+
+
+def test_a_holder_that_was_killed_holds_nothing(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold_until_told, args=(tmp_path / ".lock", held, release))
+    holder.start()
+    assert held.wait(30)
+    holder.kill()
+    holder.join(30)
+    with hold(tmp_path / ".lock", "run x", "Stop it."):
+        assert f"PID {os.getpid()}" in (tmp_path / ".lock.owner").read_text()
+
+
+def test_a_lock_that_cannot_be_made_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(FileError, match="Choose a local, writable folder with --runs"),
+        hold(tmp_path / "file" / ".lock", "run x", "Stop it."),
+    ):
+        pass
