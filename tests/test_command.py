@@ -1,0 +1,451 @@
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from autotune.device.inspect import inspect_device
+from autotune.errors import UsageError, WorkerError
+from autotune.executors.isolated import IsolatedExecutor
+from autotune.records import Budget, Job, Limits, MeasurePlan, Point, ProbeRequest
+from autotune.workloads.command import (
+    CommandSession,
+    CommandWorkload,
+    OutOfMemoryError,
+    child_environment,
+    fill,
+    placeholders,
+)
+from autotune.workloads.command_progress import ProgressCounter, ProgressRule, make_rule, parse_number
+from autotune.workloads.protocol import Finished
+
+DATA = Path(__file__).parent / "data"
+POINT = Point(num_envs=4, batch_size=32, concurrency=1)
+JOB = Job(id="run-1", env="CartPole-v1", seed=7, budget=Budget(unit="steps", amount=1000))
+OWN = [sys.executable, str(DATA / "own_script.py"), "--num-envs", "{num_envs}", "--minibatch-size", "{batch_size}"]
+COUNTER = r"steps: ([\d,]+)"
+
+
+@pytest.fixture
+def start() -> Any:
+    """Opens sessions and closes them at the end."""
+    sessions: list[CommandSession] = []
+
+    def open_one(argv: list[str], point: Point = POINT, **hyperparameters: Any) -> CommandSession:
+        sessions.append(CommandWorkload({"argv": argv} | hyperparameters).open(point, JOB, "cpu"))
+        return sessions[-1]
+
+    yield open_one
+    for session in sessions:
+        session.close()
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code.replace("{", "{{").replace("}", "}}")]
+
+
+def step_to_the_end(session: CommandSession) -> tuple[int, Exception]:
+    steps = 0
+    while True:
+        try:
+            steps += session.step().env_steps
+        except (Finished, UsageError, WorkerError) as end:
+            return steps, end
+
+
+# --- numbers, placeholders and rules: pure functions
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1234", 1234),
+        ("1,234,567", 1234567),
+        ("1_234", 1234),
+        ("1.5e+06", 1.5e6),
+        ("2E3", 2000),
+        ("1.5k", 1500),
+        ("2M", 2e6),
+        ("3 k", 3000),
+        (" 17, ", 17),
+        ("12.", 12),
+        (".5", 0.5),
+        ("+8", 8),
+        ("1,5", None),
+        ("-3", None),
+        ("nan", None),
+        ("inf", None),
+        ("1.2.3", None),
+        ("", None),
+        ("0x10", None),
+    ],
+)
+def test_numbers(text, number):
+    assert parse_number(text) == number
+
+
+def test_placeholders_and_literal_braces():
+    argv = ["train", "--n={num_envs}", "{{literal}}", "{seed}:{env}:{job}", "{{{batch_size}}}"]
+    assert placeholders(argv) == {"num_envs", "seed", "env", "job", "batch_size"}
+    values = {"num_envs": 8, "batch_size": 32, "seed": 1, "env": "Pong", "job": "a"}
+    assert fill(argv, values) == ["train", "--n=8", "{literal}", "1:Pong:a", "{32}"]
+
+
+@pytest.mark.parametrize("argument", ["{", "}", '{"a": 1}', "{num envs}", "{1}", "{}"])
+def test_stray_braces_are_refused(argument):
+    with pytest.raises(UsageError, match=r"\{\{ and \}\} for literal braces"):
+        CommandWorkload({"argv": ["train", argument]})
+
+
+def test_unknown_placeholder_lists_the_known_ones():
+    workload = CommandWorkload({"argv": [sys.executable, "{num_env}"]})
+    with pytest.raises(UsageError, match=r"\{num_env\}.*\{num_envs\}, \{batch_size\}, \{concurrency\}.*\{seed\}"):
+        workload.check(POINT, [JOB])
+
+
+def test_extra_knob_is_a_placeholder():
+    point = Point(num_envs=4, batch_size=32, extra=(("precision", "bf16"),))
+    CommandWorkload({"argv": [sys.executable, "--precision={precision}"]}).check(point, [JOB])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"counter": "steps (", "rate": None}, "not a regular expression"),
+        ({"counter": r"steps \d+"}, "needs parentheses"),
+        ({"rate": r"fps \d+"}, "--rate .*needs parentheses"),
+        ({"counter": r"(\d)", "rate": r"(\d)"}, "--counter and --rate were given together"),
+        ({"counter": r"(\d)", "preset": "sb3"}, "choose one"),
+        ({"preset": "rllib"}, "unknown --progress 'rllib'. There are: cleanrl, sb3"),
+    ],
+)
+def test_impossible_rules_are_refused(options, words):
+    with pytest.raises(UsageError, match=words):
+        make_rule(**({"counter": None, "rate": None, "mark": None, "preset": None} | options))
+
+
+def read(rule: ProgressRule, *lines: tuple[float, str]) -> list[float]:
+    counter, steps = ProgressCounter(rule), []
+    for t_s, line in lines:
+        counter.read_line(line, t_s)
+        steps.append(counter.steps)
+    return steps
+
+
+def rule_of(**options: str) -> ProgressRule:
+    return make_rule(**({"counter": None, "rate": None, "mark": None, "preset": None} | options))
+
+
+def test_counter_takes_every_match_and_survives_a_restart():
+    rule = rule_of(counter=r"step (\S+)")
+    assert read(rule, (0, "step 10"), (1, "nothing"), (2, "step 20, step 30"), (3, "step 5"), (4, "step 1k")) == [
+        10,
+        10,
+        30,
+        35,
+        1030,
+    ]
+
+
+def test_counter_ignores_what_is_no_number_and_colours():
+    assert read(rule_of(counter=r"step:? (\S+)"), (0, "step one"), (1, "step: \x1b[32m7\x1b[0m")) == [0, 7]
+
+
+def test_rate_is_integrated_over_the_time_between_lines():
+    rule = rule_of(rate=r"fps=([\d.]+)")
+    assert read(rule, (10, "fps=100"), (12, "fps=150"), (12.5, "x"), (13, "fps=50")) == [0, 300, 300, 350]
+
+
+def test_mark_holds_totals_back_until_the_end_of_the_iteration():
+    rule = rule_of(preset="cleanrl")
+    lines = [
+        "global_step=400, episodic_return=[21.]",
+        "global_step=480, episodic_return=[9.]",
+        "SPS: 2301",
+        "global_step=530, episodic_return=[13.]",
+        "SPS: 2310",
+    ]
+    assert read(rule, *enumerate(lines)) == [0, 0, 480, 480, 530]
+
+
+def test_stable_baselines_table():
+    lines = [
+        "| time/              |          |",
+        "|    fps             | 1890     |",
+        "|    total_timesteps | 2048     |",
+    ]
+    assert read(rule_of(preset="sb3"), *enumerate(lines)) == [0, 0, 2048]
+
+
+def test_ticks_of_several_processes_add_up():
+    counter = ProgressCounter(ProgressRule())
+    for line in ("11 100", "12 7", "11 150", "12 9", "rubbish", "11 x", "12 3"):  # the last: process id used again
+        counter.read_tick(line)
+    assert counter.steps == 150 + 9 + 3
+
+
+# --- what can never run
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "words"),
+    [
+        ({}, "'argv'"),
+        ({"argv": []}, "'argv'.*at least 1"),
+        ({"argv": "python train.py"}, "'argv'"),
+        ({"argv": ["train", 3]}, "'argv"),
+        ({"argv": ["train", "a\0b"]}, "NUL"),
+        ({"argv": ["train"], "shell": True}, "no hyperparameter 'shell'"),
+    ],
+)
+def test_impossible_commands_are_refused(hyperparameters, words):
+    with pytest.raises(UsageError, match=words):
+        CommandWorkload(hyperparameters)
+
+
+def test_missing_program_and_folder_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="'no-such-program' cannot be found"):
+        CommandWorkload({"argv": ["no-such-program"]}).check(POINT, [JOB])
+    with pytest.raises(UsageError, match="does not exist: correct cwd"):
+        CommandWorkload({"argv": [sys.executable], "cwd": str(tmp_path / "gone")}).check(POINT, [JOB])
+    (tmp_path / "train.sh").write_text("#!/bin/sh\n")
+    workload = CommandWorkload({"argv": ["./train.sh"], "cwd": str(tmp_path)})
+    with pytest.raises(UsageError, match="cannot be found or executed"):
+        workload.check(POINT, [JOB])
+    (tmp_path / "train.sh").chmod(0o755)
+    workload.check(POINT, [JOB])
+
+
+# --- running programs
+
+
+@pytest.mark.parametrize(
+    ("options", "report"), [({}, "tick"), ({"counter": COUNTER}, "counter"), ({"rate": r"speed ([\d.]+)"}, "rate")]
+)
+def test_own_script_in_every_way_of_telling_progress(start, options, report):
+    session = start([*OWN, "--report", report], **options)
+    works = [session.step() for _ in range(3)]
+    assert all(work.env_steps > 0 for work in works)
+    assert session.effective["argv"][3:6:2] == ["4", "32"]
+    if report != "rate":
+        assert all(work.env_steps % (32 * 4) == 0 for work in works)
+
+
+def test_all_steps_are_counted_until_it_ends(start):
+    steps, end = step_to_the_end(start([*OWN, "--report", "counter", "--total-steps", "12800"], counter=COUNTER))
+    assert (steps, type(end)) == (12800, Finished)
+    assert "12,800 steps" in str(end)
+    steps, end = step_to_the_end(start([*OWN, "--total-steps", "12800"]))
+    assert (steps, type(end)) == (12800, Finished)
+
+
+def test_knobs_seed_and_environment_reach_the_program(start, monkeypatch):
+    monkeypatch.setenv("AUTOTUNE_THREADS", "3")
+    code = "import os, sys; print(sys.argv[1:], os.environ['OMP_NUM_THREADS'], os.environ['COLOUR'], 'n=1')"
+    argv = [*python(code), "{num_envs}", "{batch_size}", "{concurrency}", "{seed}", "{env}", "{job}"]
+    session = start(argv, counter=r"n=(\d)", environment={"COLOUR": "red"})
+    step_to_the_end(session)
+    assert "['4', '32', '1', '7', 'CartPole-v1', 'run-1'] 3 red" in session._child.tail()
+
+
+def test_no_shell_is_involved(start):
+    session = start([*python("import sys; print(sys.argv[1], 'n=1')"), "$HOME; `ls` | {{x}} *"], counter=r"n=(\d)")
+    step_to_the_end(session)
+    assert "$HOME; `ls` | {x} * n=1" in session._child.tail()
+
+
+def test_knob_without_a_placeholder_did_not_take_effect(start):
+    session = start([*OWN[:4], "--report", "counter"], counter=COUNTER)
+    assert (session.effective["num_envs"], session.effective["batch_size"]) == (4, None)
+
+
+@pytest.mark.parametrize("how", ["oom", "crash"])
+def test_failures_carry_the_last_lines(start, how):
+    session = start([*OWN, "--fail-above", "2", "--fail-with", how])
+    error = step_to_the_end(session)[1]
+    assert type(error) is {"oom": OutOfMemoryError, "crash": WorkerError}[how]
+    assert "exit code 1" in str(error) and {"oom": "CUDA out of memory", "crash": "NaN"}[how] in str(error)
+
+
+def test_death_by_signal_is_told(start):
+    error = step_to_the_end(start([*OWN, "--fail-above", "2", "--fail-with", "kill"]))[1]
+    assert type(error) is WorkerError and "signal 9" in str(error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory.",
+        "jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate",
+        "MemoryError",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+    ],
+)
+def test_want_of_memory_in_any_framework_s_words(start, text):
+    session = start(python(f"import sys; print({text!r}, file=sys.stderr); sys.exit(1)"))
+    assert type(step_to_the_end(session)[1]) is OutOfMemoryError
+
+
+def test_killed_by_the_kernel_for_memory(start, monkeypatch):
+    counts = iter([5, 6])
+    monkeypatch.setattr("autotune.workloads.command_child.count_oom_kills", lambda: next(counts))
+    session = start(python("import os; os.kill(os.getpid(), 9)"))
+    assert type(step_to_the_end(session)[1]) is OutOfMemoryError
+
+
+def test_hang_before_any_progress_names_the_pattern(start):
+    session = start(
+        python("import time; print('epoch one'); time.sleep(600)"), counter=r"stpes (\d+)", progress_timeout_s=0.5
+    )
+    with pytest.raises(WorkerError, match=r"no line matched --counter 'stpes .*within 0.5s.*\nepoch one"):
+        session.step()
+
+
+def test_hang_after_progress_says_so(start):
+    code = "import time; print('steps: 5'); time.sleep(600)"
+    session = start(python(code), counter=COUNTER, progress_timeout_s=1.0)
+    assert session.step().env_steps == 5
+    with pytest.raises(WorkerError, match=r"no progress for 1.0s"):
+        session.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"counter": r"stpes (\d+)"}, "no line matched --counter"),
+        ({"rate": r"steps: (\d+)"}, "stayed at zero"),
+        ({"counter": COUNTER, "mark": "done"}, "stayed at zero"),
+        ({}, r"autotune.tick\(steps\) was not called"),
+    ],
+)
+def test_good_end_without_progress_is_misuse(start, options, words):
+    error = step_to_the_end(start(python("print('steps: 5')"), **options))[1]
+    assert type(error) is UsageError and re.search(words, str(error))
+
+
+def test_last_lines_without_newline_or_with_carriage_returns(start):
+    code = r"import sys; sys.stdout.write('steps: 10\rsteps: 20\rsteps: 30')"
+    assert step_to_the_end(start(python(code), counter=COUNTER))[0] == 30
+
+
+def test_restarted_counter_goes_on(start):
+    code = "import time\nfor n in (10, 20, 4, 8): print('steps:', n); time.sleep(0.1)"
+    assert step_to_the_end(start(python(code), counter=COUNTER))[0] == 28
+
+
+def test_flood_of_output_never_blocks_it_and_is_bounded(start, capfd):
+    code = (
+        "import sys\nline = b'\\xff\\x00garbage' * 100 + b'\\n'\n"
+        "for _ in range(20000): sys.stdout.buffer.write(line)\n"  # 18 MB
+        "sys.stdout.buffer.write(b'y' * 3_000_000 + b'\\n')\nprint('steps: 9')"
+    )
+    session = start(python(code), counter=COUNTER)
+    steps, end = step_to_the_end(session)
+    assert (steps, type(end)) == (9, Finished)
+    assert 2**22 < len(capfd.readouterr().out) < 2**25
+    assert len(session._child.tail()) <= 200 * 4097
+
+
+def test_output_is_copied_to_the_log(start, capfd):
+    step_to_the_end(start(python("import sys; print('steps: 3'); print('oh', file=sys.stderr)"), counter=COUNTER))
+    assert sorted(capfd.readouterr().out.split("\n")) == ["", "oh", "steps: 3"]
+
+
+def test_descendant_that_keeps_the_output_open_does_not_hold_up_the_end(start):
+    code = (
+        "import subprocess, sys; print('steps: 3'); "
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)'])"
+    )
+    session = start(python(code), counter=COUNTER)
+    begin_s = time.monotonic()
+    assert step_to_the_end(session)[0] == 3
+    assert time.monotonic() - begin_s < 25
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    deadline_s = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    return condition()
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("deaf", [[], ["--deaf"]])
+def test_closing_ends_it_and_all_its_descendants(start, deaf):
+    session = start([*OWN, "--report", "counter", "--child", *deaf], counter=COUNTER, grace_s=0.3)
+    session.step()
+    helper = int(re.search(r"helper (\d+)", session._child.tail())[1])
+    program = session._child.pid
+    assert not gone(program) and not gone(helper)
+    assert os.getpgid(program) == os.getpgid(0) != os.getpgid(helper)
+    session.close()
+    session.close()
+    assert wait_until(lambda: gone(program) and gone(helper))
+
+
+def test_environment_of_the_program(monkeypatch):
+    monkeypatch.setenv("AUTOTUNE_THREADS", "2")
+    settings = CommandWorkload({"argv": ["x"], "environment": {"MKL_NUM_THREADS": "1"}}).settings
+    environment = child_environment(settings)
+    assert (environment["PYTHONUNBUFFERED"], environment["OMP_NUM_THREADS"]) == ("1", "2")
+    assert environment["MKL_NUM_THREADS"] == "1"
+
+
+# --- through the executor, as a probe runs it
+
+
+def probe(folder: Path, point: Point, argv: list[str], plan: MeasurePlan, **hyperparameters: Any):
+    request = ProbeRequest(
+        workload="command",
+        hyperparameters={"argv": argv} | hyperparameters,
+        point=point,
+        jobs=(JOB,) * point.concurrency,
+        grade="quick",
+        plan=plan,
+        limits=Limits(ram_fraction=1.0),
+        device="auto",
+        log_folder=str(folder),
+        label="probe",
+    )
+    return IsolatedExecutor(inspect_device("cpu")).run(request)
+
+
+PLAN = MeasurePlan(discard_s=0.2, discard_iterations=2, window_s=0.5, window_iterations=4, timeout_s=60.0)
+
+
+def test_probe_of_the_own_script(tmp_path):
+    result = probe(tmp_path, Point(num_envs=8, batch_size=64, concurrency=2), OWN, PLAN)
+    assert result.ok, result.detail
+    assert result.sps > 1000 and len(result.job_sps) == 2
+    assert result.effective["num_envs"] == 8
+
+
+def test_probe_of_the_own_script_running_out_of_memory(tmp_path):
+    result = probe(tmp_path, POINT, [*OWN, "--fail-above", "2"], PLAN)
+    assert result.status == "oom" and "CUDA out of memory" in result.detail + result.log_tail
+
+
+def test_probe_of_a_third_party_trainer(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    plan = MeasurePlan(discard_s=0.0, discard_iterations=1, window_s=1.0, window_iterations=2, timeout_s=120.0)
+    argv = [
+        sys.executable,
+        str(DATA / "sb3_cartpole.py"),
+        "--num-envs",
+        "{num_envs}",
+        "--minibatch-size",
+        "{batch_size}",
+    ]
+    result = probe(tmp_path, Point(num_envs=4, batch_size=64), argv, plan, progress="sb3")
+    assert result.ok, result.detail
+    assert result.sps > 0
