@@ -1,0 +1,129 @@
+"""Finalists: which points are measured again, how repeats are pooled, who wins, what is tied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autotune.records import Point, ProbeResult
+from autotune.search.model import NORMAL_95, measured, relative_error
+
+FINALISTS = 3
+WITHIN = 0.03
+"""A finalist's pooled throughput lies at most this fraction below the best one's."""
+ROUNDS = 3
+TIE = 0.01
+"""Tied points further apart than this fraction are not swapped for the lighter one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """All stable measurements of one point taken together.
+
+    Attributes:
+        sps: weighted by precision.
+        error_sps: its standard error.
+        finals: how many of them are final.
+    """
+
+    point: Point
+    sps: float
+    error_sps: float
+    finals: int
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95 % interval."""
+        return self.sps - NORMAL_95 * self.error_sps
+
+    @property
+    def high(self) -> float:
+        """Upper end of the 95 % interval."""
+        return self.sps + NORMAL_95 * self.error_sps
+
+
+def pool(history: Sequence[ProbeResult]) -> list[Pooled]:
+    """Every point that was stable each time it was measured, the fastest first.
+
+    Weights are 1 / variance, the variance of the mean 1 / sum of weights (independent launches).
+    """
+    failed = {result.requested for result in history if not result.ok}
+    by_point: dict[Point, list[ProbeResult]] = {}
+    for result in measured(history):
+        if result.requested not in failed:
+            by_point.setdefault(result.requested, []).append(result)
+    pooled = [_pool(point, results) for point, results in by_point.items()]
+    return sorted(pooled, key=lambda entry: -entry.sps)
+
+
+def _pool(point: Point, results: Sequence[ProbeResult]) -> Pooled:
+    values = np.array([float(result.sps or 0.0) for result in results])
+    typical = float(np.median(values))
+    weights = np.array([(relative_error(result) * typical) ** -2.0 for result in results])
+    return Pooled(
+        point=point,
+        sps=float((weights * values).sum() / weights.sum()),
+        error_sps=float(weights.sum() ** -0.5),
+        finals=sum(result.grade == "final" for result in results),
+    )
+
+
+def next_finalist(history: Sequence[ProbeResult]) -> Point | None:
+    """The finalist to measure next, the least often measured first; None when every one had its rounds."""
+    entries = pool(history)
+    if not entries:
+        return None
+    near = [entry for entry in entries[:FINALISTS] if entry.sps >= (1 - WITHIN) * entries[0].sps]
+    due = [entry for entry in near if entry.finals < ROUNDS]
+    return min(due, key=lambda entry: (entry.finals, -entry.sps)).point if due else None
+
+
+def winner(history: Sequence[ProbeResult]) -> tuple[Pooled, tuple[Pooled, ...]] | None:
+    """The best point and those tied with it; None when nothing is stable.
+
+    Points with a final measurement come before others. The best lower end of the interval wins; among
+    those tied with it and within 1 % the lightest is taken.
+    """
+    entries = pool(history)
+    confirmed = [entry for entry in entries if entry.finals] or entries
+    if not confirmed:
+        return None
+    first = max(confirmed, key=lambda entry: entry.low)
+    tied = [entry for entry in confirmed if entry.high >= first.low and first.high >= entry.low]
+    close = [entry for entry in tied if entry.sps >= (1 - TIE) * first.sps]
+    best = min(close, key=lambda entry: weight(entry.point))
+    return best, tuple(entry for entry in tied if entry.point != best.point)
+
+
+def weight(point: Point) -> tuple[int, int, int]:
+    """Orders points from light to heavy: processes, then environments, then minibatch."""
+    return point.concurrency, point.num_envs * point.concurrency, point.batch_size
+
+
+def published(history: Sequence[ProbeResult], point: Point) -> ProbeResult:
+    """The result that is stated for a point: its final measurements pooled, else its best quick one, flagged."""
+    own = [result for result in measured(history) if result.requested == point]
+    finals = [result for result in own if result.grade == "final"]
+    if not finals:
+        return _flagged(own[-1], "quick, one launch")
+    entry = _pool(point, finals)
+    last = replace(finals[-1], sps=entry.sps, sps_low=entry.low, sps_high=entry.high)
+    return _flagged(last, "one launch" if len(finals) == 1 else f"{len(finals)} launches")
+
+
+def _flagged(result: ProbeResult, flag: str) -> ProbeResult:
+    kept = tuple(f for f in result.flags if f not in ("one launch", flag))
+    return replace(result, flags=(*kept, flag))
+
+
+def lighter(history: Sequence[ProbeResult], point: Point) -> tuple[ProbeResult, ...]:
+    """Rungs below a point: measured stable points that ask for no more of any knob, best first, each lighter still."""
+    rungs: list[ProbeResult] = []
+    last = point
+    for entry in pool(history):
+        if last.dominates(entry.point) and entry.point != last:
+            rungs.append(published(history, entry.point))
+            last = entry.point
+    return tuple(rungs)

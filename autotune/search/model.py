@@ -1,0 +1,114 @@
+"""What the search believes about points it has not measured: an analytic prior and a Gaussian process.
+
+The prior is a law for the seconds that one env step costs: one process takes
+``t = a + b / num_envs + c / batch_size``, and every further process that shares the device adds its
+demand ``d`` of the same form on the bottleneck, so K processes make ``K / (t + (K - 1) d)`` steps a
+second. The process models the log residual over the grid (METHOD.md 2.5).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import solve_triangular
+
+from autotune.records import ProbeResult
+from autotune.search.least_squares import fit_relative
+from autotune.search.space import Array, Space, counts
+
+NORMAL_95 = 1.96
+DEFAULT_ERROR = 0.03
+_LENGTHS_OCTAVES = (2.0, 5.0, 12.0)
+_LENGTH_CONCURRENCY_OCTAVES = 2.4
+_AMPLITUDES = (0.06, 0.15, 0.35)
+_LEVEL_ERROR = 1e-3
+
+
+@dataclass(frozen=True)
+class Belief:
+    """Log of the aggregate steps per second at every point of a space.
+
+    Attributes:
+        mean: (n,) natural log of steps per second.
+        deviation: (n,) its standard deviation.
+    """
+
+    mean: Array
+    deviation: Array
+
+
+def relative_error(result: ProbeResult) -> float:
+    """Standard error of a result as a fraction, from its 95 % interval; 3 % where it states none."""
+    if result.sps is None or result.sps_low is None or result.sps_high is None or result.sps <= 0:
+        return DEFAULT_ERROR
+    return max(_LEVEL_ERROR, (result.sps_high - result.sps_low) / (2 * NORMAL_95 * result.sps))
+
+
+def measured(history: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """The stable results with a throughput."""
+    return [result for result in history if result.ok and result.sps is not None and result.sps > 0]
+
+
+def _terms(rows: Array) -> Array:
+    """(n, 3) terms of the seconds-per-step law: one, 1 / num_envs, 1 / batch_size."""
+    return np.column_stack([np.ones(len(rows)), 1 / rows[:, 0], 1 / rows[:, 1]])
+
+
+def fit_prior(rows: Array, log_sps: Array) -> tuple[Array, Array]:
+    """Coefficients of one process's seconds per step and of a further one's demand, by NNLS on relative error."""
+    seconds = rows[:, 2] / np.exp(log_sps)
+    terms = _terms(rows)
+    coefficients = fit_relative(np.hstack([terms, terms * (rows[:, 2:] - 1)]), seconds)
+    return coefficients[:3], coefficients[3:]
+
+
+def prior_log_sps(rows: Array, alone: Array, shared: Array) -> Array:
+    """(n,) the law's log steps per second; the demand on the bottleneck cannot exceed the whole."""
+    terms = _terms(rows)
+    own_s = terms @ alone
+    demand_s = np.minimum(terms @ shared, own_s)
+    result: Array = np.log(rows[:, 2]) - np.log(np.maximum(own_s + (rows[:, 2] - 1) * demand_s, 1e-12))
+    return result
+
+
+def _matern52(a: Array, b: Array, lengths: Array) -> Array:
+    """(n, m) Matern covariance with nu = 5/2 (Rasmussen and Williams 2006, eq. 4.17)."""
+    distance = np.sqrt((((a[:, None] - b[None]) / lengths) ** 2).sum(axis=2)) * np.sqrt(5.0)
+    result: Array = (1 + distance + distance**2 / 3) * np.exp(-distance)
+    return result
+
+
+def believe(space: Space, history: Sequence[ProbeResult]) -> Belief:
+    """Condition on every stable result; needs at least one."""
+    results = measured(history)
+    rows = counts([result.requested for result in results], space.rollout)
+    log_sps = np.log([float(result.sps or 1.0) for result in results])
+    variance = np.array([relative_error(result) for result in results]) ** 2 + _LEVEL_ERROR**2
+    if len(results) >= 3:
+        law = fit_prior(rows, log_sps)
+        here, there = prior_log_sps(rows, *law), prior_log_sps(space.counts, *law)
+    else:
+        here, there = np.full(len(rows), log_sps.mean()), np.full(len(space), log_sps.mean())
+    return _condition(np.log2(rows), log_sps - here, variance, space.octaves, there)
+
+
+def _condition(where: Array, residual: Array, variance: Array, grid: Array, prior: Array) -> Belief:
+    """Gaussian-process regression, the hyperparameters of the greatest likelihood out of a small grid."""
+    best_likelihood, best = -np.inf, None
+    for envs, batch in itertools.product(_LENGTHS_OCTAVES, repeat=2):
+        lengths = np.array([envs, batch, _LENGTH_CONCURRENCY_OCTAVES])
+        correlation = _matern52(where, where, lengths)
+        for amplitude in _AMPLITUDES:
+            lower = np.linalg.cholesky(amplitude**2 * correlation + np.diag(variance))
+            white = solve_triangular(lower, residual, lower=True)
+            likelihood = -0.5 * white @ white - np.log(np.diag(lower)).sum()
+            if likelihood > best_likelihood:
+                best_likelihood, best = likelihood, (lengths, amplitude, lower, white)
+    assert best is not None
+    lengths, amplitude, lower, white = best
+    cross = solve_triangular(lower, amplitude**2 * _matern52(where, grid, lengths), lower=True)
+    spread = np.maximum(amplitude**2 - (cross**2).sum(axis=0), 1e-8)
+    return Belief(mean=prior + cross.T @ white, deviation=np.sqrt(spread))

@@ -1,0 +1,143 @@
+"""Which point to measure next: a pure function of what was measured so far (METHOD.md 2.3, 2.5, 2.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from scipy.special import ndtr
+
+from autotune.records import Point, ProbeResult
+from autotune.search.least_squares import fit_relative
+from autotune.search.memory import MemoryLimits, safe
+from autotune.search.model import Belief, believe, measured
+from autotune.search.space import Array, Space, counts
+
+Stage = Literal["spread", "model", "neighbours"]
+
+SPREAD = ((0.8, 0.75, 0.5), (0.45, 0.5, 0.3), (1.0, 1.0, 0.0))
+"""Where the spread points lie, as fractions of the octaves of num_envs, batch_size and concurrency."""
+ROUGHNESS = 0.04
+"""Deviation of a surface from any smooth model, added to every expectation."""
+WORTHWHILE = 3e-4
+"""Expected improvement (of the log) below which the model is no longer asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is searched.
+
+    Attributes:
+        space: the points.
+        limits: bytes that may be held.
+        cost_max_s: probes predicted to take longer are left out.
+    """
+
+    space: Space
+    limits: MemoryLimits = field(default_factory=MemoryLimits)
+    cost_max_s: float = np.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """The next point, the stage that it belongs to, and the seconds it will take where that is known."""
+
+    point: Point
+    stage: Stage
+    predicted_s: float | None = None
+
+
+def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None:
+    """The next point worth measuring, None when nothing is left that is safe and worth it."""
+    space = problem.space
+    seen = {result.requested for result in history}
+    unseen = np.array([point not in seen for point in space.points])
+    open_ = unseen & safe(space, history, problem.limits)
+    if not open_.any():
+        return None
+    if not measured(history):
+        return Proposal(point=space.points[_lightest(space, open_)], stage="spread")
+    if (index := _spread(space, history, open_)) is not None:
+        return Proposal(point=space.points[index], stage="spread")
+    belief = believe(space, history)
+    cost_s = predict_cost_s(space, history, belief)
+    open_ &= cost_s <= problem.cost_max_s
+    gain = np.where(open_, expected_improvement(space, history, belief), 0.0)
+    if gain.max() >= WORTHWHILE:
+        return _proposal(space, int(np.argmax(gain / cost_s)), "model", cost_s)
+    index = _neighbour(space, history, belief, open_)
+    return None if index is None else _proposal(space, index, "neighbours", cost_s)
+
+
+def _proposal(space: Space, index: int, stage: Stage, cost_s: Array) -> Proposal:
+    return Proposal(point=space.points[index], stage=stage, predicted_s=float(cost_s[index]))
+
+
+def _lightest(space: Space, open_: Array) -> int:
+    return int(np.argmin(np.where(open_, space.octaves.sum(axis=1), np.inf)))
+
+
+def _spread(space: Space, history: Sequence[ProbeResult], open_: Array) -> int | None:
+    """The open point nearest to the next spread target; None when the targets are spent.
+
+    A target is spent when a point was measured for it, which is known from the number of
+    measurements beyond the first two (baseline and rule of thumb).
+    """
+    done = len({result.requested for result in history}) - 2
+    if done >= len(SPREAD):
+        return None
+    low, span = space.octaves.min(axis=0), np.maximum(np.ptp(space.octaves, axis=0), 1e-9)
+    place = (space.octaves - low) / span
+    distance = ((place - np.array(SPREAD[max(0, done)])) ** 2).sum(axis=1)
+    return int(np.argmin(np.where(open_, distance, np.inf)))
+
+
+def expected_improvement(space: Space, history: Sequence[ProbeResult], belief: Belief) -> Array:
+    """(n,) expected gain in log steps per second over the best measured point (Jones et al. 1998, eq. 15)."""
+    best = best_log_sps(space, history, belief)
+    deviation = np.hypot(belief.deviation, ROUGHNESS)
+    z = (belief.mean - best) / deviation
+    density = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+    result: Array = deviation * (z * ndtr(z) + density)
+    return result
+
+
+def best_log_sps(space: Space, history: Sequence[ProbeResult], belief: Belief) -> float:
+    """The largest log steps per second among measured points; smoothed by the model where they lie on the grid."""
+    known = [space.index.get(result.requested) for result in measured(history)]
+    smoothed = [float(belief.mean[i]) for i in known if i is not None]
+    return max(smoothed) if smoothed else max(float(np.log(r.sps or 1.0)) for r in measured(history))
+
+
+def predict_cost_s(space: Space, history: Sequence[ProbeResult], belief: Belief) -> Array:
+    """(n,) seconds that a quick probe takes: a constant, a share per process and a multiple of the iteration.
+
+    Non-negative least squares on the costs of the stable quick probes so far; their mean while there are few.
+    """
+    quick = [result for result in measured(history) if result.grade == "quick" and result.cost_s > 0]
+    costs = np.array([result.cost_s for result in quick])
+    if len(quick) < 4:
+        return np.full(len(space), costs.mean() if len(quick) else 1.0)
+    rows = counts([result.requested for result in quick], space.rollout)
+    here = _cost_terms(rows, np.log([float(result.sps or 1.0) for result in quick]), space.rollout)
+    there = _cost_terms(space.counts, belief.mean, space.rollout)
+    result: Array = np.maximum(there @ fit_relative(here, costs), 0.5 * costs.min())
+    return result
+
+
+def _cost_terms(rows: Array, log_sps: Array, rollout: int | None) -> Array:
+    """(n, 3): one, processes, seconds per iteration of one process."""
+    iteration_s = rows[:, 0] * (rollout or 1) * rows[:, 2] / np.exp(log_sps)
+    return np.column_stack([np.ones(len(rows)), rows[:, 2], iteration_s])
+
+
+def _neighbour(space: Space, history: Sequence[ProbeResult], belief: Belief, open_: Array) -> int | None:
+    """The most promising open neighbour of the best of the three best measured points that has one."""
+    best = sorted(measured(history), key=lambda result: -(result.sps or 0.0))
+    for point in list(dict.fromkeys(result.requested for result in best))[:3]:
+        near = [i for i in space.neighbours(point) if open_[i]]
+        if near:
+            return max(near, key=lambda i: float(belief.mean[i]))
+    return None

@@ -1,0 +1,251 @@
+"""Our sampler as an Optuna sampler, for our own search and for a user's own study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.search_space import IntersectionSearchSpace
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.errors import UsageError
+from autotune.probe.schema import CONCURRENCY_LEVELS
+from autotune.records import KNOBS, KnobValue, Point, ProbeResult, from_json
+from autotune.search.memory import MemoryLimits
+from autotune.search.propose import Problem, Proposal, propose
+from autotune.search.space import Space, grid
+
+RESULT = "result"
+"""User attribute of a trial: its `ProbeResult` as JSON."""
+IGNORED = "ignored"
+"""Flag of a result that says nothing about its point (cut short by the end of the budget, lost with the parent)."""
+
+
+def history_of(trials: Sequence[FrozenTrial]) -> list[ProbeResult]:
+    """What completed trials measured, in order of their numbers; results flagged `IGNORED` are left out."""
+    done = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda trial: trial.number)
+    results = [result_of(trial) for trial in done]
+    return [result for result in results if result is not None and IGNORED not in result.flags]
+
+
+def result_of(trial: FrozenTrial) -> ProbeResult | None:
+    """The measurement of a trial: its `RESULT` attribute, or its value as steps per second.
+
+    A user's own trial may carry the attributes ``vram_peak_bytes`` and ``ram_peak_bytes``; one whose
+    constraints are violated, or whose value is not above zero, counts as failed.
+    """
+    if RESULT in trial.user_attrs:
+        result: ProbeResult = from_json(ProbeResult, trial.user_attrs[RESULT])
+        return result
+    if "num_envs" not in trial.params or "batch_size" not in trial.params or trial.value is None:
+        return None
+    ok = trial.value > 0 and all(value <= 0 for value in trial.constraints.values())
+    return ProbeResult(
+        requested=Point.from_knobs({name: trial.params[name] for name in KNOBS if name in trial.params}),
+        status="ok" if ok else "crashed",
+        grade="quick",
+        sps=float(trial.value) if ok else None,
+        cost_s=trial.duration.total_seconds() if trial.duration else 0.0,
+        vram_peak_bytes=trial.user_attrs.get("vram_peak_bytes"),
+        ram_peak_bytes=trial.user_attrs.get("ram_peak_bytes"),
+    )
+
+
+class HistorySampler(BaseSampler):
+    """A sampler whose next point is a function of the study's history; subclasses say which.
+
+    Further parameters of a study, beyond the standard knobs, are drawn at random.
+    """
+
+    def __init__(self, *, problem: Problem | None = None, seed: int = 0) -> None:
+        self._problem = problem
+        self._seed = seed
+        self._intersection = IntersectionSearchSpace()
+
+    def propose(self, problem: Problem, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
+        """The point of trial `number`, None when nothing is worth measuring."""
+        raise NotImplementedError
+
+    def upcoming(self, study: Study) -> Proposal | None:
+        """What the next trial would measure, None when nothing is worth measuring.
+
+        Raises:
+            UsageError: the sampler was made without a problem.
+        """
+        if self._problem is None:
+            raise UsageError("upcoming() needs a sampler made with problem=...")
+        trials = study.get_trials(deepcopy=False)
+        return self.propose(self._problem, trials, len(trials))
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The standard knobs: of the problem, or those that the study's trials share."""
+        if self._problem is not None:
+            return self._problem.space.distributions()
+        shared = self._intersection.calculate(study)
+        return {name: shared[name] for name in KNOBS if name in shared}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The proposed point; the best one so far again when nothing else is worth measuring."""
+        problem = self._problem or _problem_of(search_space)
+        if problem is None:
+            return {}
+        trials = study.get_trials(deepcopy=False)
+        proposal = self.propose(problem, trials, trial.number)
+        point = proposal.point if proposal else _best(problem, trials)
+        knobs = point.knobs()
+        return {name: knobs[name] for name in search_space}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A random value, the same for the same trial number."""
+        random = RandomSampler(seed=seed_of(self._seed, trial.number))
+        return random.sample_independent(study, trial, param_name, param_distribution)
+
+
+class GoodputSampler(HistorySampler):
+    """Finds the point with the most stable steps per second in few, costly and fallible measurements.
+
+    In a study of your own::
+
+        sampler = GoodputSampler(
+            knobs={"num_envs": [8, 16, 32, 64], "batch_size": [256, 512, 1024], "concurrency": [1, 2, 4]}
+        )
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+
+    The objective suggests those knobs with ``trial.suggest_int(name, low, high, log=True)`` and returns
+    steps per second; a point that failed returns 0.0 or violates a constraint, and neither it nor
+    any that dominates it is proposed again. With memory limits, set the user attributes
+    ``vram_peak_bytes`` and ``ram_peak_bytes`` on the trial.
+
+    Args:
+        knobs: allowed values by knob; None takes powers of two within the study's own distributions
+            (the first trial is then drawn at random).
+        rollout: vector steps per iteration: minibatches larger than ``num_envs * rollout`` are left out.
+        vram_limit_bytes: what all processes may hold on the device.
+        ram_limit_bytes: what they may hold on the host.
+        problem: instead of the above, the whole problem.
+        seed: of the random choices.
+    """
+
+    def __init__(
+        self,
+        *,
+        knobs: Mapping[str, Sequence[KnobValue]] | None = None,
+        rollout: int | None = None,
+        vram_limit_bytes: float | None = None,
+        ram_limit_bytes: float | None = None,
+        problem: Problem | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._limits = MemoryLimits(vram_bytes=vram_limit_bytes, ram_bytes=ram_limit_bytes)
+        if problem is None and knobs is not None:
+            points = [p for p in grid(knobs) if rollout is None or p.batch_size <= p.num_envs * rollout]
+            problem = Problem(space=Space(points=tuple(points), rollout=rollout), limits=self._limits)
+        super().__init__(problem=problem, seed=seed)
+
+    def propose(self, problem: Problem, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
+        """`autotune.search.propose.propose` on the trials' results."""
+        return propose(problem, history_of(trials))
+
+
+class FixedSampler(BaseSampler):
+    """Gives one point, whatever the study holds."""
+
+    def __init__(self, point: Point) -> None:
+        self._knobs = point.knobs()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Empty."""
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The point's value."""
+        return self._knobs[param_name]
+
+
+class SnappedSampler(BaseSampler):
+    """Another sampler whose integer values are moved to the nearest allowed ones, seeded anew for every trial.
+
+    Args:
+        make: called with a seed, returns the sampler.
+        space: whose levels are allowed.
+        seed: of the search; a resumed one proposes what an uninterrupted one would.
+    """
+
+    def __init__(self, make: Any, space: Space, seed: int) -> None:
+        self._make, self._seed = make, seed
+        self._levels = dict(zip(KNOBS, space.levels, strict=True))
+        self._sampler: BaseSampler = make(seed=seed)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Seed the sampler for this trial."""
+        self._sampler = self._make(seed=seed_of(self._seed, trial.number))
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """As the other sampler has it."""
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The other sampler's values, moved to allowed ones."""
+        values = self._sampler.sample_relative(study, trial, search_space)
+        return {name: self._snap(name, value) for name, value in values.items()}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The other sampler's value, moved to an allowed one."""
+        value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
+        return self._snap(param_name, value)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """As the other sampler has it."""
+        self._sampler.after_trial(study, trial, state, values)
+
+    def _snap(self, name: str, value: Any) -> Any:
+        levels = self._levels.get(name)
+        return value if levels is None else min(levels, key=lambda level: max(level / value, value / level))
+
+
+def seed_of(seed: int, number: int) -> int:
+    """A seed for trial `number` of a search with this seed."""
+    return (seed * 1_000_003 + number * 7919) % 2**31
+
+
+def _best(problem: Problem, trials: Sequence[FrozenTrial]) -> Point:
+    """The best point measured, the first of the space when there is none."""
+    stable = [result for result in history_of(trials) if result.ok and result.requested in problem.space.index]
+    return max(stable, key=lambda result: result.sps or 0.0).requested if stable else problem.space.points[0]
+
+
+def _problem_of(search_space: Mapping[str, BaseDistribution]) -> Problem | None:
+    """The problem that a study's own distributions describe, None before they are known."""
+    if "num_envs" not in search_space or "batch_size" not in search_space:
+        return None
+    knobs = {name: _values(name, distribution) for name, distribution in search_space.items()}
+    return Problem(space=Space(points=tuple(grid(knobs))))
+
+
+def _values(name: str, distribution: BaseDistribution) -> list[int]:
+    if isinstance(distribution, CategoricalDistribution):
+        return sorted(int(choice) for choice in distribution.choices if isinstance(choice, int))
+    if not isinstance(distribution, IntDistribution):
+        raise UsageError(f"{name} must be suggested with suggest_int or suggest_categorical, not {distribution}")
+    ladder = CONCURRENCY_LEVELS if name == "concurrency" else tuple(2**power for power in range(31))
+    return [v for v in ladder if distribution.low <= v <= distribution.high] or [distribution.low]

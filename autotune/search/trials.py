@@ -1,0 +1,197 @@
+"""Trials on the disk: an Optuna study in SQLite, a trial per probe, its measurement in user attributes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from autotune.errors import FileError
+from autotune.records import KNOBS, Point, ProbeResult, from_json, to_json
+from autotune.runs import Run
+from autotune.search.sampler import IGNORED, RESULT
+
+STUDY_NAME = "autotune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial of a run.
+
+    Attributes:
+        number: Optuna's.
+        stage: ``baseline``, ``rule of thumb``, ``try``, ``spread``, ``model``, ``neighbours``, ``final``, ``probe``.
+        result: what was measured.
+        started: boot id, process id and time, recorded before the probe began.
+    """
+
+    number: int
+    stage: str
+    result: ProbeResult
+    started: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the result says something about its point."""
+        return IGNORED not in self.result.flags
+
+
+@contextmanager
+def storage_errors(run: Run) -> Iterator[None]:
+    """Turn a database failure into a message.
+
+    Raises:
+        FileError: the study cannot be read or written.
+    """
+    try:
+        yield
+    except (StorageInternalError, sqlalchemy.exc.DatabaseError) as error:
+        cause = error.__cause__ or error
+        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        raise FileError(
+            f"cannot use {run.study_file}: {reason}. Check that the folder is writable and has free space; "
+            "a damaged study is left alone with --new."
+        ) from error
+
+
+def open_study(run: Run, sampler: BaseSampler | None = None) -> optuna.Study:
+    """The run's study, created when missing; every commit is on the disk when it returns.
+
+    Raises:
+        FileError: it cannot be read or written.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with storage_errors(run):
+        storage = RDBStorage(f"sqlite:///{run.study_file}", engine_kwargs={"connect_args": {"timeout": 30}})
+        sqlalchemy.event.listen(storage.engine, "connect", _synchronous)
+        storage.engine.dispose()
+        return optuna.create_study(
+            study_name=STUDY_NAME, storage=storage, direction="maximize", load_if_exists=True, sampler=sampler
+        )
+
+
+def _synchronous(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def load_trials(run: Run) -> tuple[TrialRecord, ...]:
+    """Every finished trial of a run, in order; none when it has no study.
+
+    Raises:
+        FileError: the study cannot be read.
+    """
+    if not run.study_file.exists():
+        return ()
+    with storage_errors(run):
+        return records_of(open_study(run, RandomSampler()))
+
+
+def records_of(study: optuna.Study) -> tuple[TrialRecord, ...]:
+    """Every finished trial of a study that carries a measurement, in order."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return tuple(_record(trial) for trial in trials if RESULT in trial.user_attrs)
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    return TrialRecord(
+        number=trial.number,
+        stage=str(trial.user_attrs.get("stage", "")),
+        result=from_json(ProbeResult, trial.user_attrs[RESULT]),
+        started=trial.user_attrs.get("started", {}),
+    )
+
+
+def add_probe_trial(run: Run, stage: str, result: ProbeResult) -> None:
+    """Add a finished measurement to the run's study.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    with storage_errors(run):
+        study = open_study(run, RandomSampler())
+        knobs = {name: getattr(result.requested, name) for name in KNOBS}
+        wide: dict[str, BaseDistribution] = {
+            name: IntDistribution(1, max(value, 2**16), log=True) for name, value in knobs.items()
+        }
+        study.add_trial(
+            create_trial(
+                params=knobs,
+                distributions=wide,
+                value=float(result.sps or 0.0),
+                user_attrs={"stage": stage, "requested": to_json(result.requested), RESULT: to_json(result)},
+                constraints=constraints(result),
+            )
+        )
+
+
+def constraints(result: ProbeResult) -> dict[str, float]:
+    """What Optuna's constrained samplers see: not above zero is stable."""
+    return {"stable": -1.0 if result.ok else 1.0}
+
+
+def start(trial: Trial, stage: str, point: Point, boot_id: str, clock_s: float, predicted_s: float) -> None:
+    """Record durably that a probe is about to run."""
+    trial.set_user_attr("stage", stage)
+    trial.set_user_attr("requested", to_json(point))
+    started = {"boot_id": boot_id, "pid": os.getpid(), "time": datetime.now(UTC).isoformat()}
+    trial.set_user_attr("started", started | {"clock_s": clock_s, "predicted_s": predicted_s})
+
+
+def finish(study: optuna.Study, trial: Trial, result: ProbeResult, value: float) -> None:
+    """Tell a measurement, durably; a failure is complete with a violated constraint."""
+    trial.set_user_attr(RESULT, to_json(result))
+    for name, violation in constraints(result).items():
+        trial.set_constraint(name, violation)
+    study.tell(trial, value)
+
+
+def worst_value(study: optuna.Study) -> float:
+    """The lowest value of a stable trial, what a failure is told as; 0 when there is none."""
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    stable = [t.value for t in done if t.value is not None and all(v <= 0 for v in t.constraints.values())]
+    return min(stable, default=0.0)
+
+
+def close_lost(study: optuna.Study, boot_id: str, clock_s: float) -> float:
+    """Close trials that were running when an earlier process or the machine died.
+
+    ``host_lost`` when the machine was started anew since, else ``crashed``: then the search died, which
+    says little about the point, and it may be tried once more.
+
+    Returns:
+        Seconds that the lost probes are charged: what they were predicted to take, no more than passed.
+    """
+    charged_s = 0.0
+    lost_before = {r.result.requested for r in records_of(study) if not r.counts and r.result.status == "crashed"}
+    for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        trial = Trial(study, frozen._trial_id)
+        started = frozen.user_attrs.get("started")
+        if started is None:
+            study.tell(trial, state=TrialState.FAIL)
+            continue
+        point = Point.from_knobs(frozen.user_attrs["requested"])
+        same_boot = started["boot_id"] == boot_id
+        passed_s = max(0.0, clock_s - started["clock_s"]) if same_boot else started["predicted_s"]
+        result = ProbeResult(
+            requested=point,
+            status="crashed" if same_boot else "host_lost",
+            grade="quick",
+            detail="the search ended while this ran" if same_boot else "the machine restarted while this ran",
+            cost_s=min(started["predicted_s"], passed_s),
+        )
+        if same_boot and point not in lost_before:
+            result = replace(result, flags=(IGNORED,))
+        finish(study, trial, result, worst_value(study))
+        charged_s += result.cost_s
+    return charged_s
