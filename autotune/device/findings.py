@@ -19,6 +19,8 @@ LOAD_HIGH = 0.5  # of the allowed cores, before anything of ours runs
 UNSEEN_VRAM_BYTES = 2**30
 EMULATED_BELOW = 0.5  # of the fp16 rate
 
+_MORE_RAM = "stop other programs, raise the container's memory limit, or rent more memory"
+
 EXTRAS = {"torch": "torch", "jax": "jax", "envpool": "envpool", "pytest-benchmark": "bench"}
 
 
@@ -171,7 +173,7 @@ def neighbours(gpu: GpuInfo) -> Iterator[Finding]:
             "warning",
             f"process {process.pid} ({name}) is on the GPU with {format_bytes(process.used_bytes)}",
             "another program runs there: measurements will be disturbed and labelled shared",
-            f"stop it (kill {process.pid}) or wait for it",
+            f"stop process {process.pid} or wait until it ends",
         )
     if not gpu.processes and (gpu.vram_used_bytes or 0) > UNSEEN_VRAM_BYTES:
         yield _finding(
@@ -204,7 +206,7 @@ def cpu_limits(host: HostInfo) -> Iterator[Finding]:
             "warning",
             f"the load is {host.load_1m:.1f} on {allowed:g} cores before anything is measured",
             "other programs run",
-            "stop them: environments and training share these cores",
+            "stop other programs: environments and training share these cores",
         )
 
 
@@ -212,7 +214,9 @@ def memory_limits(host: HostInfo) -> Iterator[Finding]:
     """RAM, shared memory, disk."""
     if host.ram_limit_bytes < RAM_LOW_BYTES or host.ram_available_bytes < RAM_LOW_BYTES / 2:
         free, limit = format_bytes(host.ram_available_bytes), format_bytes(host.ram_limit_bytes)
-        yield _finding("warning", f"{free} of {limit} RAM is free", "a small machine or limit, or others use it", "")
+        yield _finding(
+            "warning", f"{free} of {limit} RAM is free", "a small machine or limit, or others use it", _MORE_RAM
+        )
     if host.shm_total_bytes is not None and host.shm_total_bytes < SHM_LOW_BYTES:
         yield _finding(
             "warning",

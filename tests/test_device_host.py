@@ -1,0 +1,155 @@
+"""The host as the kernel, the container's cgroups and the package metadata describe it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_host import GIB, write_tree
+
+from autotune.device import host
+from autotune.device.host import inspect_host, process_identity
+from autotune.records import HostInfo, from_json, to_json
+
+CGROUP_V2 = {
+    "proc/self/cgroup": "0::/docker/job\n",
+    "sys/fs/cgroup/cgroup.controllers": "cpu memory pids\n",
+}
+CGROUP_V1 = {"proc/self/cgroup": "4:memory:/job\n3:cpu,cpuacct:/job\n2:pids:/job\n1:name=systemd:/job\n"}
+
+
+def test_without_limits_everything_is_the_hosts(tmp_path: Path) -> None:
+    info = inspect_host(tmp_path, root=write_tree(tmp_path, {}), affinity=8)
+    assert (info.cpu_model, info.cpu_cores_visible, info.cpu_cores_allowed) == ("Test CPU", 8, 8.0)
+    assert (info.ram_total_bytes, info.ram_limit_bytes, info.ram_cgroup_limit_bytes) == (16 * GIB, 16 * GIB, None)
+    assert info.ram_available_bytes == 8 * GIB
+    assert (info.pids_limit, info.load_1m) == (None, 1.25)
+    assert info.boot_time == "2025-01-01T00:00:00+00:00"
+    assert info.boot_id == "11111111-2222-3333-4444-555555555555"
+    assert info.shm_total_bytes is None
+    assert from_json(HostInfo, to_json(info)) == info
+
+
+def test_cgroup_v2_limits(tmp_path: Path) -> None:
+    files = CGROUP_V2 | {
+        "sys/fs/cgroup/docker/job/cpu.max": "250000 100000\n",
+        "sys/fs/cgroup/docker/job/memory.max": f"{4 * GIB}\n",
+        "sys/fs/cgroup/docker/job/memory.current": f"{3 * GIB}\n",
+        "sys/fs/cgroup/docker/job/memory.stat": f"anon 5\ninactive_file {GIB}\n",
+        "sys/fs/cgroup/docker/job/pids.max": "512\n",
+    }
+    info = inspect_host(tmp_path, root=write_tree(tmp_path, files), affinity=8)
+    assert info.cpu_cores_allowed == 2.5
+    assert (info.ram_cgroup_limit_bytes, info.ram_limit_bytes) == (4 * GIB, 4 * GIB)
+    assert info.ram_available_bytes == 2 * GIB  # 4 - 3 in use + 1 of droppable cache
+    assert info.pids_limit == 512
+
+
+def test_cgroup_v2_takes_the_tightest_of_the_groups_above(tmp_path: Path) -> None:
+    files = CGROUP_V2 | {
+        "sys/fs/cgroup/docker/job/cpu.max": "max 100000\n",
+        "sys/fs/cgroup/docker/cpu.max": "150000 50000\n",
+        "sys/fs/cgroup/docker/job/memory.max": "max\n",
+        "sys/fs/cgroup/docker/memory.max": f"{2 * GIB}\n",
+        "sys/fs/cgroup/docker/job/pids.max": "max\n",
+    }
+    info = inspect_host(tmp_path, root=write_tree(tmp_path, files), affinity=8)
+    assert (info.cpu_cores_allowed, info.ram_limit_bytes, info.pids_limit) == (3.0, 2 * GIB, None)
+
+
+def test_cgroup_v2_in_a_container_shows_its_own_group_at_the_top(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/cgroup.controllers": "cpu memory\n",
+        "sys/fs/cgroup/cpu.max": "400000 100000\n",
+    }
+    assert inspect_host(tmp_path, root=write_tree(tmp_path, files), affinity=8).cpu_cores_allowed == 4.0
+
+
+def test_cgroup_v1_limits(tmp_path: Path) -> None:
+    files = CGROUP_V1 | {
+        "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "150000\n",
+        "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/memory/job/memory.limit_in_bytes": f"{GIB}\n",
+        "sys/fs/cgroup/memory/job/memory.usage_in_bytes": f"{GIB // 4}\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/pids/job/pids.max": "100\n",
+    }
+    info = inspect_host(tmp_path, root=write_tree(tmp_path, files), affinity=8)
+    assert info.cpu_cores_allowed == 1.5
+    assert (info.ram_limit_bytes, info.ram_available_bytes, info.pids_limit) == (GIB, GIB * 3 // 4, 100)
+
+
+def test_cgroup_v1_without_limits(tmp_path: Path) -> None:
+    files = CGROUP_V1 | {
+        "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us": "-1\n",
+        "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    info = inspect_host(tmp_path, root=write_tree(tmp_path, files), affinity=6)
+    assert (info.cpu_cores_allowed, info.ram_cgroup_limit_bytes) == (6.0, None)
+
+
+def test_affinity_below_the_quota_wins(tmp_path: Path) -> None:
+    files = CGROUP_V2 | {"sys/fs/cgroup/docker/job/cpu.max": "400000 100000\n"}
+    assert inspect_host(tmp_path, root=write_tree(tmp_path, files), affinity=2).cpu_cores_allowed == 2.0
+
+
+def test_a_limit_above_the_machines_ram_is_none(tmp_path: Path) -> None:
+    files = CGROUP_V2 | {"sys/fs/cgroup/docker/job/memory.max": f"{64 * GIB}\n"}
+    info = inspect_host(tmp_path, root=write_tree(tmp_path, files), affinity=8)
+    assert (info.ram_cgroup_limit_bytes, info.ram_limit_bytes) == (None, 16 * GIB)
+
+
+def test_process_identity_survives_odd_names_and_knows_the_dead(tmp_path: Path) -> None:
+    fields = " ".join(str(n) for n in range(4, 53))
+    root = write_tree(tmp_path, {"proc/77/stat": f"77 (a) b (c)) S {fields}\n"})
+    identity = process_identity(77, root)
+    assert identity == ("11111111-2222-3333-4444-555555555555", 77, 22)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert process_identity(child.pid) is None
+
+
+def test_the_real_host_agrees_with_the_kernel() -> None:
+    info = inspect_host()
+    assert 0 < info.cpu_cores_allowed <= info.cpu_cores_visible
+    assert 0 < info.ram_available_bytes <= info.ram_limit_bytes <= info.ram_total_bytes
+    assert info.packages["numpy"] is not None
+    assert process_identity(os.getpid()) == process_identity(os.getpid())
+
+
+def test_inspection_imports_no_framework() -> None:
+    code = (
+        "import sys; from autotune.device.inspect import inspect_device; inspect_device();"
+        "assert not {'torch', 'jax', 'envpool'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("cuda: Optional[str] = '12.8'\n", "12.8"), ("cuda: Optional[str] = None\n", None)]
+)
+def test_torchs_cuda_is_read_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: str | None
+) -> None:
+    (tmp_path / "version.py").write_text(f"__version__ = '2.8.0'\n{text}hip = None\n")
+
+    class Distribution:
+        def locate_file(self, name: str) -> Path:
+            assert name == "torch/version.py"
+            return tmp_path / "version.py"
+
+    monkeypatch.setattr(host, "distribution", lambda _: Distribution())
+    assert host.torch_cuda_version() == expected
+
+
+def test_pressure_is_a_share(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {"proc/pressure/cpu": "some avg10=12.50 avg60=1.00 avg300=0.00 total=1\n"})
+    assert host.pressure("cpu", root) == 0.125
+    assert host.pressure("memory", root) is None

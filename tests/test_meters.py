@@ -1,0 +1,261 @@
+"""The meters: what they read of a made-up GPU and of real processes, and readings in short."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import fake_nvml
+import pytest
+from fake_host import host, write_tree
+from fake_nvml import GIB, FakeNvml
+
+from autotune import registry
+from autotune.device.inspect import inspect_device
+from autotune.device.nvml import device_used_bytes
+from autotune.meters import summary
+from autotune.meters.base import SampledMeter
+from autotune.meters.host import HostMeter, pss_bytes
+from autotune.meters.power import PowerMeter
+from autotune.meters.vram import VramMeter
+from autotune.records import DeviceInfo, Reading
+
+
+def device(nvml: FakeNvml) -> DeviceInfo:
+    return inspect_device(pynvml=nvml, run=lambda _: None, host=host(), environment={}, apple_gpu=False)
+
+
+CPU = device(FakeNvml(init_error=fake_nvml.LIBRARY_NOT_FOUND))
+
+
+def last(readings: tuple[Reading, ...]) -> dict[str, float | None]:
+    return {reading.name: reading.value for reading in readings}
+
+
+@pytest.mark.parametrize("name", ["vram", "power", "host"])
+def test_every_meter_gives_ordered_readings_without_a_gpu(name: str) -> None:
+    meter = registry.load("meter", name)(CPU, lambda: [], 0.01)
+    meter.start()
+    readings = meter.stop()
+    assert readings
+    times = [reading.t_s for reading in readings]
+    assert times == sorted(times)
+    if name != "host":
+        assert {reading.value for reading in readings} == {None}, "never 0 for what cannot be told"
+
+
+def test_vram_of_the_device_the_processes_and_above_the_start() -> None:
+    gpu = fake_nvml.t4(used_gib=1, processes={1: GIB})
+    nvml = FakeNvml(gpu)
+    meter = VramMeter(device(nvml), lambda: [10, 11, 12], 10.0, pynvml=nvml)
+    meter.start()
+    assert last(meter.take()) == {
+        "vram_device_used_bytes": GIB,
+        "vram_process_bytes": None,
+        "vram_delta_bytes": 0,
+    }
+    gpu.used_gib = 4
+    gpu.processes = {1: GIB, 10: GIB, 11: 2 * GIB}
+    assert last(meter.stop()) == {
+        "vram_device_used_bytes": 4 * GIB,
+        "vram_process_bytes": 3 * GIB,
+        "vram_delta_bytes": 3 * GIB,
+    }
+    assert nvml.opened == 0
+    assert device_used_bytes(device(nvml), nvml) == 4 * GIB
+
+
+def test_vram_of_processes_is_unknown_when_one_of_them_is() -> None:
+    nvml = FakeNvml(fake_nvml.t4(processes={10: GIB, 11: None}))
+    meter = VramMeter(device(nvml), lambda: [10, 11], 10.0, pynvml=nvml)
+    meter.start()
+    assert last(meter.stop())["vram_process_bytes"] is None
+
+
+def test_vram_of_a_mig_instance() -> None:
+    gpu = fake_nvml.a100_80_mig()
+    gpu.used_gib, gpu.parts[0].used_gib = 50, 7
+    nvml = FakeNvml(gpu)
+    meter = VramMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)
+    meter.start()
+    assert last(meter.stop())["vram_device_used_bytes"] == 7 * GIB
+
+
+def test_power_and_its_company() -> None:
+    nvml = FakeNvml(fake_nvml.h200(power_draw_w=412.5, energy_j=9e6, throttle_bits=0x40 | 0x4, utilisation=97))
+    meter = PowerMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)
+    meter.start()
+    assert last(meter.stop()) == {
+        "power_w": 412.5,
+        "energy_j": 9e6,
+        "sm_clock_mhz": 1200,
+        "temperature_c": 40,
+        "gpu_utilisation": 0.97,
+        "throttle_thermal": 1.0,
+        "throttle_power_brake": 0.0,
+    }
+
+
+def test_what_a_gpu_does_not_tell_is_none() -> None:
+    nvml = FakeNvml(fake_nvml.a100_80_mig(energy_j=None, power_draw_w=None))
+    meter = PowerMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)
+    meter.start()
+    values = last(meter.stop())
+    assert [values[name] for name in ("gpu_utilisation", "energy_j", "power_w")] == [None, None, None]
+    assert values["throttle_thermal"] == 0.0
+
+
+def test_a_gpu_that_gets_lost_silences_and_does_not_raise() -> None:
+    gpu = fake_nvml.t4()
+    nvml = FakeNvml(gpu)
+    meters: list[SampledMeter] = [
+        VramMeter(device(nvml), lambda: [1], 10.0, pynvml=nvml),
+        PowerMeter(device(nvml), lambda: [1], 10.0, pynvml=nvml),
+    ]
+    for meter in meters:
+        meter.start()
+    gpu.lost = True
+    for meter in meters:
+        meter.take()
+        assert set(last(meter.stop()).values()) == {None}
+
+
+def burn(seconds: float) -> subprocess.Popen[bytes]:
+    code = (
+        "import time; block = bytearray(50_000_000)\n"
+        f"while time.process_time() < {seconds}: pass\n"
+        "print('x', flush=True); input()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    return child
+
+
+def test_host_readings_of_real_processes() -> None:
+    children = [burn(0.2), burn(0.1)]
+    pids = [child.pid for child in children]
+    meter = HostMeter(CPU, lambda: pids, 0.01)
+    meter.start()
+    first = last(meter.take())
+    assert first["processes"] == 2
+    assert 0.3 <= (first["cpu_seconds"] or 0) < 20
+    assert 100e6 < (first["ram_pss_bytes"] or 0) < 300e6
+    assert (first["host_ram_available_bytes"] or 0) > 0
+    children[0].communicate(b"\n")
+    del pids[0]
+    after = last(meter.stop())
+    assert after["processes"] == 1
+    assert (after["cpu_seconds"] or 0) >= (first["cpu_seconds"] or 0), "an ended process keeps what it used"
+    children[1].communicate(b"\n")
+    assert pss_bytes(children[1].pid) is None
+
+
+def test_pss_shares_what_is_shared_and_falls_back(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {"proc/5/smaps_rollup": "55-7f [rollup]\nRss: 900 kB\nPss:   300 kB\nPss_Anon: 1 kB\n"})
+    assert pss_bytes(5, root) == 300 * 1024
+    child = burn(0.0)
+    resident = pss_bytes(child.pid, tmp_path / "no-proc")
+    child.communicate(b"\n")
+    assert resident is not None
+    assert resident > 50e6
+
+
+def test_slow_memory_reading_is_done_seldom(tmp_path: Path) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.01  # every look at the clock takes 10 ms, so reading seems to take 10 ms
+        return now[0]
+
+    root = write_tree(tmp_path, {"proc/5/smaps_rollup": "Pss:   300 kB\n"})
+    meter = HostMeter(CPU, lambda: [5], 0.5, root=root, clock=clock)
+    assert meter.read()["ram_pss_bytes"] == 300 * 1024
+    assert "ram_pss_bytes" not in meter.read()
+    now[0] += 0.5  # 10 ms / 2 %
+    assert meter.read()["ram_pss_bytes"] == 300 * 1024
+
+
+class Slow(SampledMeter):
+    release = threading.Event()
+    closed = False
+
+    def read(self) -> dict[str, float | None]:
+        self.release.wait()
+        return {"x": 1.0}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_hung_reading_delays_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autotune.meters.base._PATIENCE_S", 0.05)
+    meter = Slow(CPU, lambda: [])
+    meter.start()
+    assert meter.stop() == ()
+    meter.release.set()
+
+
+def test_take_hands_over_once_and_stop_the_rest() -> None:
+    class Counting(SampledMeter):
+        count = 0.0
+
+        def read(self) -> dict[str, float | None]:
+            self.count += 1
+            return {"x": self.count}
+
+    meter = Counting(CPU, lambda: [], 0.005)
+    meter.start()
+    seen: list[Any] = list(meter.take())
+    while len(seen) < 3:
+        time.sleep(0.005)
+        seen += meter.take()
+    seen += meter.stop()
+    assert [reading.value for reading in seen] == [float(n) for n in range(1, len(seen) + 1)]
+
+
+READINGS = tuple(
+    Reading(t_s=t, name=name, value=value)
+    for t, name, value in [
+        (0.0, "power_w", 100.0),
+        (0.0, "energy_j", 50.0),
+        (1.0, "power_w", None),
+        (2.0, "power_w", 300.0),
+        (2.0, "energy_j", 450.0),
+        (3.0, "power_w", 800.0),
+        (3.0, "energy_j", 1250.0),
+    ]
+)
+
+
+def test_summaries() -> None:
+    assert summary.peak(READINGS, "power_w") == 800.0
+    assert summary.peak(READINGS, "power_w", 0.0, 2.0) == 300.0
+    assert summary.mean(READINGS, "power_w", 0.0, 2.0) == 200.0
+    assert summary.rate(READINGS, "energy_j") == 400.0
+    assert summary.energy_j(READINGS, 0.0, 2.0) == 400.0
+    assert summary.energy_j([r for r in READINGS if r.name == "power_w"], 0.0, 2.0) == 400.0
+
+
+def test_summaries_of_nothing_are_unknown() -> None:
+    assert summary.peak((), "power_w") is None
+    assert summary.mean(READINGS, "power_w", 1.0, 1.5) is None
+    assert summary.rate(READINGS, "energy_j", 2.0, 2.5) is None
+    assert summary.energy_j((), 0.0, 1.0) is None
+
+
+@pytest.mark.gpu
+def test_real_gpu_readings() -> None:
+    info = inspect_device("cuda")
+    meters: list[SampledMeter] = [VramMeter(info, lambda: [], 0.1), PowerMeter(info, lambda: [], 0.1)]
+    for meter in meters:
+        meter.start()
+    time.sleep(0.5)
+    vram, power = (meter.stop() for meter in meters)
+    assert (summary.peak(vram, "vram_device_used_bytes") or -1) >= 0
+    assert 0 <= (summary.mean(power, "gpu_utilisation") or 0) <= 1
+    assert (summary.mean(power, "temperature_c") or 0) > 10
