@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -421,13 +422,11 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
     run = open_training_run(path, loaded, runs, name=name, new=new)
     print_run(run)
     with run.hold(), StopSignals() as stop, views.TrainView() as view:
-        result = supervise(
-            loaded, run, device=info, on_event=view.update, warn=say, should_stop=stop.requested
-        )
+        result = supervise(loaded, run, device=info, on_event=view.update, warn=say, should_stop=stop.requested)
     if as_json:
         show_json(to_json(result))
     else:
-        click.echo(views.train_text(result))
+        click.echo(views.train_text(result, run))
     if stop.exit_code:
         return stop.exit_code
     statuses = {job.status for job in result.jobs}
@@ -444,14 +443,15 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
 def status(run_word: str | None, watch: bool, runs: Path, as_json: bool) -> int:
     """What a run is doing, or how it ended, and how it compares with the prediction."""
     from autotune import views
-    from autotune.runs import find_run
+    from autotune.runs import find_run, is_held
 
     run = find_run(runs, run_word)
     print_run(run)
+    while watch and is_held(run.path):
+        views.show_status(run)
+        time.sleep(2.0)
     if as_json:
         show_json(views.status_json(run))
-    elif watch:
-        views.watch_status(run)
     else:
         click.echo(views.status_text(run))
     return EXIT_OK

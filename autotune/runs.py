@@ -110,6 +110,19 @@ def hold(path: Path, what: str, remedy: str) -> Iterator[None]:
         lock.release()
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds the run in this folder."""
+    lock = FileLock(path / ".lock")
+    if not (path / ".lock").exists():
+        return False
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def all_runs(root: Path) -> list[Run]:
     """Every run under a folder, oldest first by creation."""
     found = [Run(file.parent) for file in root.glob("*/run.json")]
@@ -142,7 +155,8 @@ def check_name(name: str) -> str:
     """
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"run name {name!r} must be 1 to 100 letters, digits, dots, dashes or underscores, starting with a letter or digit"
+            f"run name {name!r} must be 1 to 100 letters, digits, dots, dashes or underscores, "
+            "starting with a letter or digit"
         )
     return name
 

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from tabulate import tabulate
 
-from autotune.records import ProbeResult, to_json
+from autotune.records import ProbeResult, TrainResult, to_json
+from autotune.runs import Run, is_held
 from autotune.search.result import StudyResult, sentence
+from autotune.search.trials import load_trials
 from autotune.store import durable_write
+from autotune.train.status import JobSnapshot, Snapshot, read_snapshot, status_file
 from autotune.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from autotune.probe.grid import GridEvent
-    from autotune.runs import Run
     from autotune.search.study import SearchEvent
 
 
@@ -202,22 +203,25 @@ class TrainView(_Live):
         self._tasks: dict[str, Any] = {}
         self._last_line_s = 0.0
 
-    def update(self, snapshot: Any) -> None:
-        """A new `train.status.Snapshot`."""
+    def update(self, snapshot: Snapshot) -> None:
+        """Show a new snapshot."""
         for job in snapshot.jobs:
             if job.id not in self._tasks:
                 self._tasks[job.id] = self.progress.add_task(job.id, total=1.0, note="")
-            self.progress.update(self._tasks[job.id], completed=job.fraction or 0.0, note=_job_note(job))
+            self.progress.update(self._tasks[job.id], completed=job.fraction, note=job_note(job))
         now_s = time.monotonic()
         if not self.terminal and now_s - self._last_line_s >= self.LINE_EVERY_S:
             self._last_line_s = now_s
             for job in snapshot.jobs:
                 if job.status == "running":
-                    self.line(f"{job.id}: {_job_note(job)}")
+                    self.line(f"{job.id}: {job_note(job)}")
 
 
-def _job_note(job: Any) -> str:
+def job_note(job: JobSnapshot) -> str:
+    """A job in a few words: ``running, 412 SPS, return 3.1, 2h 10m left``."""
     parts = [job.status]
+    if job.status == "running":
+        parts.append(f"{job.env_steps:,} steps")
     if job.sps is not None:
         parts.append(f"{format_count(job.sps)} SPS")
     if job.mean_return is not None:
@@ -229,19 +233,90 @@ def _job_note(job: Any) -> str:
     return ", ".join(parts)
 
 
-def jobs_table(jobs: Sequence[Any]) -> Table:
-    """A table of a training's jobs."""
-    table = Table("job", "status", "env steps", "games", "done", "SPS", "return (100)", "VRAM", "time left")
-    for job in jobs:
-        table.add_row(
+def train_text(result: TrainResult, run: Run) -> str:
+    """What a training says at its end: every job, and measured against predicted."""
+    rows = [
+        [
             job.id,
             job.status,
             f"{job.env_steps:,}",
             f"{job.episodes:,}",
-            "" if job.fraction is None else f"{job.fraction:.0%}",
-            format_count(job.sps) if job.sps is not None else "",
+            format_duration(job.seconds),
+            format_count(job.sps),
             "" if job.mean_return is None else f"{job.mean_return:.1f}",
-            format_bytes(job.vram_bytes) if job.vram_bytes is not None else "unknown",
-            format_duration(job.eta_s) if job.eta_s is not None else "",
-        )
-    return table
+            job.detail.splitlines()[0][:80] if job.detail else "",
+        ]
+        for job in result.jobs
+    ]
+    headers = ["job", "status", "env steps", "games", "trained", "SPS", "return (100)", "detail"]
+    return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n{_compared(result)}\nfolder {run.train_folder}"
+
+
+def _compared(result: TrainResult) -> str:
+    if result.sps is None:
+        return "too short to measure a rate after warm-up"
+    measured = f"measured {format_count(result.sps)} SPS over all jobs at once"
+    if result.predicted_sps is None:
+        return f"{measured}; the manifest predicts none"
+    return f"{measured}, predicted {format_count(result.predicted_sps)} ({result.sps / result.predicted_sps - 1:+.1%})"
+
+
+def status_text(run: Run) -> str:
+    """What a run is doing, or how it ended."""
+    state = run.state()
+    lines = [f"{state.get('command', 'run')} {run.name}, created {state.get('created', 'unknown')[:16]} UTC"]
+    if run.study_file.exists():
+        lines.append(_search_status(run, state))
+    if status_file(run).exists():
+        snapshot = read_snapshot(run)
+        rows = [
+            [
+                job.id,
+                job.status,
+                f"{job.env_steps:,}",
+                f"{job.episodes:,}",
+                f"{job.fraction:.0%}",
+                "" if job.sps is None else format_count(job.sps),
+                "" if job.mean_return is None else f"{job.mean_return:.1f}",
+                format_bytes(job.vram_bytes) if job.vram_bytes is not None else "unknown",
+                "" if job.eta_s is None else format_duration(job.eta_s),
+            ]
+            for job in snapshot.jobs
+        ]
+        headers = ["job", "status", "env steps", "games", "done", "SPS", "return (100)", "VRAM", "left"]
+        lines += [f"training: {snapshot.state} at {snapshot.point}", tabulate(rows, headers, disable_numparse=True)]
+        if snapshot.measured_sps is not None and snapshot.predicted_sps:
+            ratio = snapshot.measured_sps / snapshot.predicted_sps - 1
+            predicted = format_count(snapshot.predicted_sps)
+            lines.append(f"measured {format_count(snapshot.measured_sps)} SPS, predicted {predicted} ({ratio:+.1%})")
+    return "\n".join(lines)
+
+
+def _search_status(run: Run, state: dict[str, Any]) -> str:
+    trials = [trial for trial in load_trials(run) if trial.counts]
+    stable = [trial.result for trial in trials if trial.result.ok]
+    best = max(stable, key=lambda result: result.sps or 0.0, default=None)
+    spent = format_duration(state["spent_s"]) if "spent_s" in state else "unknown time"
+    phase = "finished" if state.get("finished") else "running" if is_held(run.path) else "unfinished, resumable"
+    fastest = "none stable yet" if best is None else f"fastest {describe(best)}"
+    return f"{state['command']}: {phase}, {len(trials)} probes in {spent}, {fastest}"
+
+
+def status_json(run: Run) -> dict[str, Any]:
+    """The same as one JSON object."""
+    trials = [trial for trial in load_trials(run) if trial.counts]
+    return {
+        "run": str(run.path),
+        **run.state(),
+        "active": is_held(run.path),
+        "trials": [{"number": t.number, "stage": t.stage, **probe_row(t.result, None)} for t in trials],
+        "training": to_json(read_snapshot(run)) if status_file(run).exists() else None,
+    }
+
+
+def show_status(run: Run) -> None:
+    """Clear the terminal and show the status, for `--watch`."""
+    console = Console()
+    if console.is_terminal:
+        console.clear()
+    console.print(status_text(run), highlight=False, markup=False)
