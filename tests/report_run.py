@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import optuna
 
 from autotune.manifest import build_manifest, save_manifest
 from autotune.probe.recipe import dump_recipe
@@ -23,6 +20,7 @@ from autotune.records import (
     to_json,
 )
 from autotune.runs import Run, create_run
+from autotune.search.trials import add_probe_trial
 from autotune.store import durable_write, write_json
 
 GIB = 2**30
@@ -100,7 +98,7 @@ def search_trials() -> list[tuple[str, ProbeResult]]:
     """A plausible search: baseline, rule of thumb, a grid with one out of memory, two final launches."""
     trials = [
         ("baseline", result(Point(num_envs=8, batch_size=256), 1000.0)),
-        ("rule_of_thumb", result(Point(num_envs=64, batch_size=256), 4000.0)),
+        ("rule of thumb", result(Point(num_envs=64, batch_size=256), 4000.0)),
     ]
     for num_envs in (16, 32, 64):
         for concurrency in (1, 2):
@@ -114,20 +112,6 @@ def search_trials() -> list[tuple[str, ProbeResult]]:
     trials.append(("final", result(best, 8000.0, width=0.02, grade="final", window_s=30.0)))
     trials.append(("final", result(best, 8100.0, width=0.02, grade="final", window_s=30.0)))
     return trials
-
-
-def write_study(run: Run, trials: Sequence[tuple[str, ProbeResult]]) -> None:
-    """`study.db` as a search leaves it."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(storage=f"sqlite:///{run.study_file}", study_name=run.name, direction="maximize")
-    for stage, measured in trials:
-        attributes = {
-            "stage": stage,
-            "result": to_json(measured),
-            "requested": measured.requested.knobs(),
-            "started": "2026-01-01T00:00:00+00:00",
-        }
-        study.add_trial(optuna.trial.create_trial(value=measured.sps or 0.0, user_attrs=attributes))
 
 
 def make_run(
@@ -146,8 +130,9 @@ def make_run(
     chosen = own_recipe or recipe()
     durable_write(run.recipe_file, dump_recipe(chosen))
     write_json(run.device_file, to_json(own_device or device()))
-    write_study(run, rows)
+    for stage, measured in rows:
+        add_probe_trial(run, stage, measured)
     winner = tuned or rows[-1][1]
-    manifest = build_manifest(replace(chosen), winner.requested, result=winner, price=price, device=own_device or device())
+    manifest = build_manifest(chosen, winner.requested, result=winner, price=price, device=own_device or device())
     save_manifest(run.manifest_file, manifest)
     return run

@@ -150,7 +150,8 @@ def test_savings_tie_when_intervals_overlap() -> None:
     assert near is not None and near.tied
     assert far is not None and not far.tied
     assert far.hours.value == pytest.approx(0.5)
-    assert far.hours.low == pytest.approx(1 / 1.1 - 1 / 1.9)
+    assert far.hours.low == pytest.approx(0.5 - math.hypot(1 - 1 / 1.1, 1 / 1.9 - 0.5))
+    assert far.hours.high == pytest.approx(0.5 + math.hypot(1 / 0.9 - 1, 0.5 - 1 / 2.1))
     assert far.fraction.value == pytest.approx(0.5)
     loss = savings(fast, slow)
     assert loss is not None and loss.usd is not None and loss.usd.value == pytest.approx(-0.5) and not loss.tied
@@ -159,7 +160,9 @@ def test_savings_tie_when_intervals_overlap() -> None:
 def test_ratio_and_tie_without_interval() -> None:
     assert tied(ratio(Quantity(value=9), Quantity(value=3, low=2, high=4)))
     clear = ratio(Quantity(value=9, low=8, high=10), Quantity(value=3, low=2, high=4))
-    assert (clear.value, clear.low, clear.high) == (3, 2, 5) and not tied(clear)
+    assert clear.value == 3 and not tied(clear)
+    assert clear.low == pytest.approx(3 * math.exp(-math.hypot(math.log(9 / 8), math.log(4 / 3))))
+    assert clear.high == pytest.approx(3 * math.exp(math.hypot(math.log(10 / 9), math.log(3 / 2))))
 
 
 @pytest.mark.parametrize("rate", [0, -1, math.nan, math.inf])

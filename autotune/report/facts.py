@@ -11,12 +11,14 @@ import pandas as pd
 
 from autotune.manifest import load_manifest
 from autotune.manifest_schema import Manifest
-from autotune.probe.recipe import load_recipe
+from autotune.probe.recipe import load_recipe, rule_of_thumb
 from autotune.records import DeviceInfo, Job, Point, ProbeResult, Recipe, from_json
 from autotune.report.projection import Projection, Quantity, project
 from autotune.report.training import Training, load_training
 from autotune.runs import Run
-from autotune.search.study import TrialRecord, load_trials
+from autotune.search.confirm import published, winner
+from autotune.search.model import measured
+from autotune.search.trials import TrialRecord, load_trials
 from autotune.store import read_json
 
 COLUMNS = (
@@ -41,12 +43,12 @@ class Measured:
     Attributes:
         role: ``tuned``, ``best measured``, ``baseline`` or ``rule of thumb``.
         point: as asked for.
-        result: the launch that speaks for the point: of the highest grade there is, the median one.
-        sps: aggregate env steps per second, the interval widened to hold every launch of that
-            grade; None when every launch failed.
-        launches: launches of that grade that ended well.
+        result: what is stated for the point: final launches pooled, else the quick one; a failure
+            when every launch failed.
+        sps: aggregate env steps per second, None when every launch failed.
+        launches: behind `sps`.
         failures: launches at this point, of any grade, that failed.
-        observed_s: seconds of measured windows at this point, all launches that ended well.
+        observed_s: seconds that processes ran at this point, from ready to end, over all launches.
     """
 
     role: str
@@ -81,6 +83,8 @@ class Facts:
         jobs: of the manifest, else of the recipe.
         hyperparameters: likewise.
         tuned: the manifest's point, else the best measured; None without a measurement.
+        tied: points whose intervals overlap the tuned one's.
+        refused: points that were not run because the memory rule predicts a failure.
         edited: the manifest's point was never measured here (edited by hand, or from elsewhere).
         spent_s: search seconds.
         budget_s: what the search was given.
@@ -99,6 +103,8 @@ class Facts:
     tuned: Measured | None = None
     baseline: Measured | None = None
     rule_of_thumb: Measured | None = None
+    tied: tuple[Point, ...] = ()
+    refused: int = 0
     edited: bool = False
     spent_s: float | None = None
     budget_s: float | None = None
@@ -153,24 +159,32 @@ def gather(run: Run, price: Price | None = None) -> Facts:
     manifest = load_manifest(run.manifest_file) if run.manifest_file.exists() else None
     device = from_json(DeviceInfo, read_json(run.device_file)) if run.device_file.exists() else None
     training = load_training(run)
-    tuned = find_tuned(records, manifest)
+    history = [record.result for record in records if record.counts]
+    best = winner(history)
+    chosen = manifest.point.record() if manifest else best[0].point if best else None
+    tuned = measure_role("tuned" if manifest else "best measured", chosen, history)
+    thumb = rule_of_thumb(recipe, device.host) if recipe and device else None
     jobs = manifest.job_records() if manifest else recipe.jobs if recipe else ()
     return Facts(
         run=run,
         state=state,
-        trials=trials_frame(records),
+        trials=trials_frame([record for record in records if record.stage != "refused"]),
         device=device,
         recipe=recipe,
         manifest=manifest,
         jobs=jobs,
         hyperparameters=manifest.workload.hyperparameters if manifest else recipe.hyperparameters if recipe else {},
         tuned=tuned,
-        baseline=find_baseline(records, recipe),
-        rule_of_thumb=find_role("rule of thumb", [r for r in records if r.stage == "rule_of_thumb"], records),
+        tied=tuple(entry.point for entry in best[1]) if best and best[0].point == chosen else (),
+        baseline=measure_role(
+            "baseline", staged_point("baseline", records) or (recipe.baseline if recipe else None), history
+        ),
+        rule_of_thumb=measure_role("rule of thumb", staged_point("rule of thumb", records) or thumb, history),
+        refused=sum(record.stage == "refused" for record in records),
         edited=manifest is not None and bool(records) and tuned is None,
         spent_s=finite(state.get("spent_s")),
         budget_s=finite(state.get("budget_s")),
-        steps_per_episode=episode_lengths(jobs, records, tuned, training),
+        steps_per_episode=episode_lengths(jobs, history, training),
         training=training,
         price=price or manifest_price(manifest),
     )
@@ -213,66 +227,34 @@ def changed_knobs(result: ProbeResult) -> str:
     return " ".join(f"{name}={got[name]}" for name in asked if name in got and got[name] != asked[name])
 
 
-def find_role(role: str, candidates: Sequence[TrialRecord], records: Sequence[TrialRecord]) -> Measured | None:
-    """The measurement of the newest candidate's point, over every launch of that point; None without candidates."""
-    if not candidates:
+def measure_role(role: str, point: Point | None, history: Sequence[ProbeResult]) -> Measured | None:
+    """What the launches of a point say together, None where there was none."""
+    own = [result for result in history if result.requested == point]
+    if point is None or not own:
         return None
-    point = candidates[-1].result.requested
-    launches = [record.result for record in records if record.result.requested == point]
-    good = [result for result in launches if result.ok and finite(result.sps)]
-    failures = sum(not result.ok for result in launches)
-    if not good:
-        return Measured(
-            role=role, point=point, result=launches[-1], sps=None, launches=0, failures=failures, observed_s=0.0
-        )
-    best_grade = [result for result in good if result.grade == "final"] or good
-    ordered = sorted(best_grade, key=lambda result: result.sps or 0.0)
-    middle = ordered[(len(ordered) - 1) // 2]
+    good = measured(own)
+    finals = [result for result in good if result.grade == "final"]
+    result = published(own, point) if good else own[-1]
+    sps = Quantity(value=result.sps, low=finite(result.sps_low), high=finite(result.sps_high)) if result.sps else None
     return Measured(
         role=role,
         point=point,
-        result=middle,
-        sps=_covering(middle, ordered),
-        launches=len(ordered),
-        failures=failures,
-        observed_s=sum(result.window_s or 0.0 for result in good),
+        result=result,
+        sps=sps if good else None,
+        launches=len(finals) or min(1, len(good)),
+        failures=sum(not each.ok for each in own),
+        observed_s=sum(max(0.0, each.cost_s - (each.startup_s or 0.0)) for each in own),
     )
 
 
-def _covering(middle: ProbeResult, launches: Sequence[ProbeResult]) -> Quantity:
-    """The middle launch's interval, widened to hold what the others measured."""
-    seen = [float(result.sps) for result in launches if result.sps is not None]
-    low, high = finite(middle.sps_low), finite(middle.sps_high)
-    return Quantity(
-        value=float(middle.sps or 0.0),
-        low=None if low is None else min(low, *seen),
-        high=None if high is None else max(high, *seen),
-    )
+def staged_point(stage: str, records: Sequence[TrialRecord]) -> Point | None:
+    """The point that the newest trial of a stage asked for."""
+    return next((r.result.requested for r in reversed(records) if r.stage.replace("_", " ") == stage), None)
 
 
-def find_tuned(records: Sequence[TrialRecord], manifest: Manifest | None) -> Measured | None:
-    """The manifest's point where it was measured; without a manifest the stable point with the best lower end."""
-    if manifest is not None:
-        point = manifest.point.record()
-        return find_role("tuned", [record for record in records if record.result.requested == point], records)
-    good = [record for record in records if record.result.ok and finite(record.result.sps)]
-    best = max(good, key=lambda record: finite(record.result.sps_low) or 0.0, default=None)
-    return find_role("best measured", [best], records) if best else None
-
-
-def find_baseline(records: Sequence[TrialRecord], recipe: Recipe | None) -> Measured | None:
-    """The trials of the baseline stage, else those of the recipe's baseline point."""
-    staged = [record for record in records if record.stage == "baseline"]
-    same = [record for record in records if recipe and record.result.requested == recipe.baseline]
-    return find_role("baseline", staged or same, records)
-
-
-def episode_lengths(
-    jobs: Sequence[Job], records: Sequence[TrialRecord], tuned: Measured | None, training: Training | None
-) -> dict[str, float]:
-    """Measured env steps per episode by environment: in training where known, else in the probes."""
-    newest = [record.result for record in records] + ([tuned.result] if tuned else [])
-    probed = next((length for result in reversed(newest) if (length := finite(result.episode_steps))), None)
-    trained = training.steps_per_episode if training else {}
+def episode_lengths(jobs: Sequence[Job], history: Sequence[ProbeResult], training: Training | None) -> dict[str, float]:
+    """Measured env steps per episode by environment: in training, else in the newest probe that saw an episode end."""
+    probed = next((length for result in reversed(history) if (length := finite(result.episode_steps))), None)
+    trained = training.steps_per_episode(jobs) if training else {}
     lengths = {job.env: trained.get(job.env, probed) for job in jobs}
     return {env: length for env, length in lengths.items() if length}

@@ -50,7 +50,7 @@ def loud_change(facts: Facts) -> str | None:
     if tuned is None or baseline is None:
         return None
     parts = [
-        f"{name} {change(after, before):.3g} times {'more' if after > before else 'fewer'}"
+        f"{change(after, before):.3g} times {'more' if after > before else 'fewer'} {name}"
         for name, after, before in (
             ("samples per update", tuned.samples_per_update, baseline.samples_per_update),
             ("optimizer steps per env step", tuned.updates_per_step, baseline.updates_per_step),

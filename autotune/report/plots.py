@@ -91,9 +91,7 @@ def _throughput(facts: Facts) -> Figure:
     top = _top(good)
     failed = points[points["status"] != "ok"]
     if len(failed):
-        axes.scatter(
-            list(failed["num_envs"]), [0.0] * len(failed), marker="x", color="#c00000", s=55, zorder=5, clip_on=False
-        )
+        _failures(axes, failed, color)
     _references(axes, facts)
     _scales(axes, points, top)
     axes.legend(
@@ -114,6 +112,14 @@ def _line(axes: Axes, group: pd.DataFrame, color: str, marker: str, i_level: int
     axes.errorbar(
         x, y, yerr=[low, high], color=color, marker=marker, markersize=6, linewidth=1.3, linestyle=style, capsize=3
     )
+
+
+def _failures(axes: Axes, failed: pd.DataFrame, color: Mapping[int, str]) -> None:
+    """Crosses on the floor, those of one num_envs side by side."""
+    for num_envs, group in failed.groupby("num_envs"):
+        for place, batch in enumerate(sorted(group["batch_size"])):
+            x = float(num_envs) * 1.06 ** (place - (len(group) - 1) / 2)  # type: ignore[arg-type]
+            axes.scatter([x], [0.0], marker="x", color=color[batch], s=55, zorder=5, clip_on=False)
 
 
 def _top(good: pd.DataFrame) -> float:
@@ -162,7 +168,7 @@ def _legend(color: Mapping[int, str], marker: Mapping[int, str], failed: bool, f
         ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": "#c00060", "markersize": 13}
         handles.append(Line2D([], [], marker="o", linestyle="none", markeredgewidth=2, label=facts.tuned.role, **ring))
     if failed:
-        handles.append(Line2D([], [], color="#c00000", marker="x", linestyle="none", label="failed"))
+        handles.append(Line2D([], [], color="#333333", marker="x", linestyle="none", label="failed"))
     return handles
 
 
@@ -175,9 +181,7 @@ def _returns(curves: Mapping[str, pd.DataFrame]) -> Figure:
     for index, (job, curve) in enumerate(sorted(curves.items())):
         name = job if len(job) <= 24 else job[:23] + "…"
         shade = _COLORS[index % len(_COLORS)]
-        axes.plot(
-            curve["env_steps"], curve["episode_return"], color=shade, linewidth=1.6, label=name.replace("$", r"\$")
-        )
+        axes.plot(curve["env_steps"], curve["mean_return"], color=shade, linewidth=1.6, label=name.replace("$", r"\$"))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("env steps of the job")
     axes.set_ylabel(f"return per game, mean of the last {RETURN_WINDOW}")

@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from autotune.errors import FileError
+from autotune.records import Job
 from autotune.runs import Run
 from autotune.store import read_lines
+from autotune.worker.metrics import read_metrics
 
 RETURN_WINDOW = 100
-_CURVE = ("env_steps", "episode_return")
+_RETURN_COLUMN = f"mean_return_{RETURN_WINDOW}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedJob:
-    """How far one job came; None is unknown."""
+    """How far one job came, restarts included; None is unknown.
+
+    Attributes:
+        id: the job's.
+        env_steps: agent decisions.
+        episodes: games that ended.
+        seconds: of training, saving included.
+        mean_return: of the last `RETURN_WINDOW` games.
+        best_return: of a single game.
+        crashes: of its process.
+    """
 
     id: str
     env_steps: float | None
     episodes: float | None
     seconds: float | None
-    sps: float | None
-    episode_return: float | None
+    mean_return: float | None
+    best_return: float | None
+    crashes: int = 0
+
+    @property
+    def sps(self) -> float | None:
+        """Env steps per second over the whole training."""
+        return self.env_steps / self.seconds if self.env_steps and self.seconds else None
+
+    @property
+    def steps_per_episode(self) -> float | None:
+        """Mean length of a game so far."""
+        return self.env_steps / self.episodes if self.env_steps and self.episodes else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,61 +57,67 @@ class Training:
 
     Attributes:
         jobs: by id.
-        curves: by job, the columns `env_steps` and `episode_return`.
+        curves: by job, the columns `env_steps` and `mean_return`.
         events: as written.
     """
 
     jobs: tuple[TrainedJob, ...]
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     events: tuple[Mapping[str, Any], ...] = ()
-    steps_per_episode: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def job_seconds(self) -> float:
+        """Seconds of training, summed over the jobs."""
+        return sum(job.seconds or 0.0 for job in self.jobs)
+
+    @property
+    def crashes(self) -> int:
+        """Crashes of all jobs."""
+        return sum(job.crashes for job in self.jobs)
+
+    def steps_per_episode(self, jobs: Sequence[Job]) -> dict[str, float]:
+        """Mean length of a game by environment, for the environments of these jobs that finished any."""
+        env_of = {job.id: job.env for job in jobs}
+        known = [(env_of[job.id], job.steps_per_episode) for job in self.jobs if job.id in env_of]
+        return {env: length for env, length in known if length}
 
 
 def load_training(run: Run) -> Training | None:
     """The run's training, None when nothing was trained in it.
 
     Raises:
-        FileError: a file is damaged.
+        FileError: a file is damaged or cannot be read.
     """
-    files = sorted(run.train_folder.glob("jobs/*/metrics.csv"))
     events = tuple(read_lines(run.train_folder / "events.jsonl"))
-    if not files and not events:
+    rows = {file.parent.name: read_metrics(file) for file in sorted(run.train_folder.glob("jobs/*/metrics.csv"))}
+    if not rows and not events:
         return None
-    frames = {file.parent.name: read_metrics(file) for file in files}
-    jobs = tuple(_trained(job, frame) for job, frame in frames.items())
-    curves = {job: curve for job, frame in frames.items() if (curve := _curve(frame)) is not None}
+    crashes = [event.get("job") for event in events if event.get("kind") == "crashed"]
+    jobs = tuple(_trained(job, own[-1] if own else {}, crashes.count(job)) for job, own in rows.items())
+    curves = {job: curve for job, own in rows.items() if len(curve := _curve(own))}
     return Training(jobs=jobs, curves=curves, events=events)
 
 
-def read_metrics(file: Path) -> pd.DataFrame:
-    """A job's metrics; a torn last line (power loss while appending) is left out.
-
-    Raises:
-        FileError: unreadable.
-    """
+def _number(field_text: str | None) -> float | None:
     try:
-        return pd.read_csv(file, on_bad_lines="skip")
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame()
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise FileError(f"cannot read {file}: {error}") from error
-
-
-def _last(frame: pd.DataFrame, column: str) -> float | None:
-    if column not in frame:
+        value = float(field_text or "")
+    except ValueError:
         return None
-    known = pd.to_numeric(frame[column], errors="coerce").dropna()
-    value = float(known.iloc[-1]) if len(known) else math.nan
     return value if math.isfinite(value) else None
 
 
-def _trained(job: str, frame: pd.DataFrame) -> TrainedJob:
-    names = ("env_steps", "episodes", "seconds", "sps", "episode_return")
-    return TrainedJob(id=job, **{name: _last(frame, name) for name in names})
+def _trained(job: str, row: Mapping[str, str], crashes: int) -> TrainedJob:
+    return TrainedJob(
+        id=job,
+        env_steps=_number(row.get("env_steps")),
+        episodes=_number(row.get("episodes")),
+        seconds=_number(row.get("seconds")),
+        mean_return=_number(row.get(_RETURN_COLUMN)),
+        best_return=_number(row.get("best_return")),
+        crashes=crashes,
+    )
 
 
-def _curve(frame: pd.DataFrame) -> pd.DataFrame | None:
-    if not set(_CURVE) <= set(frame.columns):
-        return None
-    numbers = frame[list(_CURVE)].apply(pd.to_numeric, errors="coerce").dropna()
-    return numbers if len(numbers) else None
+def _curve(rows: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    pairs = [(_number(row.get("env_steps")), _number(row.get(_RETURN_COLUMN))) for row in rows]
+    return pd.DataFrame([pair for pair in pairs if None not in pair], columns=["env_steps", "mean_return"])

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from autotune.report.facts import Measured
-from autotune.report.projection import HOUR_S, Quantity, Savings, ratio, tied
+from autotune.report.facts import Facts, Measured
+from autotune.report.projection import HOUR_S, Quantity, Savings, ratio, savings, tied
 from autotune.units import format_count, format_duration, format_usd
 
 UNKNOWN = "unknown"
@@ -53,6 +53,11 @@ def percent(fraction: float | None) -> str:
     shown = abs(fraction) * 100
     digits = 0 if shown >= 9.95 and not 99 < shown < 100 else 1
     return f"{fraction * 100:.{digits}f} %"
+
+
+def signed_percent(fraction: float) -> str:
+    """``0.031`` -> ``+3.1 %``."""
+    return ("+" if fraction >= 0 else "") + percent(fraction)
 
 
 def times(value: float | None) -> str:
@@ -113,31 +118,38 @@ def speed(measured: Measured) -> str:
 
 def comparison(tuned: Measured, reference: Measured) -> str:
     """How the tuned point's aggregate speed stands to a reference, a tie said as a tie."""
-    if tuned.point == reference.point:
-        return f"the same settings as the {reference.role}"
-    if reference.sps is None:
-        return f"the {reference.role} gave no speed ({reference.result.status.replace('_', ' ')})"
-    if tuned.sps is None:
+    if reference.sps is None or tuned.sps is None:
         return UNKNOWN
     times_as_fast = ratio(tuned.sps, reference.sps)
-    ends = f"{times(times_as_fast.low)} to {times(times_as_fast.high)}"
-    if tied(times_as_fast):
-        known = "no interval" if times_as_fast.low is None else ends
-        return f"tied with the {reference.role} ({times(times_as_fast.value)}; {known})"
-    return f"{times(times_as_fast.value)} the {reference.role}'s SPS ({ends})"
+    ends = "no interval"
+    if times_as_fast.low is not None and times_as_fast.high is not None:
+        ends = f"{times(times_as_fast.low)} to {times(times_as_fast.high)}"
+    tie = "tied: " if tied(times_as_fast) else ""
+    return f"{tie}{times(times_as_fast.value)} its SPS ({ends})"
 
 
-def saving(saved: Savings | None, reference: str) -> str:
-    """What is saved against a reference in hours and dollars; a tie and a loss are said as such."""
-    if saved is None:
-        return f"against the {reference}: {UNKNOWN}"
+def saving(saved: Savings) -> str:
+    """What is saved in hours and dollars; a tie and a loss are said as such."""
     low, high = saved.fraction.low, saved.fraction.high
     ends = f"; {percent(low)} to {percent(high)}" if low is not None and high is not None else ""
+    if saved.tied:
+        return f"no saving shown ({percent(saved.fraction.value)}{ends})"
     amount = format_duration(abs(saved.hours.value) * HOUR_S)
     if saved.usd is not None:
         amount = f"{format_usd(abs(saved.usd.value))} and {amount}"
-    if saved.tied:
-        return f"against the {reference}: no saving shown, they are tied ({percent(saved.fraction.value)}{ends})"
     if saved.hours.value < 0:
-        return f"against the {reference}: {amount} **more** ({percent(-saved.fraction.value)} more)"
-    return f"against the {reference}: {amount} ({percent(saved.fraction.value)}{ends})"
+        return f"nothing, it takes {amount} **more** ({percent(-saved.fraction.value)} more)"
+    return f"{amount} ({percent(saved.fraction.value)}{ends})"
+
+
+def against(facts: Facts, reference: Measured) -> str:
+    """The tuned point against one reference: saving and speed, or why there is none."""
+    tuned = facts.tuned
+    if tuned is not None and reference.point == tuned.point:
+        return "nothing: these are the same settings"
+    if reference.sps is None:
+        return f"unknown: the {reference.role} failed ({reference.result.status.replace('_', ' ')})"
+    before, after = facts.projection(reference), facts.projection(tuned)
+    saved = savings(before, after) if before and after else None
+    speeds = comparison(tuned, reference) if tuned else UNKNOWN
+    return f"{saving(saved)}; {speeds}" if saved else speeds

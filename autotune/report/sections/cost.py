@@ -5,16 +5,16 @@ from __future__ import annotations
 from autotune.records import Budget
 from autotune.report.availability import effective_cost_usd
 from autotune.report.facts import Facts, Measured
-from autotune.report.projection import HOUR_S, JobProjection, Projection, savings
+from autotune.report.projection import HOUR_S, JobProjection, Projection
 from autotune.report.wording import (
     UNKNOWN,
+    against,
     code,
     counts,
     dollars,
     hours,
     interval,
     percent,
-    saving,
     table,
     text,
 )
@@ -28,7 +28,7 @@ def render(facts: Facts) -> str:
     plans = [(each, plan) for each in facts.measured if (plan := facts.projection(each))]
     if not plans:
         return ""
-    parts = [_totals(facts, plans), _savings(facts, plans), _jobs(plans), _notes(facts, plans)]
+    parts = [_totals(facts, plans), _savings(facts), _jobs(plans), _notes(facts, plans)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -44,16 +44,11 @@ def _totals(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
     return table(headers, rows, numbers_from=2)
 
 
-def _savings(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
-    last, tuned = plans[-1]
-    if last is not facts.tuned:
+def _savings(facts: Facts) -> str:
+    if facts.tuned is None or facts.tuned.sps is None:
         return ""
-    lines = [
-        f"- Saved {saving(savings(before, tuned), measured.role)}"
-        for measured, before in plans[:-1]
-        if measured.point != last.point
-    ]
-    return "\n".join(lines)
+    references = [each for each in (facts.baseline, facts.rule_of_thumb) if each]
+    return "\n".join(f"- Saved against the {each.role}: {against(facts, each)}." for each in references)
 
 
 def _jobs(plans: list[tuple[Measured, Projection]]) -> str:
@@ -92,8 +87,8 @@ def _notes(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
     if any(job.budget.unit == "hours" for job in facts.jobs):
         notes.append("A job with a budget in hours takes those hours at any settings: faster ones give it more steps.")
     notes.append(
-        "Speeds are those of the first job's untrained policies, taken for every job: another game or a trained "
-        "policy can be slower or faster."
+        "Speeds were measured on the first jobs with untrained policies and taken for every job: another game or a "
+        "trained policy can be slower or faster."
     )
     notes += _price_notes(facts, plan)
     return "\n".join(f"- {note}" for note in notes)

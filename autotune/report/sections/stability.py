@@ -24,7 +24,7 @@ def render(facts: Facts) -> str:
     tuned = facts.tuned
     if tuned is None:
         return ""
-    lines = [*_failures(facts, tuned), *_headroom(facts, tuned)]
+    lines = [*_failures(facts, tuned), *_training(facts), *_headroom(facts, tuned)]
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -37,9 +37,9 @@ def _failures(facts: Facts, tuned: Measured) -> list[str]:
     if tuned.failures:
         mean = counts(failure_rate_mean_per_hour(tuned.failures, observed_h))
         count = f"{tuned.failures} failures" if tuned.failures > 1 else "One failure"
-        first = f"{count} in {seen} of measured windows: about {mean} per hour, at most {counts(bound)} (95 %)."
+        first = f"{count} in {seen} of running: about {mean} per hour, at most {counts(bound)} (95 %)."
     else:
-        first = f"No failure in {seen} of measured windows, so at most {counts(bound)} failures per hour (95 %)."
+        first = f"No failure in {seen} of running, so at most {counts(bound)} failures per hour (95 %)."
     return [first, _survival(facts, tuned, HOUR_S / bound)]
 
 
@@ -59,6 +59,17 @@ def _survival(facts: Facts, tuned: Measured, mean_failure_s: float) -> str:
     if plan is None or plan.usd is None:
         return sentence + "."
     return f"{sentence}, and the jobs would cost {format_usd(effective_cost_usd(plan.usd.value, 1 - kept))}."
+
+
+def _training(facts: Facts) -> list[str]:
+    training = facts.training
+    if training is None or training.job_seconds <= 0:
+        return []
+    count = training.crashes
+    bound = counts(failure_rate_bound_per_hour(count, training.job_seconds / HOUR_S))
+    crashes = "no crash" if count == 0 else "one crash" if count == 1 else f"{count} crashes"
+    seen = format_duration(training.job_seconds)
+    return [f"In training: {crashes} in {seen} summed over the jobs, so at most {bound} per hour of one job (95 %)."]
 
 
 def _headroom(facts: Facts, tuned: Measured) -> list[str]:

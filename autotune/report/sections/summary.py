@@ -5,8 +5,8 @@ from __future__ import annotations
 from autotune.report.availability import failure_rate_bound_per_hour
 from autotune.report.facts import Facts, Measured
 from autotune.report.learning import loud_change
-from autotune.report.projection import HOUR_S, Projection, savings
-from autotune.report.wording import UNKNOWN, code, comparison, counts, dollars, hours, saving, speed, text
+from autotune.report.projection import HOUR_S
+from autotune.report.wording import UNKNOWN, against, code, counts, dollars, hours, speed, text
 from autotune.units import format_duration, format_usd
 
 
@@ -14,7 +14,8 @@ def render(facts: Facts) -> str:
     """The answer for the one who pays."""
     if facts.tuned is None or facts.tuned.sps is None:
         return _nothing_tuned(facts)
-    lines = [*_what(facts, facts.tuned), *_projected(facts, facts.tuned), *_sure(facts, facts.tuned), _next(facts)]
+    lines = [*_what(facts, facts.tuned), *_projected(facts, facts.tuned), *_saved(facts), *_sure(facts, facts.tuned)]
+    lines.append(_next(facts))
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -61,7 +62,7 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
             "**What it costs:** no price is known for this machine; give what an hour of it costs with `--price`, "
             "such as `autotune report --price 2.0`."
         )
-    return [*lines, *_saved(facts, plan)]
+    return lines
 
 
 def _per_hour(facts: Facts, tuned: Measured) -> str:
@@ -69,28 +70,21 @@ def _per_hour(facts: Facts, tuned: Measured) -> str:
     return f"{steps} env steps" + (f" for {format_usd(facts.price.usd_per_hour)}" if facts.price else "")
 
 
-def _saved(facts: Facts, plan: Projection) -> list[str]:
-    parts = []
-    for reference in (facts.baseline, facts.rule_of_thumb):
-        if reference is None or facts.tuned is None:
-            continue
-        if reference.point == facts.tuned.point:
-            parts.append(f"nothing against the {reference.role}: these are its settings")
-        elif (before := facts.projection(reference)) is None:
-            parts.append(f"against the {reference.role}: unknown, it failed ({reference.result.status})")
-        else:
-            parts.append(saving(savings(before, plan), f"{reference.role} ({code(reference.point.label())})"))
-    if not parts:
-        return ["**What it saves:** unknown: neither a baseline nor the rule of thumb was measured."]
-    return [f"**What it saves:** {'; '.join(parts)}."]
+def _saved(facts: Facts) -> list[str]:
+    references = [each for each in (facts.baseline, facts.rule_of_thumb) if each]
+    if not references:
+        return ["**What it saves:** unknown, neither a baseline nor the rule of thumb was measured."]
+    return [
+        f"**Saved against the {each.role}** ({code(each.point.label())}): {against(facts, each)}."
+        for each in references
+    ]
 
 
 def _sure(facts: Facts, tuned: Measured) -> list[str]:
-    parts = [speed(tuned)]
+    each = ""
     if tuned.point.concurrency > 1 and tuned.job_sps:
-        parts[0] += f", {counts(tuned.job_sps.value)} SPS for each of {tuned.point.concurrency} jobs at once"
-    parts += [comparison(tuned, other) for other in (facts.baseline, facts.rule_of_thumb) if other]
-    lines = [f"**How sure:** {'; '.join(parts)}."]
+        each = f", which is {counts(tuned.job_sps.value)} SPS for each of {tuned.point.concurrency} jobs at once"
+    lines = [f"**How sure:** {speed(tuned)}{each}.{_ties(facts)}"]
     if not tuned.firm:
         lines.append("**Not firm:** one launch or quick windows rank points, they do not promise; search longer.")
     observed_hours = tuned.observed_s / HOUR_S
@@ -102,10 +96,18 @@ def _sure(facts: Facts, tuned: Measured) -> list[str]:
         lines.append(f"**Stability:** {tuned.failures} of its launches failed; see below.")
     warning = loud_change(facts)
     if warning:
-        lines.append(f"**Learning not checked, and it changes:** {warning} than the baseline; see below.")
+        lines.append(f"**Learning not checked, and it may change:** {warning} than the baseline; see below.")
     elif facts.hyperparameters.get("rollout"):
         lines.append("**Learning not checked:** these figures are speed; see below how the settings feed the learner.")
     return lines
+
+
+def _ties(facts: Facts) -> str:
+    if not facts.tied:
+        return ""
+    first, more = code(facts.tied[0].label()), len(facts.tied) - 1
+    others = f" and {more} more" if more else ""
+    return f" Tied with {first}{others}: the lighter one is recommended."
 
 
 def _next(facts: Facts) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from autotune.report.facts import Facts
 from autotune.report.learning import learning_of, loud_change
-from autotune.report.wording import UNKNOWN, counts, percent, table, text
+from autotune.report.training import RETURN_WINDOW
+from autotune.report.wording import UNKNOWN, counts, signed_percent, table, text
 from autotune.units import format_count, format_duration
 
 
@@ -38,9 +39,22 @@ def _training(facts: Facts) -> str:
     predicted = facts.tuned.job_sps.value if facts.tuned and facts.tuned.job_sps else None
     rows = []
     for job in training.jobs:
-        against = percent(job.sps / predicted - 1) if job.sps is not None and predicted else UNKNOWN
+        against = signed_percent(job.sps / predicted - 1) if job.sps and predicted else UNKNOWN
         seconds = format_duration(job.seconds)
         cells = [format_count(job.env_steps), format_count(job.episodes), seconds, counts(job.sps)]
-        rows.append([text(job.id), *cells, against, format_count(job.episode_return)])
-    headers = ["job", "env steps", "episodes", "time", "SPS", "against prediction", "return (last games)"]
-    return table(headers, rows)
+        rows.append([text(job.id), *cells, against, format_count(job.mean_return), str(job.crashes)])
+    headers = [
+        "job",
+        "env steps",
+        "episodes",
+        "time",
+        "SPS",
+        "against prediction",
+        f"mean return (last {RETURN_WINDOW})",
+        "crashes",
+    ]
+    note = (
+        "Against prediction: the job's speed over its whole training, saving included, beside the tuned point's speed "
+        "of one job."
+    )
+    return f"{table(headers, rows)}\n\n{note}" if predicted else table(headers, rows)

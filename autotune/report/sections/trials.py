@@ -32,18 +32,26 @@ def render(facts: Facts) -> str:
     parts = [
         f"{facts.points_measured} points measured in {len(rows)} probes. SPS are agent decisions per second, summed "
         "over the jobs that run at once; rows that an environment spends on resets do not count. Quick windows rank, "
-        "final ones are published.",
+        f"final ones are published.{_spent(facts)}",
         table(["stage", *headers], [_cells(row, fastest) for row in rows], numbers_from=1),
         *_changed(rows),
+        *_refused(facts),
         *_failed(rows),
     ]
     return "\n\n".join(parts)
 
 
+def _spent(facts: Facts) -> str:
+    if not facts.spent_s:
+        return ""
+    of = f" of {format_duration(facts.budget_s)}" if facts.budget_s else ""
+    return f" Time spent: {format_duration(facts.spent_s)}{of}."
+
+
 def _cells(row: dict[str, Any], fastest: float) -> list[str]:
     known = row["sps_low"] is not None and row["sps_high"] is not None
     jobs = row["job_sps"]
-    stage = f"{row['stage']}, {row['grade']}"
+    stage = row["stage"] if row["stage"] == row["grade"] else f"{row['stage']}, {row['grade']}"
     if row["extra"]:
         stage += " (" + ", ".join(f"{name}={value}" for name, value in row["extra"]) + ")"
     speed = counts(row["sps"]) if row["sps"] is not None else "-"
@@ -68,6 +76,13 @@ def _changed(rows: list[dict[str, Any]]) -> list[str]:
         f"- probe {row['number']}: {text(row['changed'])} took effect instead of what was asked for" for row in changed
     ]
     return ["**Asked for and taken effect differ:**\n\n" + "\n".join(lines)]
+
+
+def _refused(facts: Facts) -> list[str]:
+    if not facts.refused:
+        return []
+    points = "one point was" if facts.refused == 1 else f"{facts.refused} points were"
+    return [f"Beside these, {points} not run: the memory rule predicts a failure there."]
 
 
 def _failed(rows: list[dict[str, Any]]) -> list[str]:
