@@ -73,7 +73,7 @@ def diagnose(device: DeviceInfo, checks: Mapping[str, float], errors: Mapping[st
     Args:
         device: from `inspect_device`.
         checks: rates that the `doctor` workload measured, by metric name.
-        errors: messages of its failed checks, by check; ``worker`` for the process as a whole.
+        errors: messages of its failed checks, by check; ``torch`` or ``jax`` for its process as a whole.
     """
     found = tuple(sorted(_findings(device, checks, errors), key=lambda finding: _ORDER[finding.severity]))
     return Diagnosis(

@@ -260,9 +260,7 @@ def packages(device: DeviceInfo) -> Iterator[Finding]:
 def check_results(device: DeviceInfo, checks: Mapping[str, float], errors: Mapping[str, str]) -> Iterator[Finding]:
     """Checks that failed, and rates that betray an emulated precision or an unused GPU."""
     for check, message in errors.items():
-        if check == "worker":
-            yield _finding("warning", f"the checks ended early: {message}", "a broken framework or device", "see above")
-        elif check == "envpool":
+        if check == "envpool":
             yield _finding("warning", f"EnvPool does not run: {message}", "a broken install", "pip install -U envpool")
         else:
             severity: Severity = "warning" if check.startswith("jax") else "fatal"
