@@ -6,6 +6,7 @@ Units stand in the names. ``None`` means "not known", never zero.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,12 +36,15 @@ def to_json(record: Any) -> Any:
     return record
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 def from_json(kind: Any, data: Any) -> Any:
     """The inverse of `to_json` for a record type (nested records, tuples, unions with None)."""
     if kind is Point:
         return Point.from_knobs(data)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         known = {f.name: from_json(hints[f.name], data[f.name]) for f in dataclasses.fields(kind) if f.name in data}
         return kind(**known)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -76,6 +76,7 @@ def run_study(
     tries: Sequence[Point] = (),
     on_event: Callable[[SearchEvent], None] = _ignore,
     should_stop: Callable[[], bool] = _never,
+    study: optuna.Study | None = None,
 ) -> StudyResult:
     """Find the best stable point of a recipe within a budget; goes on where an earlier call on this run ended.
 
@@ -92,6 +93,7 @@ def run_study(
         tries: points that the user wants measured.
         on_event: called before and after every probe.
         should_stop: asked between probes; the search then ends with the best so far.
+        study: instead of the run's own, such as one in memory.
 
     Raises:
         UsageError: an impossible point, or a budget too short for two probes.
@@ -102,7 +104,7 @@ def run_study(
     for point in (recipe.baseline, *tries):
         check_point(recipe, point)
     with trials.storage_errors(run):
-        search = Search(recipe, executor, run, budget_s=budget_s, sampler=sampler, seed=seed, tries=tries)
+        search = Search(recipe, executor, run, budget_s=budget_s, sampler=sampler, seed=seed, tries=tries, study=study)
         search.price, search.on_event = price or 1.0, on_event
         interrupted = search.go(should_stop)
         return search.result(price=price, interrupted=interrupted)
@@ -119,6 +121,7 @@ class Search:
     sampler: str
     seed: int
     tries: Sequence[Point]
+    study: Any = None
     price: float = 1.0
     on_event: Callable[[SearchEvent], None] = _ignore
     history: list[ProbeResult] = field(default_factory=list)
@@ -132,7 +135,7 @@ class Search:
         self.opening = plan.opening(self.recipe, self.space, device, self.tries)
         self._refuse_short_budget()
         self.optuna_sampler: BaseSampler = samplers.make(self.sampler, self.problem, self.seed)
-        self.study: optuna.Study = trials.open_study(self.run, self.optuna_sampler)
+        self.study: optuna.Study = self.study or trials.open_study(self.run)
         spent_s = float(self.run.state().get("spent_s", 0.0))
         spent_s += trials.close_lost(self.study, device.host.boot_id, self.executor.clock_s())
         self.deadline_s = self.executor.clock_s() + self.budget_s - spent_s
