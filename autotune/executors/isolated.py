@@ -97,6 +97,14 @@ class IsolatedExecutor:
             workload.check(point, recipe.jobs)
         self.ask("check", recipe.workload, recipe.hyperparameters, recipe.jobs, recipe.baseline)
 
+    def ceilings(self, recipe: Recipe, point: Point) -> dict[str, float]:
+        """Env steps per second of the workload's parts alone, empty where it cannot tell."""
+        try:
+            answer = self.ask("ceilings", recipe.workload, recipe.hyperparameters, recipe.jobs[:1], point)
+        except WorkerError:  # a point that cannot run has no ceilings; its probe will say why
+            return {}
+        return dict(answer[-1]["ceilings"])
+
     def ask(
         self,
         mode: Any,

@@ -21,6 +21,7 @@ from autotune.workloads.protocol import Finished, Session, Workload
 
 Send = Callable[[dict[str, Any]], None]
 
+_CEILING_S = 1.5
 _ORPHAN_GRACE_S = 8.0
 _OUT_OF_MEMORY = ("out of memory", "resource_exhausted", "bad_alloc", "cannot allocate memory")
 
@@ -68,6 +69,9 @@ def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
         send(ready | {"effective": to_json(session.effective)})
         if task.mode == "measure":
             measure(session, send, commands.go, commands.stop, long_iteration_s=task.plan.long_iteration_s)
+        elif task.mode == "ceilings":
+            parts = session.ceilings(_CEILING_S) if hasattr(session, "ceilings") else {}
+            send({"type": "done", "reason": "ceilings", "ceilings": parts})
         elif task.mode == "steps":
             run_steps(session, task.steps, send, commands.stop)
         else:

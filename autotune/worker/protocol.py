@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 from autotune.records import Job, MeasurePlan, Point
 
-Mode = Literal["check", "measure", "steps", "train"]
+Mode = Literal["check", "ceilings", "measure", "steps", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,8 @@ class WorkerTask:
     """The first line a worker reads.
 
     Attributes:
-        mode: ``check`` (validate jobs against what is installed), ``measure`` (step until told to
+        mode: ``check`` (validate jobs against what is installed), ``ceilings`` (what the parts can do
+            alone), ``measure`` (step until told to
             stop), ``steps`` (do `steps` steps, then end), ``train`` (the job to its budget).
         threads: this process's share of cores, whole and at least 1.
         device: ``auto``, ``cuda``, ``cuda:0``, ``mps``, ``cpu``.

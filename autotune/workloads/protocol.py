@@ -34,6 +34,9 @@ class Finished(Exception):  # noqa: N818 - an ending, not an error
 class Session(Protocol):
     """One running copy of a workload, in its own process.
 
+    A session may also have `ceilings(seconds) -> Mapping[str, float]`: env steps per second of its
+    parts (``env``, ``infer``, ``learn``) working alone; it is thrown away after.
+
     Attributes:
         effective: what took effect, by name, read back from the environment and the framework
             (``num_envs`` from the environment's spec, ``batch_size``, ``minibatches``,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from autotune.errors import UsageError
 from autotune.records import Job, Point, Work
 from autotune.workloads.atari import ppo
+from autotune.workloads.atari.ceilings import measure_ceilings
 from autotune.workloads.atari.environment import VectorEnvironment, allowed_threads, environment_spec
 from autotune.workloads.atari.learner import Learner
 from autotune.workloads.atari.precision import choose_device, choose_precision, native_precisions
@@ -37,6 +39,9 @@ class PPOSession:
         self._seed = job.seed
         torch.set_num_threads(allowed_threads())
         self._device = choose_device(device)
+        fraction = os.environ.get("AUTOTUNE_MEMORY_FRACTION")
+        if fraction and self._device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(float(fraction), self._device)
         precision = choose_precision(settings.precision, native_precisions(self._device), str(self._device))
         self._spec = environment_spec(job.env, settings)
         self.environment = self._start_environment(job.seed)
@@ -95,6 +100,10 @@ class PPOSession:
     def peak_memory_bytes(self) -> int | None:
         """Most device memory that torch's allocator has held, None without CUDA."""
         return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
+
+    def ceilings(self, seconds: float) -> dict[str, float]:
+        """Env steps per second of stepping, inference and learning alone; throw the session away after."""
+        return measure_ceilings(self, seconds)
 
     def state(self) -> SessionState:
         """Weights, optimizer, random state and counters. EnvPool's running games cannot be saved."""
@@ -208,5 +217,6 @@ class PPOSession:
             "precision": self._learner.precision,
             "channels_last": self._learner.channels_last,
             "device": str(self._device),
+            "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
             **dataclasses.asdict(self._spec)["options"],
         }

@@ -1,0 +1,54 @@
+"""What the trainer's parts can do alone on this machine, at one point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from autotune.workloads.atari.session import PPOSession
+
+
+def rate_per_s(work: Callable[[], int], synchronize: Callable[[], None], seconds: float) -> float:
+    """Units per second of a repeated piece of work; its first, warming call is left out."""
+    work()
+    synchronize()
+    start, units = perf_counter(), 0
+    while not units or perf_counter() - start < seconds:
+        units += work()
+        synchronize()
+    return units / (perf_counter() - start)
+
+
+def measure_ceilings(session: PPOSession, seconds: float) -> dict[str, float]:
+    """Env steps per second of stepping, inference and learning alone, `seconds` each.
+
+    Stepping uses random actions; inference and learning use the observations that it left. The
+    session has learnt from them afterwards: throw it away.
+    """
+    session.step(session.settings.rollout)  # fills the shortest slice of the buffers
+    environment, learner, buffer = session.environment, session._learner, session._buffer
+    rng = np.random.default_rng(0)
+    steps = session._slice_steps(session.settings.rollout)
+    samples = buffer.samples(steps, session.settings.gamma, session.settings.gae_lambda)
+
+    def step() -> int:
+        before = environment.executed_steps
+        environment.step(rng.integers(0, environment.spec.actions, environment.num_envs).astype(np.int32))
+        return environment.executed_steps - before
+
+    def infer() -> int:
+        with torch.no_grad(), learner.autocast():
+            learner.act(buffer.observations(0))[0].cpu()
+        return environment.num_envs
+
+    def learn() -> int:
+        learner.update(samples, session._point.batch_size, 0.0)
+        return len(samples.rows)
+
+    parts = {"env": step, "infer": infer, "learn": learn}
+    return {name: rate_per_s(work, session.synchronize, seconds) for name, work in parts.items()}
