@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from autotune.records import DeviceInfo, Point, ProbeRequest, ProbeResult, Recipe
@@ -31,6 +31,10 @@ class Executor(Protocol):
         Raises:
             UsageError: names the value, the expectation and the remedy.
         """
+        ...
+
+    def ceilings(self, recipe: Recipe, point: Point) -> Mapping[str, float]:
+        """Env steps per second of the workload's parts alone; a simulated executor is never asked."""
         ...
 
     def run(self, request: ProbeRequest) -> ProbeResult:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,8 +240,12 @@ class ReplayExecutor:
         """Simulated seconds."""
         return self._clock_s
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, recipe: Recipe, points: Sequence[Point] = ()) -> None:
         """Every recipe can be answered: points off the grid go to the nearest row."""
+
+    def ceilings(self, recipe: Recipe, point: Point) -> dict[str, float]:
+        """None: a surface knows whole points only."""
+        return {}
 
     def predict_cost_s(self, request: ProbeRequest) -> float | None:
         """The median start of the surface and the probe's own seconds."""

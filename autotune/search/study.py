@@ -29,6 +29,8 @@ from autotune.units import format_duration
 _REFUSALS_MAX = 30
 _COST_SHARE_MAX = 0.15
 _LONG_TIMEOUT = 3.0
+_CEILINGS_FROM_S = 120.0
+"""Budgets below this have no seconds to spare for ceilings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ def run_study(
 ) -> StudyResult:
     """Find the best stable point of a recipe within a budget; goes on where an earlier call on this run ended.
 
-    The caller holds the run (`Run.hold`).
+    The caller has checked the recipe (`Executor.check`) and holds the run (`Run.hold`).
 
     Args:
         recipe: what is searched.
@@ -100,7 +102,6 @@ def run_study(
         InfeasibleError: nothing could be measured as stable.
         FileError: the run folder cannot be written.
     """
-    executor.check(recipe)
     for point in (recipe.baseline, *tries):
         check_point(recipe, point)
     with trials.storage_errors(run):
@@ -158,6 +159,7 @@ class Search:
 
     def go(self, should_stop: Callable[[], bool]) -> bool:
         """Probe until the plan ends; True when it was stopped before."""
+        self._measure_ceilings()
         while not (stopped := should_stop()):
             step = self._next()
             if step is None:
@@ -169,6 +171,14 @@ class Search:
                 break
         self.run.update(spent_s=self.budget_s - self.left_s())
         return stopped
+
+    def _measure_ceilings(self) -> None:
+        """What the workload's parts can do alone at the rule of thumb, once a run, where the budget has room."""
+        if self.executor.simulated or self.budget_s < _CEILINGS_FROM_S or "ceilings" in self.run.state():
+            return
+        point = plan.thumb_point(self.recipe, self.space, self.executor.device)
+        found = {"point": point.knobs(), "sps": self.executor.ceilings(self.recipe, point)}
+        self.run.update(ceilings=found, spent_s=self.budget_s - self.left_s())
 
     def _next(self) -> Step | None:
         """The next probe that fits into what is left; None ends the search."""
