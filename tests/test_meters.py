@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import threading
@@ -165,19 +166,24 @@ def test_pss_shares_what_is_shared_and_falls_back(tmp_path: Path) -> None:
     assert resident > 50e6
 
 
-def test_slow_memory_reading_is_done_seldom(tmp_path: Path) -> None:
+def test_slow_counting_of_pages_is_done_seldom_and_growth_seen_in_between(tmp_path: Path) -> None:
     now = [0.0]
 
     def clock() -> float:
-        now[0] += 0.01  # every look at the clock takes 10 ms, so reading seems to take 10 ms
+        now[0] += 0.01  # every look at the clock takes 10 ms, so counting seems to take 10 ms
         return now[0]
 
-    root = write_tree(tmp_path, {"proc/5/smaps_rollup": "Pss:   300 kB\n"})
-    meter = HostMeter(CPU, lambda: [5], 0.5, root=root, clock=clock)
+    page = resource.getpagesize()
+    root = write_tree(tmp_path, {"proc/5/smaps_rollup": "Pss:   300 kB\n", "proc/5/statm": "999 500 100 1 0 1 0\n"})
+    pids = [5]
+    meter = HostMeter(CPU, lambda: pids, 0.5, root=root, clock=clock)
     assert meter.read()["ram_pss_bytes"] == 300 * 1024
-    assert "ram_pss_bytes" not in meter.read()
+    write_tree(root, {"proc/5/smaps_rollup": "Pss:   5000 kB\n", "proc/5/statm": "999 700 200 1 0 1 0\n"})
+    assert meter.read()["ram_pss_bytes"] == 300 * 1024 + 100 * page
     now[0] += 0.5  # 10 ms / 2 %
-    assert meter.read()["ram_pss_bytes"] == 300 * 1024
+    assert meter.read()["ram_pss_bytes"] == 5000 * 1024
+    pids.clear()
+    assert meter.read()["ram_pss_bytes"] is None
 
 
 class Slow(SampledMeter):

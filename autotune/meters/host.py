@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,15 @@ from autotune.meters.base import SampledMeter
 from autotune.records import DeviceInfo
 
 PSS_SHARE = 0.02  # of a core at most: the kernel walks a process's pages under its memory lock
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    """A process's memory when its pages were last counted, and when that may be done again."""
+
+    pss_bytes: int
+    private_bytes: int
+    due_s: float
 
 
 def pss_bytes(pid: int, root: Path = ROOT) -> int | None:
@@ -31,12 +42,18 @@ def pss_bytes(pid: int, root: Path = ROOT) -> int | None:
         return None
 
 
+def private_bytes(pid: int, root: Path = ROOT) -> int:
+    """Resident memory that no file backs: cheap to ask however large; 0 when it cannot be read."""
+    fields = (read_text(root / f"proc/{pid}/statm") or "").split()
+    return (int(fields[1]) - int(fields[2])) * resource.getpagesize() if len(fields) > 2 else 0
+
+
 class HostMeter(SampledMeter):
     """``ram_pss_bytes``, ``cpu_seconds`` (cumulative), ``processes``, ``shm_used_bytes``,
     ``host_ram_available_bytes``, ``cpu_pressure`` and ``memory_pressure`` (0 to 1).
 
-    ``ram_pss_bytes`` is read less often when reading is slow, so that it never takes more than
-    `PSS_SHARE` of a core.
+    The kernel counts a proportional set size page by page (0.1 s for some GiB), so that each process's
+    is read as seldom as keeps to `PSS_SHARE`; in between it is the last one plus the growth of private memory.
     """  # noqa: D205
 
     def __init__(
@@ -52,15 +69,24 @@ class HostMeter(SampledMeter):
         super().__init__(device, pids, period_s)
         self._root = root
         self._clock = clock
-        self._pss_due_s = -float("inf")
+        self._sizes: dict[int, _Size] = {}
         self._cpu_s: dict[tuple[int, float], float] = {}
 
     def _ram_pss_bytes(self, pids: Sequence[int]) -> int | None:
-        before_s = self._clock()
-        sizes = [size for pid in pids if (size := pss_bytes(pid, self._root)) is not None]
-        after_s = self._clock()
-        self._pss_due_s = after_s + (after_s - before_s) / PSS_SHARE
-        return sum(sizes) if sizes else None
+        self._sizes = {pid: known for pid, known in self._sizes.items() if pid in pids}
+        for pid in pids:
+            before_s = self._clock()
+            if pid in self._sizes and before_s < self._sizes[pid].due_s:
+                continue
+            private, size = private_bytes(pid, self._root), pss_bytes(pid, self._root)
+            after_s = self._clock()
+            due_s = after_s + (after_s - before_s) * len(pids) / PSS_SHARE
+            if size is None:
+                self._sizes.pop(pid, None)
+            else:
+                self._sizes[pid] = _Size(pss_bytes=size, private_bytes=private, due_s=due_s)
+        grown = [private_bytes(pid, self._root) - known.private_bytes for pid, known in self._sizes.items()]
+        return sum(known.pss_bytes for known in self._sizes.values()) + sum(grown) if self._sizes else None
 
     def _cpu_seconds(self, pids: Sequence[int]) -> tuple[float, int]:
         """(CPU seconds of all processes seen so far, how many run now); an ended one keeps its last value."""
@@ -80,7 +106,8 @@ class HostMeter(SampledMeter):
         pids = self.pids()
         cpu_seconds, running = self._cpu_seconds(pids)
         shm = shm_space_bytes(self._root)
-        values: dict[str, float | None] = {
+        return {
+            "ram_pss_bytes": self._ram_pss_bytes(pids),
             "cpu_seconds": cpu_seconds,
             "processes": running,
             "shm_used_bytes": shm[0] - shm[1] if shm else None,
@@ -88,6 +115,3 @@ class HostMeter(SampledMeter):
             "cpu_pressure": pressure("cpu", self._root),
             "memory_pressure": pressure("memory", self._root),
         }
-        if self._clock() >= self._pss_due_s:
-            values["ram_pss_bytes"] = self._ram_pss_bytes(pids)
-        return values
