@@ -329,14 +329,15 @@ def search(ctx: click.Context, /, **options: Any) -> int:
                 budget_s=options["budget"],
                 sampler=options["sampler"],
                 seed=options["seed"],
-                price=options["price"],
+                price=options["price"] or recorded_price(executor),
                 tries=tries,
                 on_event=view.update,
                 should_stop=stop.requested,
             )
     except InfeasibleError as error:
         return fail(str(error), stop.exit_code or error.exit_code)
-    emit_manifest(found, recipe, run, executor.device)
+    if not executor.simulated:
+        emit_manifest(found, recipe, run, executor.device)
     run.update(finished=not found.interrupted)
     if options["as_json"]:
         show_json(views.search_json(found, run))
@@ -359,6 +360,11 @@ def choose_executor(ctx: click.Context, options: dict[str, Any], should_stop: Ca
 
     executor = registry.load("executor", name)(inspect_device(options["device"]), should_stop)
     return executor, choose_recipe(ctx, options)
+
+
+def recorded_price(executor: Any) -> float | None:
+    """The price that a recorded surface carries, None elsewhere."""
+    return executor.surface.price_usd_per_hour if executor.simulated else None
 
 
 def existing_file(text: str) -> Path:

@@ -185,12 +185,13 @@ def search_json(found: StudyResult, run: Run) -> dict[str, Any]:
 def search_text(found: StudyResult, run: Run) -> str:
     """What a search says at its end."""
     price = "" if found.price_usd_per_hour is None else f" --price {found.price_usd_per_hour:g}"
-    rerun = "stopped early; the same command goes on\n" if found.interrupted else ""
-    return (
-        f"{sentence(found)}\n{rerun}"
-        f"train with it:   autotune train {run.manifest_file}\n"
-        f"time and cost:   autotune report {run.name}{price}"
-    )
+    lines = [sentence(found)]
+    if found.interrupted:
+        lines.append("stopped early; the same command goes on")
+    if run.manifest_file.exists():
+        lines.append(f"train with it:   autotune train {run.manifest_file}")
+    lines.append(f"time and cost:   autotune report {run.name}{price}")
+    return "\n".join(lines)
 
 
 class TrainView(_Live):
