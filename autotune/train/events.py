@@ -17,7 +17,7 @@ class EventLog:
     """Appends events of a run; each is on the disk when `record` returns.
 
     Kinds: ``opened`` (a supervisor took the run), ``edited`` (the manifest is another one than
-    last time), ``started``, ``resumed``, ``saved``, ``finished``, ``crashed``, ``stopped`` of a
+    last time), ``started``, ``ready`` (with what took effect), ``resumed``, ``saved``, ``finished``, ``crashed``, ``stopped`` of a
     job, ``warning``, ``ended``.
     """
 

@@ -182,6 +182,8 @@ class Supervisor:
         if kind == "step":
             job.take_step(message)
             self._throughput.add(job.job.id, message)
+        elif kind == "ready":
+            self._events.record("ready", job=job.job.id, effective=message["effective"], threads=message["threads"])
         elif kind == "resumed":
             job.take_counts(message)
             self._events.record("resumed", job=job.job.id, path=message["path"], **job.counts())

@@ -1,0 +1,101 @@
+"""SIGKILL of a training's supervisor: its workers save and end, and the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from autotune.manifest import Manifest, build_manifest, load_manifest, save_manifest
+from autotune.records import Budget, Job, Point, Recipe
+from autotune.runs import Run
+from autotune.train.events import read_events
+from autotune.train.folder import open_training_run
+from autotune.train.status import read_snapshot, status_file
+from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
+
+SUPERVISE = """
+import sys
+from pathlib import Path
+from autotune.device.inspect import inspect_device
+from autotune.manifest import load_manifest
+from autotune.runs import Run
+from autotune.train.supervisor import supervise
+
+run = Run(Path(sys.argv[1]))
+with run.hold():
+    supervise(load_manifest(run.manifest_file), run, device=inspect_device("cpu"))
+"""
+KILLS = 2
+POINT = Point(num_envs=8, batch_size=32, concurrency=2)
+
+
+def a_manifest(steps: float) -> Manifest:
+    jobs = tuple(Job(id=name, env="busy", seed=1, budget=Budget(unit="steps", amount=steps)) for name in ("a", "b"))
+    settings = {"rollout": 8, "env_s": 0.0, "step_overhead_s": 2e-3, "learn_s": 0.0}
+    return build_manifest(
+        Recipe(
+            name="kill", workload="busywork", hyperparameters=settings, jobs=jobs, knobs={}, grid={}, baseline=POINT
+        ),
+        POINT,
+    )
+
+
+def start(run: Run) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", SUPERVISE, str(run.path)])
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.05)
+
+
+def workers(run: Run) -> set[int]:
+    return {event["pid"] for event in read_events(run) if event["kind"] == "started"}
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def saved_steps(run: Run) -> dict[str, int]:
+    newest = {job: newest_checkpoint(run.train_folder / "jobs" / job / "checkpoints") for job in ("a", "b")}
+    return {job: load_checkpoint(path).meta["progress"]["env_steps"] for job, path in newest.items() if path}
+
+
+def has_gone_on(run: Run, before: dict[str, int]) -> bool:
+    return all(job.env_steps > before[job.id] for job in read_snapshot(run).jobs)
+
+
+def test_killed_supervisors_lose_nothing_that_was_saved(tmp_path: Path) -> None:
+    endless = a_manifest(10**9)
+    run = open_training_run(tmp_path / "kill.json", endless, tmp_path)
+    before = {"a": 0, "b": 0}
+    for _ in range(KILLS):
+        supervisor = start(run)
+        wait_until(lambda: status_file(run).exists() and has_gone_on(run, before), "steps beyond those saved")
+        os.kill(supervisor.pid, signal.SIGKILL)
+        assert supervisor.wait() == -signal.SIGKILL
+        wait_until(lambda: not any(alive(pid) for pid in workers(run)), "orphaned workers gone", 15.0)
+        snapshot = read_snapshot(run)
+        assert snapshot.state == "killed" and {job.status for job in snapshot.jobs} == {"stopped"}
+        saved = saved_steps(run)
+        assert all(saved[job] > before[job] for job in ("a", "b")), "an orphan saves before it ends"
+        before = saved
+
+    save_manifest(run.manifest_file, a_manifest(max(before.values()) + 200))
+    assert load_manifest(run.manifest_file).jobs[0].budget.amount == max(before.values()) + 200
+    assert start(run).wait(60) == 0
+    snapshot = read_snapshot(run)
+    assert snapshot.state == "done" and {job.status for job in snapshot.jobs} == {"done"}
+    last = {event["job"]: event["total_env_steps"] for event in read_events(run) if event["kind"] == "resumed"}
+    assert last == before, "every step that was saved is counted once"
+    assert not any(alive(pid) for pid in workers(run))

@@ -1,0 +1,373 @@
+"""Supervised training through real worker processes, and the parts of its supervisor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from autotune.device.inspect import inspect_device
+from autotune.errors import FileError, UsageError
+from autotune.manifest import Manifest, build_manifest, load_manifest, manifest_text, parse_manifest, save_manifest
+from autotune.records import Budget, DeviceInfo, Job, MeasurePlan, Point, ProbeResult, Recipe, TrainResult
+from autotune.runs import Run, create_run
+from autotune.train.events import EventLog, read_events
+from autotune.train.folder import open_training_run
+from autotune.train.job import JobRun
+from autotune.train.status import Snapshot, read_snapshot, stamp, status_file, write_snapshot
+from autotune.train.supervisor import supervise
+from autotune.train.throughput import SharedThroughput
+from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
+from autotune.worker.metrics import read_metrics
+
+POINT = Point(num_envs=16, batch_size=64, concurrency=2)
+QUICK = {"rollout": 8, "env_s": 1e-5, "step_overhead_s": 1e-3, "learn_s": 0.0, "minibatch_overhead_s": 0.0}
+PLAN = MeasurePlan(discard_s=0.1, discard_iterations=2)
+
+
+@pytest.fixture(scope="module")
+def device() -> DeviceInfo:
+    return inspect_device("cpu")
+
+
+def a_manifest(
+    *, jobs: int = 2, point: Point = POINT, steps: float = 4000, result: ProbeResult | None = None, **settings: Any
+) -> Manifest:
+    budget = Budget(unit="steps", amount=steps)
+    recipe = Recipe(
+        name="quick",
+        workload="busywork",
+        hyperparameters=QUICK | settings,
+        jobs=tuple(Job(id=f"job-{n}", env="busy", seed=n, budget=budget) for n in range(1, jobs + 1)),
+        knobs={},
+        grid={},
+        baseline=point,
+    )
+    return build_manifest(recipe, point, result=result)
+
+
+def a_run(root: Path, manifest: Manifest) -> Run:
+    return open_training_run(root / "elsewhere.json", manifest, root)
+
+
+def go(manifest: Manifest, run: Run, device: DeviceInfo, **options: Any) -> TrainResult:
+    return supervise(manifest, run, device=device, plan=PLAN, **options)
+
+
+def events_of(run: Run, kind: str) -> list[Any]:
+    return [event for event in read_events(run) if event["kind"] == kind]
+
+
+def no_children() -> bool:
+    return not [child for child in psutil.Process().children(recursive=True) if "autotune.worker" in child.cmdline()]
+
+
+def test_every_job_reaches_its_budget_two_at_a_time(tmp_path: Path, device: DeviceInfo) -> None:
+    manifest, snapshots = a_manifest(jobs=3), list[Snapshot]()
+    run = a_run(tmp_path, manifest)
+    result = go(manifest, run, device, on_event=snapshots.append)
+    assert [(job.id, job.status) for job in result.jobs] == [(f"job-{n}", "done") for n in (1, 2, 3)]
+    per_iteration = 16 * 8
+    assert {job.env_steps for job in result.jobs} == {-(-4000 // per_iteration) * per_iteration}
+    assert max(sum(job.status == "running" for job in snapshot.jobs) for snapshot in snapshots) == 2
+    assert snapshots[0].state == "running" and snapshots[-1].state == "done"
+    assert run.state()["finished"] is True
+    for job in result.jobs:
+        folder = run.train_folder / "jobs" / job.id
+        newest = newest_checkpoint(folder / "checkpoints")
+        assert newest is not None
+        assert load_checkpoint(newest).meta["progress"]["env_steps"] == job.env_steps
+        assert int(read_metrics(folder / "metrics.csv")[-1]["env_steps"]) == job.env_steps
+        assert (folder / "log").is_file()
+    assert {e["kind"] for e in read_events(run)} == {"opened", "started", "ready", "saved", "finished", "ended"}
+    assert read_snapshot(run) == snapshots[-1]
+    assert no_children()
+    again = go(manifest, run, device)
+    assert [job.env_steps for job in again.jobs] == [job.env_steps for job in result.jobs]
+    assert len(events_of(run, "started")) == 3, "finished jobs are not started again"
+
+
+def edited(manifest: Manifest, *edits: tuple[str, Any]) -> Manifest:
+    """The manifest as a person with an editor leaves it: ``("point.num_envs", 24)``."""
+    data = json.loads(manifest_text(manifest))
+    for place, value in edits:
+        *path, key = place.split(".")
+        section = data
+        for part in path:
+            section = section[int(part)] if part.isdigit() else section[part]
+        section[key] = value
+    return parse_manifest(json.dumps(data), "edited")
+
+
+class StopWhen:
+    """Stops a training when a snapshot says so."""
+
+    def __init__(self, reached: Callable[[Snapshot], bool]) -> None:
+        self._reached = reached
+        self.snapshots: list[Snapshot] = []
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        self.snapshots.append(snapshot)
+
+    def asked(self) -> bool:
+        return bool(self.snapshots) and self._reached(self.snapshots[-1])
+
+
+def test_the_edited_manifest_is_what_runs_and_keeps_its_progress(tmp_path: Path, device: DeviceInfo) -> None:
+    manifest, warnings, running = a_manifest(steps=10**9), list[str](), list[int]()
+    run = a_run(tmp_path, manifest)
+    stop = StopWhen(lambda s: all(job.env_steps > 0 for job in s.jobs))
+    first = go(manifest, run, device, on_event=stop, should_stop=stop.asked)
+    assert {job.status for job in first.jobs} == {"stopped"}
+    assert read_snapshot(run).state == "stopped" and run.state()["finished"] is False
+
+    goal = max(job.env_steps for job in first.jobs) + 500
+    knobs = {"num_envs": 24, "batch_size": 48, "concurrency": 1}
+    budgets = [(f"jobs.{n}.budget.amount", goal) for n in (0, 1)]
+    save_manifest(run.manifest_file, edited(manifest, ("point", knobs), *budgets))
+    changed = load_manifest(run.manifest_file)
+    assert open_training_run(run.manifest_file, changed, tmp_path) == run
+    count = lambda s: running.append(sum(job.status == "running" for job in s.jobs))  # noqa: E731
+    second = go(changed, run, device, warn=warnings.append, on_event=count)
+    assert {job.status for job in second.jobs} == {"done"}
+    assert max(running) == 1
+    assert len(warnings) == 1 and "edited" in warnings[0] and "num_envs=24" in warnings[0]
+    assert events_of(run, "edited")[0]["point_before"] == POINT.knobs()
+    effective = [event["effective"] for event in events_of(run, "ready")]
+    assert [(e["num_envs"], e["minibatches"]) for e in effective] == [(16, 2), (16, 2), (24, 4), (24, 4)]
+    resumed = {event["job"]: event["total_env_steps"] for event in events_of(run, "resumed")}
+    assert resumed == {job.id: job.env_steps for job in first.jobs}, "nothing was thrown away"
+
+
+def test_one_crash_leaves_the_others_alone(tmp_path: Path, device: DeviceInfo) -> None:
+    script = (
+        "import sys, time, autotune\n"
+        "print('hello from', sys.argv[1], flush=True)\n"
+        "for n in range(10):\n"
+        "    autotune.tick(100); time.sleep(0.08)\n"
+        "sys.exit(3 if sys.argv[1] == 'run-2' else 0)\n"
+    )
+    budget = Budget(unit="steps", amount=1e6)
+    point = Point(num_envs=1, batch_size=1, concurrency=2)
+    recipe = Recipe(
+        name="script",
+        workload="command",
+        hyperparameters={"argv": [sys.executable, "-c", script, "{job}"]},
+        jobs=tuple(Job(id=f"run-{n}", env="command", seed=n, budget=budget) for n in (1, 2, 3)),
+        knobs={},
+        grid={},
+        baseline=point,
+    )
+    manifest, warnings = build_manifest(recipe, point), list[str]()
+    run = a_run(tmp_path, manifest)
+    result = go(manifest, run, device, warn=warnings.append)
+    assert [job.status for job in result.jobs] == ["done", "crashed", "done"]
+    assert "exit code 3" in result.jobs[1].detail and "hello from run-2" in result.jobs[1].detail
+    assert len(warnings) == 1 and "run-2 crashed" in warnings[0]
+    assert events_of(run, "crashed")[0]["job"] == "run-2"
+    assert read_snapshot(run).state == "crashed" and run.state()["finished"] is False
+    assert {event["reason"] for event in events_of(run, "finished")} == {"finished"}
+    again = go(manifest, run, device)
+    assert [job.status for job in again.jobs] == ["done", "crashed", "done"]
+    assert [event["job"] for event in events_of(run, "started")][3:] == ["run-2"]
+
+
+def test_a_killed_worker_is_a_crash_and_resumes(tmp_path: Path, device: DeviceInfo) -> None:
+    endless = edited(a_manifest(steps=10**9), ("stability.checkpoint_interval_s", 1.0))
+    run, victims = a_run(tmp_path, endless), list[int]()
+
+    def kill_first(_: Snapshot) -> None:
+        if not victims and any(event["job"] == "job-1" for event in events_of(run, "saved")):
+            victims.append(next(event["pid"] for event in events_of(run, "started") if event["job"] == "job-1"))
+            os.kill(victims[0], signal.SIGKILL)
+
+    stopped = lambda: bool(events_of(run, "crashed"))  # noqa: E731
+    result = go(endless, run, device, on_event=kill_first, should_stop=stopped)
+    assert [job.status for job in result.jobs] == ["crashed", "stopped"]
+    assert "signal 9" in result.jobs[0].detail
+    checkpoint = newest_checkpoint(run.train_folder / "jobs" / "job-1" / "checkpoints")
+    assert checkpoint is not None
+    saved = load_checkpoint(checkpoint).meta["progress"]["env_steps"]
+    goal = max(job.env_steps for job in result.jobs) + 500
+    result = go(edited(endless, *((f"jobs.{n}.budget.amount", goal) for n in (0, 1))), run, device)
+    assert [job.status for job in result.jobs] == ["done", "done"]
+    resumed = {event["job"]: event["total_env_steps"] for event in events_of(run, "resumed")}
+    assert resumed["job-1"] == saved > 0
+
+
+def test_a_deaf_worker_is_killed_after_the_grace(tmp_path: Path, device: DeviceInfo) -> None:
+    point = replace(POINT, concurrency=1)
+    manifest = a_manifest(jobs=1, point=point, steps=10**9, fail="ignore_sigterm", fail_after_iterations=1)
+    stop = StopWhen(lambda s: s.jobs[0].env_steps > 0)
+    result = go(manifest, a_run(tmp_path, manifest), device, on_event=stop, should_stop=stop.asked, stop_grace_s=0.5)
+    assert result.jobs[0].status == "stopped" and "0.5 s" in result.jobs[0].detail
+    assert no_children()
+
+
+def test_an_exception_of_the_view_leaves_no_process(tmp_path: Path, device: DeviceInfo) -> None:
+    manifest = a_manifest(steps=1e9)
+    run = a_run(tmp_path, manifest)
+
+    def interrupt(snapshot: Snapshot) -> None:
+        if all(job.env_steps for job in snapshot.jobs):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(manifest, run, device, on_event=interrupt)
+    assert no_children()
+    for job in ("job-1", "job-2"):
+        assert newest_checkpoint(run.train_folder / "jobs" / job / "checkpoints") is not None, "they were told to save"
+
+
+def test_what_can_never_run_is_refused_before_anything_starts(tmp_path: Path, device: DeviceInfo) -> None:
+    manifest = a_manifest(point=replace(POINT, batch_size=10_000))
+    run = a_run(tmp_path, manifest)
+    with pytest.raises(UsageError, match="batch_size 10000 is larger than the rollout"):
+        go(manifest, run, device)
+    assert not run.train_folder.exists()
+
+
+def test_another_device_is_a_warning(tmp_path: Path, device: DeviceInfo) -> None:
+    tuned_on = {"fingerprint": "Abacus 9000, 1 cores, 1GiB RAM", "name": "Abacus 9000", "kind": "cpu"}
+    one = a_manifest(jobs=1, point=replace(POINT, concurrency=1), steps=100)
+    manifest, warnings = edited(one, ("device", tuned_on)), list[str]()
+    result = go(manifest, a_run(tmp_path, manifest), device, warn=warnings.append)
+    assert result.jobs[0].status == "done"
+    assert len(warnings) == 1 and "Abacus 9000" in warnings[0] and "autotune search" in warnings[0]
+
+
+def test_measured_stands_beside_predicted(tmp_path: Path, device: DeviceInfo) -> None:
+    probed = ProbeResult(requested=POINT, status="ok", grade="final", sps=12_345.0)
+    manifest = a_manifest(result=probed, steps=10**9)
+    stop = StopWhen(lambda s: s.measured_sps is not None)
+    result = go(manifest, a_run(tmp_path, manifest), device, on_event=stop, should_stop=stop.asked)
+    assert result.predicted_sps == 12_345.0
+    assert result.sps is not None and 0 < result.sps < 2 * 16 / 1e-3, "no faster than its overhead lets it be"
+
+
+def step(t: float, iteration: int, env_steps: int) -> dict[str, Any]:
+    return {"t": t, "iteration": iteration, "env_steps": env_steps}
+
+
+def test_throughput_leaves_warm_up_out_and_adds_processes_up() -> None:
+    throughput = SharedThroughput(2, MeasurePlan(discard_s=10.0, discard_iterations=3))
+    for second in range(1, 21):
+        throughput.add("a", step(second, second, 100))
+        throughput.add("b", step(second + 2.5, second, 10))
+    assert throughput.sps() == pytest.approx(110.0)
+    throughput.leave("a")
+    for second in range(21, 60):
+        throughput.add("b", step(second + 2.5, second, 10_000))
+    assert throughput.sps() == pytest.approx(110.0), "b alone does not count"
+    for n in range(1, 31):
+        throughput.add("c", step(60.0 + n, n, 50))
+        throughput.add("b", step(60.5 + n, 60 + n, 40))
+    # a with b: warm from 13.5 s on, so 14 to 20 s of a; c with b: 71 to 90 s of both
+    assert throughput.sps() == pytest.approx((110.0 * 6 + 90.0 * 19) / 25)
+
+
+def test_throughput_is_unknown_until_all_run_warm() -> None:
+    throughput = SharedThroughput(2, MeasurePlan(discard_s=1.0, discard_iterations=5))
+    for second in range(1, 10):
+        throughput.add("a", step(second, second, 100))
+    assert throughput.sps() is None
+    throughput.add("b", step(9.5, 1, 100))
+    throughput.add("a", step(12.0, 12, 100))
+    throughput.add("a", step(13.0, 13, 100))
+    throughput.add("b", step(13.5, 4, 100))
+    assert throughput.sps() is None, "b has not done its five iterations"
+
+
+def test_eta_and_rate_come_from_the_last_half_minute() -> None:
+    job = JobRun(Job(id="a", env="e", seed=1, budget=Budget(unit="episodes", amount=300)), Path("x"))
+    job.status = "running"
+    assert job.sps is None and job.eta_s is None
+    for second in range(101):
+        totals = {"total_env_steps": second * (10 if second < 50 else 20), "total_episodes": second}
+        job.take_step({"t": float(second), "total_seconds": float(second), **totals})
+    assert job.sps == pytest.approx(20.0)
+    assert job.eta_s == pytest.approx(200.0)
+    assert job.fraction == pytest.approx(1 / 3)
+
+
+def test_a_raised_budget_makes_a_finished_job_go_on() -> None:
+    totals = {"total_env_steps": 100, "total_episodes": 1, "total_seconds": 1.0}
+    events = [{"kind": "finished", "job": "a", "reason": "budget", **totals}]
+
+    def status(amount: float, reason: str) -> str:
+        job = JobRun(Job(id="a", env="e", seed=1, budget=Budget(unit="steps", amount=amount)), Path("x"))
+        job.recall([{**events[0], "reason": reason}])
+        assert job.env_steps == 100
+        return job.status
+
+    assert status(100, "budget") == "done"
+    assert status(200, "budget") == "waiting"
+    assert status(200, "finished") == "done", "a program that ended by itself has no more to do"
+
+
+def a_snapshot(**changes: Any) -> Snapshot:
+    job = JobRun(Job(id="a", env="e", seed=1, budget=Budget(unit="steps", amount=10)), Path("x"))
+    job.status = "running"
+    facts = {"run": "r", "state": "running", "jobs": (job.snapshot(),), "point": "", "sps": 1.0, "measured_sps": None}
+    return Snapshot(**{**facts, "predicted_sps": None, "elapsed_s": 1.0, **stamp(), **changes})
+
+
+def test_a_snapshot_whose_writer_is_gone_is_killed(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "r")
+    with pytest.raises(UsageError, match="has not trained yet"):
+        read_snapshot(run)
+    run.train_folder.mkdir()
+    write_snapshot(run, a_snapshot())
+    assert read_snapshot(run) == a_snapshot(updated=read_snapshot(run).updated)
+    boot, pid, ticks = stamp()["writer"]
+    for writer in [(boot, pid, ticks + 1), ("another-boot", pid, ticks), (boot, 2**22 - 1, 5), ()]:
+        write_snapshot(run, a_snapshot(writer=writer))
+        found = read_snapshot(run)
+        assert found.state == "killed", "pids are used again: boot and start time tell them apart"
+        assert found.jobs[0].status == "stopped" and "resumes" in found.jobs[0].detail
+        write_snapshot(run, a_snapshot(writer=writer, state="done"))
+        assert read_snapshot(run).state == "done"
+    status_file(run).write_text('{"state": "running"}')
+    with pytest.raises(FileError, match="damaged"):
+        read_snapshot(run)
+
+
+def test_the_run_of_a_manifest(tmp_path: Path) -> None:
+    manifest, other = a_manifest(), a_manifest(steps=5)
+    elsewhere = tmp_path / "quick.json"
+    save_manifest(elsewhere, manifest)
+    open_run: Callable[..., Run] = open_training_run
+    first = open_run(elsewhere, manifest, tmp_path)
+    assert first.name == "quick-1" and load_manifest(first.manifest_file) == manifest
+    assert open_run(elsewhere, manifest, tmp_path) == first, "the same command resumes"
+    assert open_run(elsewhere, other, tmp_path).name == "quick-2", "another content is another training"
+    assert open_run(elsewhere, manifest, tmp_path, new=True).name == "quick-3"
+    assert open_run(elsewhere, manifest, tmp_path) == Run(tmp_path / "quick-3"), "the newest unfinished one"
+    Run(tmp_path / "quick-3").update(finished=True)
+    assert open_run(elsewhere, manifest, tmp_path) == first
+    assert open_run(first.manifest_file, other, tmp_path) == first, "a manifest in a run trains there"
+    named = open_run(elsewhere, manifest, tmp_path, name="mine")
+    assert named.name == "mine" and open_run(elsewhere, manifest, tmp_path, name="mine") == named
+    with pytest.raises(UsageError, match="exists already"):
+        open_run(elsewhere, other, tmp_path, name="mine")
+    with pytest.raises(UsageError, match="letters"):
+        open_run(elsewhere, other, tmp_path, name="../mine")
+
+
+def test_a_torn_event_is_dropped_and_the_next_one_whole(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "r")
+    EventLog(run).record("opened", manifest="x")
+    file = run.train_folder / "events.jsonl"
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole + whole[:length])
+        EventLog(run).record("ended")
+        assert [event["kind"] for event in read_events(run)] == ["opened", "ended"]

@@ -1,0 +1,287 @@
+"""The training loop of a worker, on a made-up session and clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from autotune.errors import BusyError, FileError, UsageError, WorkerError
+from autotune.records import Budget, Job, Point, Work
+from autotune.worker import train as train_module
+from autotune.worker.checkpoint import best_checkpoint, generations, load_checkpoint
+from autotune.worker.metrics import MetricsFile, read_metrics
+from autotune.worker.protocol import TrainPlan, WorkerTask
+from autotune.worker.train import train
+from autotune.workloads.protocol import Finished, SessionState
+
+POINT = Point(num_envs=4, batch_size=8)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(train_module, "time", clock)
+    return clock
+
+
+class FakeSession:
+    """10 env steps and one game of return `count` per iteration of `step_s` seconds."""
+
+    effective: ClassVar = {"num_envs": 4, "shape": (1, 2)}
+
+    def __init__(self, clock: Clock, step_s: float = 0.25, *, at: dict[int, BaseException] | None = None) -> None:
+        self.clock, self.step_s, self.at = clock, step_s, at or {}
+        self.count = 0
+
+    def step(self, parts: int = 1) -> Work:
+        if self.count + 1 in self.at:
+            raise self.at.pop(self.count + 1)
+        self.clock.now_s += self.step_s
+        self.count += 1
+        return Work(
+            env_steps=10,
+            reset_rows=1,
+            episodes=1,
+            samples=10,
+            minibatches=2,
+            seconds={"env": 0.1, "learn": 0.05},
+            returns=(float(self.count),),
+            lengths=(10,),
+            metrics={"loss": 1.0 / self.count, "bad": math.nan},
+        )
+
+    def synchronize(self) -> None:
+        pass
+
+    def peak_memory_bytes(self) -> int | None:
+        return None
+
+    def state(self) -> SessionState:
+        return SessionState(arrays={"w": np.array([self.count])}, meta={"count": self.count})
+
+    def restore(self, state: SessionState) -> None:
+        self.count = int(state.arrays["w"][0])
+        assert state.meta == {"count": self.count}
+
+    def close(self) -> None:
+        pass
+
+
+class StatelessSession(FakeSession):
+    def state(self) -> SessionState:
+        return SessionState(arrays={})
+
+
+def run(
+    folder: Path,
+    session: FakeSession,
+    *,
+    unit: Any = "steps",
+    amount: float = 100,
+    interval_s: float = 60.0,
+    stop_at: int | None = None,
+    send: Callable[[dict[str, Any]], None] | None = None,
+    resume_from: str | None = None,
+) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    task = WorkerTask(
+        mode="train",
+        workload="fake",
+        hyperparameters={},
+        point=POINT,
+        jobs=(Job(id="j", env="e", seed=1, budget=Budget(unit=unit, amount=amount)),),
+        train=TrainPlan(folder=str(folder), checkpoint_interval_s=interval_s, keep=2, resume_from=resume_from),
+    )
+    train(session, task, send or messages.append, lambda: stop_at is not None and session.count >= stop_at)  # type: ignore[arg-type]
+    return messages
+
+
+def kinds(messages: list[dict[str, Any]]) -> set[str]:
+    return {message["type"] for message in messages}
+
+
+@pytest.mark.parametrize(
+    ("unit", "amount", "iterations"), [("steps", 95, 10), ("episodes", 7, 7), ("hours", 10 / 3600, 40)]
+)
+def test_each_budget_ends_the_job(tmp_path: Path, clock: Clock, unit: str, amount: float, iterations: int) -> None:
+    session = FakeSession(clock)
+    done = run(tmp_path, session, unit=unit, amount=amount)[-1]
+    assert session.count == iterations
+    assert (done["type"], done["reason"]) == ("done", "budget")
+    assert done["total_env_steps"] == 10 * iterations
+    assert done["total_episodes"] == iterations
+    assert done["total_seconds"] == pytest.approx(iterations * 0.25)
+    assert done["best_return"] == iterations
+    assert done["effective"] == {"num_envs": 4, "shape": [1, 2]}
+
+
+def test_step_messages_add_up_and_are_few(tmp_path: Path, clock: Clock) -> None:
+    messages = run(tmp_path, FakeSession(clock, step_s=0.01), amount=10_000)
+    steps = [message for message in messages if message["type"] == "step"]
+    assert sum(message["env_steps"] for message in steps) == 10_000
+    assert sum(message["iterations"] for message in steps) == 1000
+    assert sum(message["seconds"]["env"] for message in steps) == pytest.approx(1000 * 0.1)
+    assert len(steps) <= 2 + 10.0 / 0.5
+    assert [m["started"] for m in steps[1:]] == [m["t"] for m in steps[:-1]]
+    assert steps[-1]["metrics"] == {"loss": 0.001}
+    assert steps[-1]["mean_return"] == pytest.approx(sum(range(901, 1001)) / 100)
+
+
+def test_stop_saves_and_the_next_call_goes_on(tmp_path: Path, clock: Clock) -> None:
+    first = run(tmp_path, FakeSession(clock), stop_at=4)
+    assert first[-1]["reason"] == "stopped"
+    session = FakeSession(clock)
+    second = run(tmp_path, session)
+    assert second[0]["type"] == "resumed"
+    assert (second[0]["total_env_steps"], second[0]["total_seconds"]) == (40, 1.0)
+    assert session.count == 10
+    assert (second[-1]["total_env_steps"], second[-1]["total_seconds"]) == (100, 2.5)
+    assert second[-1]["mean_return"] == pytest.approx(5.5), "returns of before the stop count"
+    third = run(tmp_path, FakeSession(clock))
+    assert kinds(third) == {"resumed", "done"} and third[-1]["reason"] == "budget"
+
+
+def test_checkpoints_by_interval_keep_and_best(tmp_path: Path, clock: Clock) -> None:
+    messages = run(tmp_path, FakeSession(clock, step_s=1.0), amount=1250, interval_s=10.0)
+    saved = [message["env_steps"] for message in messages if message["type"] == "saved"]
+    assert saved == [*range(100, 1300, 100), 1250]
+    assert [generation.env_steps for generation in generations(tmp_path / "checkpoints")] == [1200, 1250]
+    best = best_checkpoint(tmp_path / "checkpoints")
+    assert best is not None and best[1] == pytest.approx(sum(range(26, 126)) / 100)
+
+
+def test_a_checkpoint_tells_where_it_comes_from(tmp_path: Path, clock: Clock) -> None:
+    run(tmp_path, FakeSession(clock))
+    meta = load_checkpoint(generations(tmp_path / "checkpoints")[-1].path).meta
+    assert meta["point"] == POINT.knobs()
+    assert (meta["job"], meta["env"]) == ("j", "e")
+    assert meta["progress"]["returns"] == [float(n) for n in range(1, 11)]
+
+
+def test_resume_from_another_folder(tmp_path: Path, clock: Clock) -> None:
+    run(tmp_path / "a", FakeSession(clock), stop_at=3)
+    path = generations(tmp_path / "a" / "checkpoints")[-1].path
+    messages = run(tmp_path / "b", FakeSession(clock), resume_from=str(path))
+    assert messages[0]["total_env_steps"] == 30 and messages[-1]["total_env_steps"] == 100
+
+
+def test_a_failing_session_passes_through_and_keeps_what_was_saved(tmp_path: Path, clock: Clock) -> None:
+    session = FakeSession(clock, step_s=10.0, at={8: RuntimeError("boom")})
+    with pytest.raises(RuntimeError, match="boom"):
+        run(tmp_path, session, interval_s=30.0)
+    messages = run(tmp_path, FakeSession(clock))
+    assert messages[0]["total_env_steps"] == 60
+    assert [row["env_steps"] for row in read_metrics(tmp_path / "metrics.csv")] == [
+        *("10", "20", "30", "40", "50", "60"),
+        *("100",),
+    ]
+
+
+def test_a_program_that_ends_by_itself_is_finished(tmp_path: Path, clock: Clock) -> None:
+    done = run(tmp_path, FakeSession(clock, at={4: Finished("ended")}))[-1]
+    assert (done["reason"], done["total_env_steps"]) == ("finished", 30)
+
+
+def test_a_session_without_a_state_starts_its_count_anew(tmp_path: Path, clock: Clock) -> None:
+    run(tmp_path, StatelessSession(clock), stop_at=4)
+    assert generations(tmp_path / "checkpoints") == []
+    messages = run(tmp_path, StatelessSession(clock))
+    assert "resumed" not in kinds(messages)
+    assert messages[-1]["total_env_steps"] == 100
+
+
+def test_a_parent_that_is_gone_makes_it_save_and_end(tmp_path: Path, clock: Clock) -> None:
+    def broken(_: dict[str, Any]) -> None:
+        raise BrokenPipeError
+
+    session = FakeSession(clock)
+    run(tmp_path, session, send=broken)
+    assert session.count == 1
+    assert [generation.env_steps for generation in generations(tmp_path / "checkpoints")] == [10]
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_used(tmp_path: Path, clock: Clock) -> None:
+    run(tmp_path, FakeSession(clock, step_s=10.0), interval_s=20.0)
+    newest = generations(tmp_path / "checkpoints")[-1]
+    newest.path.write_bytes(newest.path.read_bytes()[:-1])
+    messages = run(tmp_path, FakeSession(clock))
+    warnings = [message["detail"] for message in messages if message["type"] == "warning"]
+    assert len(warnings) == 2 and "env step 100" in warnings[0] and "continuing at env step 80" in warnings[1]
+    assert messages[-1]["total_env_steps"] == 100
+
+
+def test_only_damaged_checkpoints_stop_the_job(tmp_path: Path, clock: Clock) -> None:
+    run(tmp_path, FakeSession(clock))
+    for generation in generations(tmp_path / "checkpoints"):
+        generation.path.write_bytes(b"")
+    with pytest.raises(FileError, match="no valid checkpoint"):
+        run(tmp_path, FakeSession(clock))
+
+
+def test_two_workers_never_train_in_one_folder(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "_PREDECESSOR_S", 0.05)
+    with FileLock(tmp_path / ".lock"), pytest.raises(BusyError, match="another worker"):
+        run(tmp_path, FakeSession(clock))
+
+
+def test_without_a_plan_or_with_a_foreign_state(tmp_path: Path, clock: Clock) -> None:
+    task = WorkerTask(mode="train", workload="fake", hyperparameters={}, point=POINT, jobs=())
+    with pytest.raises(WorkerError, match="TrainPlan"):
+        train(FakeSession(clock), task, lambda _: None, lambda: False)  # type: ignore[arg-type]
+    run(tmp_path, FakeSession(clock), stop_at=1)
+
+    class Foreign(FakeSession):
+        def restore(self, state: SessionState) -> None:
+            raise UsageError("another network")
+
+    with pytest.raises(UsageError, match="another network"):
+        run(tmp_path, Foreign(clock))
+
+
+def test_metrics_rows_say_what_was_done_since_the_row_before(tmp_path: Path, clock: Clock) -> None:
+    run(tmp_path, FakeSession(clock), amount=100)
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [row["env_steps"] for row in rows] == ["40", "80", "100"]
+    assert [row["iterations"] for row in rows] == ["4", "4", "2"]
+    assert [float(row["sps"]) for row in rows] == [40.0, 40.0, 40.0]
+    assert [float(row["env_s"]) for row in rows] == pytest.approx([0.4, 0.4, 0.2])
+    assert float(rows[-1]["mean_return_100"]) == 5.5
+    assert float(rows[-1]["loss"]) == 0.1
+    assert "bad" not in rows[-1]
+
+
+def test_metrics_file_survives_torn_lines_new_columns_and_lost_work(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    file = MetricsFile(path, env_steps=0)
+    file.append({"env_steps": 10, "loss": 1.0})
+    file.append({"env_steps": 20, "loss": None})
+    file.append({"env_steps": 30, "entropy": 0.5})
+    assert [(r["env_steps"], r["loss"], r["entropy"]) for r in read_metrics(path)] == [
+        ("10", "1.0", ""),
+        ("20", "", ""),
+        ("30", "", "0.5"),
+    ]
+    with path.open("a") as raw:
+        raw.write("2026-01-01,4")
+    assert len(read_metrics(path)) == 3
+    again = MetricsFile(path, env_steps=20)
+    again.append({"env_steps": 25, "loss": 0.5})
+    assert [row["env_steps"] for row in read_metrics(path)] == ["10", "20", "25"]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FileError):
+        again.append({"env_steps": 40, "loss": 0.5})
