@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import optuna
 
 from autotune.manifest import build_manifest, save_manifest
 from autotune.probe.recipe import dump_recipe
@@ -20,8 +25,9 @@ from autotune.records import (
     to_json,
 )
 from autotune.runs import Run, create_run
-from autotune.search.trials import add_probe_trial
-from autotune.store import durable_write, write_json
+from autotune.search.sampler import RESULT
+from autotune.search.trials import STUDY_NAME, open_study
+from autotune.store import canonical_json, durable_write, write_json
 
 GIB = 2**30
 STEPS = Budget(unit="steps", amount=36_000_000)
@@ -114,6 +120,27 @@ def search_trials() -> list[tuple[str, ProbeResult]]:
     return trials
 
 
+@cache
+def study_bytes(rows: str) -> bytes:
+    """A `study.db` with these (stage, result) rows; built once for the same rows, since SQLite's fsyncs are slow."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        run.study_file.write_bytes(_empty_study())
+        study = optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{run.study_file}")
+        for stage, result_json in json.loads(rows):
+            attributes = {"stage": stage, RESULT: result_json}
+            study.add_trial(optuna.trial.create_trial(value=result_json["sps"] or 0.0, user_attrs=attributes))
+        return run.study_file.read_bytes()
+
+
+@cache
+def _empty_study() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        open_study(run)
+        return run.study_file.read_bytes()
+
+
 def make_run(
     root: Path,
     trials: Sequence[tuple[str, ProbeResult]] | None = None,
@@ -130,8 +157,7 @@ def make_run(
     chosen = own_recipe or recipe()
     durable_write(run.recipe_file, dump_recipe(chosen))
     write_json(run.device_file, to_json(own_device or device()))
-    for stage, measured in rows:
-        add_probe_trial(run, stage, measured)
+    run.study_file.write_bytes(study_bytes(canonical_json([[stage, to_json(measured)] for stage, measured in rows])))
     winner = tuned or rows[-1][1]
     manifest = build_manifest(chosen, winner.requested, result=winner, price=price, device=own_device or device())
     save_manifest(run.manifest_file, manifest)

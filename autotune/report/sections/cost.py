@@ -114,7 +114,7 @@ def _price_notes(facts: Facts, plan: Projection) -> list[str]:
     notes = [f"{format_usd(price)} per hour of the whole machine: {text(facts.price.note)}."]
     if facts.spent_s:
         spent = f"{format_duration(facts.spent_s)}, {format_usd(facts.spent_s / HOUR_S * price)}"
-        notes.append(f"The search itself took {spent}; it is in none of the figures above.")
+        notes.append(f"The search itself took {spent}; which the figures above leave out.")
     at = ", ".join(f"{format_usd(effective_cost_usd(plan.usd.value, u))} at {percent(u)}" for u in _DOWNTIMES)
     notes.append(f"If the machine is down for a share of the time, the jobs cost {at}.")
     return notes

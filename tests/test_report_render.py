@@ -1,0 +1,382 @@
+import base64
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_run import device, make_run, recipe, result, search_trials
+
+from autotune.errors import FileError
+from autotune.records import Budget, Job, Point, to_json
+from autotune.report.export import report_json
+from autotune.report.facts import Facts, Price, gather
+from autotune.report.render import priced_facts, render_report, render_sections, to_html
+from autotune.report.wording import block, code, percent, text
+from autotune.runs import Run, create_run
+from autotune.search.sampler import IGNORED
+from autotune.store import append_line, canonical_json, durable_write, write_json
+
+SECTIONS = ["Time and cost", "What limits it", "Stability", "Learning and training", "All probes", "Device"]
+
+
+class Tags(HTMLParser):
+    """Collects a page's elements, attributes and visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def report(run: Run, price: float | None = 2.0) -> str:
+    """The Markdown of every section, without drawing pictures or writing files."""
+    sections = render_sections(priced_facts(run, price=price, price_note="given with --price"))
+    return "\n\n".join(f"## {each.title}\n\n{each.markdown}" for each in sections)
+
+
+def line(markdown: str, start: str) -> str:
+    return next(each for each in markdown.splitlines() if each.startswith(start))
+
+
+def test_first_lines_answer_the_payer(tmp_path: Path) -> None:
+    files = render_report(make_run(tmp_path), price=2.0, price_note="given with --price")
+    lines = files.markdown.read_text().splitlines()
+    assert lines[0] == "# atari-1: what to run, how long, what it costs"
+    assert lines[2:7] == [
+        "- **What to run:** `num_envs=64 batch_size=1024 concurrency=2`, the best of the 8 points measured "
+        "on Example GPU.",
+        # 4 jobs of 36 million steps, 2 at a time, at 8,050 / 2 steps per second
+        "- **How long:** 4h 58m (4h 53m to 5h 2m) for 4 jobs, 2 at a time.",
+        "- **What it costs:** 9.94 USD (9.80 to 10.08) at 2.00 USD per hour (given with --price).",
+        "- **Saved against the baseline** (`num_envs=8 batch_size=256 concurrency=1`): 70.06 USD and 1d 11h "
+        "(88 %; 87 % to 88 %); 8.05x its SPS (7.79x to 8.32x).",
+        "- **Saved against the rule of thumb** (`num_envs=64 batch_size=256 concurrency=1`): 10.06 USD and 5h 1m "
+        "(50 %; 49 % to 52 %); 2.01x its SPS (1.95x to 2.08x).",
+    ]
+
+
+def test_files_sections_and_pictures(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    files = render_report(run, price=2.0)
+    assert files.markdown == run.path / "report.md" and files.html == run.path / "report.html" and files.priced
+    assert [plot.name for plot in files.plots] == ["throughput.png"]
+    assert files.plots[0].read_bytes().startswith(b"\x89PNG")
+    markdown = files.markdown.read_text()
+    assert re.findall(r"^## (.*)$", markdown, re.MULTILINE) == SECTIONS
+    assert "](plots/throughput.png)" in markdown
+    page = files.html.read_text()
+    assert base64.b64encode(files.plots[0].read_bytes()).decode() in page
+    tags = Tags(page)
+    assert [tag for tag in tags.tags if tag in ("script", "link", "iframe", "object")] == []
+    assert all((value or "").startswith("data:image/png") for name, value in tags.attributes if name == "src")
+    assert tags.tags.count("table") == 6 and tags.tags.count("img") == 1
+
+
+def test_words_of_certainty(tmp_path: Path) -> None:
+    markdown = report(make_run(tmp_path))
+    assert "8,050 SPS ± 1.4 % (95 %, this machine, 2 launches), which is 4,025 SPS for each of 2 jobs" in markdown
+    assert "no failure in 1m 12s, so at most 150 failures per hour (95 %)" in markdown
+    assert "optimal" not in markdown.lower().replace("optimizer", "")
+    assert "8 times more samples per update and 4 times fewer optimizer steps per env step" in markdown
+    quick = report(make_run(tmp_path, search_trials()[:-2], name="quick", tuned=search_trials()[-4][1]))
+    assert "7,600 SPS (7,372 to 7,828; 95 %, this machine, one launch, quick windows)" in quick
+    assert "**Not firm:**" in quick
+
+
+def test_same_speed_is_a_tie_not_a_saving(tmp_path: Path) -> None:
+    base, better = Point(num_envs=8, batch_size=256), Point(num_envs=16, batch_size=256)
+    trials = [("baseline", result(base, 1000.0)), ("model", result(better, 1020.0))]
+    markdown = report(make_run(tmp_path, trials))
+    saved = line(markdown, "- **Saved against the baseline**")
+    assert "no saving shown (2.0 %; -2.3 % to 6.0 %); tied: 1.02x its SPS (0.98x to 1.06x)" in saved
+    assert "Tied with `num_envs=8 batch_size=256 concurrency=1`" in markdown
+    assert report_json(gather(Run(tmp_path / "atari-1")))["savings"]["baseline"]["tied"] is True
+
+
+def test_slower_than_the_baseline_is_said(tmp_path: Path) -> None:
+    trials = [
+        ("baseline", result(Point(num_envs=8, batch_size=256), 1000.0)),
+        ("model", result(Point(num_envs=16, batch_size=256), 500.0)),
+    ]
+    saved = line(report(make_run(tmp_path, trials)), "- **Saved against the baseline**")
+    assert "nothing, it takes 80.00 USD and 1d 16h **more** (100 % more)" in saved
+
+
+def test_baseline_is_the_winner(tmp_path: Path) -> None:
+    markdown = report(make_run(tmp_path, [("baseline", result(Point(num_envs=8, batch_size=256), 1000.0))]))
+    assert "the only point measured" in markdown
+    assert "nothing: these are the same settings" in line(markdown, "- **Saved against the baseline**")
+
+
+def test_baseline_that_failed(tmp_path: Path) -> None:
+    trials = [("baseline", result(Point(num_envs=8, batch_size=256), status="crashed", detail="exit 1"))]
+    trials.append(("model", result(Point(num_envs=16, batch_size=256), 500.0)))
+    assert "unknown: the baseline failed (crashed)" in report(make_run(tmp_path, trials))
+
+
+def test_every_point_failed(tmp_path: Path) -> None:
+    point = Point(num_envs=8, batch_size=256)
+    run = make_run(tmp_path, [("baseline", result(point, status="oom")), ("model", result(point, status="host_lost"))])
+    run.manifest_file.unlink()
+    markdown = report(run)
+    assert "**No stable point** among 2 probes (1 oom, 1 host lost)" in markdown
+    assert "## Time and cost" not in markdown
+    assert report_json(gather(run))["tuned"] is None
+
+
+def test_price_none_asks_for_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    files = render_report(run)
+    markdown = files.markdown.read_text()
+    assert not files.priced
+    assert "give what an hour of it costs with `--price`" in markdown and "needs `--price`" in markdown
+    assert "USD" not in markdown
+    facts = report_json(priced_facts(run))
+    assert facts["price_usd_per_hour"] is None and facts["tuned"]["goodput_per_usd"] is None
+    assert facts["tuned"]["projection"]["hours"] == pytest.approx(4 * 36e6 / 8050 / 3600)
+    assert facts["tuned"]["projection"]["usd"] is None
+
+
+def test_price_from_the_search_then_from_the_list(tmp_path: Path) -> None:
+    searched = make_run(tmp_path, price=3.5)
+    assert "at 3.50 USD per hour (given to the search)" in render_report(searched).markdown.read_text()
+    listed = make_run(tmp_path, name="listed", own_device=device(sku="a100-80gb"))
+    price = priced_facts(listed).price
+    assert price is not None and "a100-80gb" in price.note and "--price" in price.note
+
+
+def test_json_holds_the_figures(tmp_path: Path) -> None:
+    facts = json.loads(canonical_json(report_json(priced_facts(make_run(tmp_path), price=2.0))))
+    tuned = facts["tuned"]
+    assert (tuned["num_envs"], tuned["batch_size"], tuned["concurrency"]) == (64, 1024, 2)
+    assert tuned["sps"] == pytest.approx(8050) and tuned["launches"] == 2 and tuned["grade"] == "final"
+    assert tuned["goodput_per_usd"] == pytest.approx(3600 * 8050 / 2)
+    assert tuned["projection"]["usd"] == pytest.approx(4 * 36e6 / 8050 / 3600 * 2)
+    assert [job["usd"] for job in tuned["projection"]["jobs"]] == pytest.approx([tuned["projection"]["usd"] / 4] * 4)
+    assert facts["savings"]["baseline"]["usd"] == pytest.approx(80 - tuned["projection"]["usd"])
+    failed = facts["trials"][8]
+    assert failed["status"] == "oom" and failed["sps"] is None and failed["job_sps"] == []
+    assert failed["goodput_per_usd"] is None
+
+
+def test_nan_and_infinity_are_never_printed(tmp_path: Path) -> None:
+    odd = result(Point(num_envs=16, batch_size=256), 900.0)
+    odd = replace(odd, sps_high=None, sps_low=None, gpu_utilisation=None, cpu_cores=None, vram_peak_bytes=None)
+    trials = [("baseline", result(Point(num_envs=8, batch_size=256), 1000.0)), ("model", odd)]
+    run = make_run(tmp_path, trials, tuned=odd)
+    files = render_report(run, price=2.0)
+    words = re.findall(r"[a-z]+", files.markdown.read_text().lower())
+    assert [word for word in words if word in ("nan", "inf", "infinity", "none", "nat")] == []
+    assert "no interval" in files.markdown.read_text()
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>|`[x](javascript:alert(1))` **b**\n# head\x1b[31m\u202e"
+    jobs = [Job(id="job-1", env=evil, seed=0, budget=Budget(unit="steps", amount=1e6))]
+    failed = result(Point(num_envs=64, batch_size=256), detail=evil, log_tail=f"{evil}\n```\n</code></pre><img src=x>")
+    limited = result(Point(num_envs=16, batch_size=256), 500.0, limited_by=evil, effective={"num_envs": evil})
+    trials = [("ladder", failed), (evil, limited)]
+    own = device(name=evil)
+    run = make_run(tmp_path, trials, own_recipe=recipe(jobs), own_device=own)
+    files = render_report(run, price=2.0, price_note=evil)
+    tags = Tags(files.html.read_text())
+    assert set(tags.tags) & {"script", "a", "b"} == set()
+    assert tags.tags.count("img") == 1 and tags.tags.count("h1") == 1
+    assert tags.tags.count("h2") == len(SECTIONS)
+    assert "<script>alert(1)</script>" in tags.text
+    assert "\x1b" not in files.markdown.read_text() + files.html.read_text()
+    assert "\u202e" not in files.markdown.read_text() + files.html.read_text()
+    assert [row for row in files.markdown.read_text().splitlines() if row.startswith("# ")] == [
+        "# atari-1: what to run, how long, what it costs"
+    ]
+
+
+def test_unicode_names(tmp_path: Path) -> None:
+    run = make_run(tmp_path, own_device=device(name="GPU 測試 ½ ü"))
+    files = render_report(run, price=2.0)
+    assert "GPU 測試 ½ ü" in files.markdown.read_text(encoding="utf-8")
+    assert "GPU 測試 ½ ü" in files.html.read_text(encoding="utf-8")
+
+
+def test_asked_for_and_effective_differ(tmp_path: Path) -> None:
+    point = Point(num_envs=256, batch_size=2048)
+    odd = result(point, 500.0, effective={"num_envs": 16, "batch_size": 512, "precision": "float32"})
+    markdown = report(make_run(tmp_path, [("baseline", odd)]))
+    assert "probe 0: num\\_envs=16 batch\\_size=512 took effect instead of what was asked for" in markdown
+
+
+def test_learning_uses_what_took_effect(tmp_path: Path) -> None:
+    base = result(Point(num_envs=8, batch_size=256), 500.0)
+    capped = result(Point(num_envs=64, batch_size=256), 900.0, effective={"num_envs": 8})
+    markdown = report(make_run(tmp_path, [("baseline", base), ("model", capped)]))
+    assert "Learning not checked, and it may change" not in markdown
+    assert "**Learning not checked:** these figures are speed" in markdown
+
+
+def test_grid_of_a_probe_has_no_manifest(tmp_path: Path) -> None:
+    points = [Point(num_envs=8, batch_size=256), Point(num_envs=16, batch_size=256)]
+    run = make_run(tmp_path, [("grid", result(point, 100.0 * point.num_envs)) for point in points])
+    run.manifest_file.unlink()
+    markdown = report(run)
+    assert "`num_envs=16 batch_size=256 concurrency=1`, the best of the 2 points measured" in markdown
+    assert "`autotune search --budget 30m` emits a manifest" in markdown
+    assert "2.00x its SPS" in line(markdown, "- **Saved against the baseline**")
+    assert report_json(gather(run))["tuned"]["role"] == "best measured"
+
+
+def test_edited_manifest_has_no_projection(tmp_path: Path) -> None:
+    run = make_run(tmp_path, tuned=result(Point(num_envs=32, batch_size=256), 700.0))
+    markdown = report(run)
+    assert "**No measurement of `num_envs=32 batch_size=256 concurrency=1`**" in markdown
+
+
+def test_refused_and_ignored_trials(tmp_path: Path) -> None:
+    point = Point(num_envs=8, batch_size=256)
+    refused = result(Point(num_envs=64, batch_size=1024), flags=(IGNORED,), detail="not run")
+    cut = result(point, status="timeout", flags=(IGNORED,), detail="cut by the budget")
+    run = make_run(tmp_path, [("refused", refused), ("model", cut), ("baseline", result(point, 1000.0))])
+    facts = gather(run)
+    assert facts.refused == 1 and len(facts.trials) == 2
+    assert facts.tuned is not None and facts.tuned.failures == 0
+    assert "one point was not run: the memory rule" in report(run)
+
+
+def test_failures_at_the_tuned_point_are_counted(tmp_path: Path) -> None:
+    point = Point(num_envs=8, batch_size=256)
+    good = result(point, 1000.0, grade="final", cost_s=3600.0)
+    trials = [("baseline", good), ("final", result(point, status="crashed", grade="final", cost_s=0.0))]
+    run = make_run(tmp_path, trials, tuned=good)
+    markdown = report(run)
+    assert "**Stability:** 1 of its launches failed" in markdown
+    assert "One failure in 1h of running: about 1.5 per hour, at most 4.74 (95 %)." in markdown
+
+
+def test_long_quiet_run_bounds_the_cost(tmp_path: Path) -> None:
+    point = Point(num_envs=8, batch_size=256)
+    run = make_run(tmp_path, [("baseline", result(point, 1000.0, cost_s=1797.4))])
+    # M = T / -ln 0.05 = 600 s, where Daly's interval is 74 s and 79 % of the time is kept
+    assert "79 % of the time would still be kept work, with a checkpoint every 1m 14s" in report(run)
+
+
+def test_episodes_by_measured_length(tmp_path: Path) -> None:
+    jobs = [Job(id="p", env="Pong-v5", seed=0, budget=Budget(unit="episodes", amount=3600))]
+    measured = result(Point(num_envs=8, batch_size=256), 1000.0, episode_steps=2000.0)
+    markdown = report(make_run(tmp_path, [("baseline", measured)], own_recipe=recipe(jobs)))
+    assert "**How long:** 2h " in markdown
+    assert "by the measured 2,000 env steps per episode" in markdown
+    blind = make_run(tmp_path, [("baseline", replace(measured, episode_steps=None))], own_recipe=recipe(jobs), name="b")
+    assert "no episode ended while measuring" in report(blind)
+
+
+def train_files(run: Run, rows: list[str], *events: dict[str, object]) -> None:
+    folder = run.train_folder / "jobs" / "game-1"
+    folder.mkdir(parents=True)
+    header = "time,seconds,env_steps,episodes,sps,mean_return_100,best_return"
+    durable_write(folder / "metrics.csv", "\n".join([header, *rows]) + "\n")
+    for event in events:
+        append_line(run.train_folder / "events.jsonl", event)
+
+
+def test_training_beside_the_prediction(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rows = ["t,10,20000,0,2000,,", "t,100,402500,10,4025,1.5,4.0", "t,200,724500,20,3220,2.5,7.0"]
+    train_files(run, rows, {"kind": "crashed", "job": "game-1"})
+    files = render_report(run, price=2.0)
+    assert [plot.name for plot in files.plots] == ["throughput.png", "training.png"]
+    rows = [row for row in files.markdown.read_text().splitlines() if row.startswith("| game-1")]
+    cells = [cell.strip() for cell in rows[-1].split("|")[1:-1]]
+    assert cells == ["game-1", "724,500", "20", "3m 20s", "3,622", "-10 %", "2.5", "1"]
+    assert "In training: one crash in 3m 20s" in files.markdown.read_text()
+    assert gather(run).steps_per_episode["Game1-v5"] == pytest.approx(724500 / 20)
+
+
+def test_only_training(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "train-1", command="train")
+    train_files(run, ["t,10,20000,0,2000,,"])
+    files = render_report(run)
+    markdown = files.markdown.read_text()
+    assert "**A training without probes of its own**" in markdown
+    assert "| game-1 |" in markdown and "The device was not recorded" in markdown
+    assert files.plots == ()
+
+
+def test_empty_run(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "empty", command="search")
+    assert "**Nothing was measured yet**" in report(run)
+    assert canonical_json(report_json(gather(run)))
+
+
+def test_damaged_device_file_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    durable_write(run.device_file, '{"kind": ')
+    with pytest.raises(FileError, match=r"device\.json is not valid JSON"):
+        render_report(run)
+
+
+def test_facts_frame_and_round_trip(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    facts = gather(run, Price(usd_per_hour=1.0, note="x"))
+    assert list(facts.trials["sps"])[:2] == [1000.0, 4000.0]
+    assert facts.trials["sps"][8] is None
+    assert facts.points_measured == 8 and facts.device == device()
+    assert facts.baseline is not None and facts.baseline.result.phase_seconds["env"] == pytest.approx(0.7 / 1000)
+    write_json(run.path / "copy.json", to_json(facts.baseline.result))
+
+
+def test_sections_are_extensible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autotune import registry
+
+    def own(_facts: Facts) -> str:
+        return "own *words*"
+
+    known = registry.load
+    monkeypatch.setattr(registry, "names", lambda kind: [*registry.BUNDLED[kind], "mine"])
+    monkeypatch.setattr(registry, "load", lambda kind, name: own if name == "mine" else known(kind, name))
+    last = render_sections(gather(make_run(tmp_path)))[-1]
+    assert (last.name, last.title, str(last.html)) == ("mine", "mine", "<p>own <em>words</em></p>")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a_b|c", r"a\_b\|c"),
+        ("<b>&", "&lt;b&gt;&amp;"),
+        ("x\ny\x07", "x y"),
+        ("é🙂", "é🙂"),
+        ("k" * 400, "k" * 299 + "…"),
+    ],
+)
+def test_text_is_one_inert_line(value: str, shown: str) -> None:
+    assert text(value) == shown
+
+
+def test_code_and_block_are_inert() -> None:
+    assert code("a`b\nc") == "`a'b c`"
+    assert block("one\n\n  <b>\x1b[0m\nlast", lines=2) == "      <b> [0m\n    last"
+    assert str(to_html("<div onclick=x>hi</div>")) == "<p>&lt;div onclick=x&gt;hi&lt;/div&gt;</p>"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"),
+    [
+        (0.98, "98 %"),
+        (0.031, "3.1 %"),
+        (0.999, "99.9 %"),
+        (-0.02, "-2.0 %"),
+        (None, "unknown"),
+        (float("nan"), "unknown"),
+    ],
+)
+def test_percent(fraction: float | None, shown: str) -> None:
+    assert percent(fraction) == shown
