@@ -309,6 +309,7 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     The same command resumes an interrupted search; Ctrl-C keeps everything and emits the best so far.
     """
     from autotune import views
+    from autotune.runs import discarded_when_refused
     from autotune.search.emit import emit_manifest
     from autotune.search.study import run_study
     from autotune.signals import StopSignals
@@ -321,7 +322,7 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     run = open_run("search", recipe, executor.device, options, **facts)
     print_run(run)
     try:
-        with run.hold(), stop, views.SearchView(options["budget"]) as view:
+        with discarded_when_refused(run), run.hold(), stop, views.SearchView(options["budget"]) as view:
             found = run_study(
                 recipe,
                 executor,
@@ -418,6 +419,7 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
     from autotune import resources, views
     from autotune.device.inspect import inspect_device
     from autotune.manifest import load_manifest
+    from autotune.runs import discarded_when_refused
     from autotune.signals import StopSignals
     from autotune.train.folder import open_training_run
     from autotune.train.supervisor import supervise
@@ -427,7 +429,7 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
     info = inspect_device(device)
     run = open_training_run(path, loaded, runs, name=name, new=new)
     print_run(run)
-    with run.hold(), StopSignals() as stop, views.TrainView() as view:
+    with discarded_when_refused(run), run.hold(), StopSignals() as stop, views.TrainView() as view:
         result = supervise(loaded, run, device=info, on_event=view.update, warn=say, should_stop=stop.requested)
     if as_json:
         show_json(to_json(result))

@@ -11,6 +11,7 @@ from autotune.registry import unknown_name
 Folder = Literal["probes", "manifests", "reports/templates"]
 
 _PACKAGE = Path(__file__).parent
+_KINDS: dict[Folder, str] = {"probes": "recipe", "manifests": "manifest", "reports/templates": "template"}
 
 
 def folder(name: Folder) -> Path:
@@ -39,5 +40,5 @@ def find(name: Folder, word: str, suffix: str) -> Path:
         return path
     path = folder(name) / f"{word}{suffix}"
     if not path.is_file():
-        raise UsageError(unknown_name(name.rstrip("s"), word, bundled(name, suffix)))
+        raise UsageError(unknown_name(_KINDS[name], word, bundled(name, suffix)))
     return path

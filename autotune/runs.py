@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,6 +146,17 @@ def find_run(root: Path, word: str | None, *, need: str | None = None) -> Run:
     if not runs:
         raise UsageError(f"there is no run in {root}/ yet: start one with `autotune search --budget 30m`")
     return runs[-1]
+
+
+@contextmanager
+def discarded_when_refused(run: Run) -> Iterator[None]:
+    """Remove a run in which nothing was measured when what it was made for is refused as misuse."""
+    try:
+        yield
+    except UsageError:
+        if not any(file.exists() for file in (run.study_file, run.train_folder)):
+            shutil.rmtree(run.path)
+        raise
 
 
 def check_name(name: str) -> str:

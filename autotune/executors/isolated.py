@@ -39,6 +39,7 @@ _POLL_S = 0.25
 _CLEAN_TIMEOUT_S = 10.0
 _CLEAN_SLACK_BYTES = 64 * 2**20
 _TYPICAL_START_S = 6.0
+_BRAKE_SHARE_MAX = 0.05
 
 
 def boot_clock_s() -> float:
@@ -316,10 +317,10 @@ def _judge(request: ProbeRequest, result: ProbeResult, readings: Sequence[Readin
         return replace(result, status="unstable", detail=f"VRAM peak at {vram / total:.0%} of the device")
     if ram and ram > request.limits.ram_fraction * limit:
         return replace(result, status="unstable", detail=f"RAM peak at {ram / limit:.0%} of the host's limit")
-    throttled = [r.value for r in readings if r.name == "throttle_thermal" and r.value is not None]
-    if throttled and sum(throttled) > 0.05 * len(throttled):
-        share = sum(throttled) / len(throttled)
-        return replace(result, status="unstable", detail=f"thermal or power brake in {share:.0%} of samples")
+    for name in ("throttle_thermal", "throttle_power_brake"):
+        share = mean(readings, name) or 0.0
+        if share > _BRAKE_SHARE_MAX:
+            return replace(result, status="unstable", detail=f"{name} in {share:.0%} of samples")
     return result
 
 
