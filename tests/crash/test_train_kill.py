@@ -72,7 +72,7 @@ def saved_steps(run: Run) -> dict[str, int]:
 
 
 def has_gone_on(run: Run, before: dict[str, int]) -> bool:
-    return all(job.env_steps > before[job.id] for job in read_snapshot(run).jobs)
+    return status_file(run).exists() and all(job.env_steps > before[job.id] for job in read_snapshot(run).jobs)
 
 
 def test_killed_supervisors_lose_nothing_that_was_saved(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_killed_supervisors_lose_nothing_that_was_saved(tmp_path: Path) -> None:
     before = {"a": 0, "b": 0}
     for _ in range(KILLS):
         supervisor = start(run)
-        wait_until(lambda: status_file(run).exists() and has_gone_on(run, before), "steps beyond those saved")
+        wait_until(lambda: has_gone_on(run, before), "steps beyond those saved")
         os.kill(supervisor.pid, signal.SIGKILL)
         assert supervisor.wait() == -signal.SIGKILL
         wait_until(lambda: not any(alive(pid) for pid in workers(run)), "orphaned workers gone", 15.0)
@@ -89,7 +89,7 @@ def test_killed_supervisors_lose_nothing_that_was_saved(tmp_path: Path) -> None:
         assert snapshot.state == "killed" and {job.status for job in snapshot.jobs} == {"stopped"}
         saved = saved_steps(run)
         assert all(saved[job] > before[job] for job in ("a", "b")), "an orphan saves before it ends"
-        before = saved
+        before.update(saved)
 
     save_manifest(run.manifest_file, a_manifest(max(before.values()) + 200))
     assert load_manifest(run.manifest_file).jobs[0].budget.amount == max(before.values()) + 200
@@ -99,3 +99,23 @@ def test_killed_supervisors_lose_nothing_that_was_saved(tmp_path: Path) -> None:
     last = {event["job"]: event["total_env_steps"] for event in read_events(run) if event["kind"] == "resumed"}
     assert last == before, "every step that was saved is counted once"
     assert not any(alive(pid) for pid in workers(run))
+
+
+def test_a_signal_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
+    file, runs = tmp_path / "kill.json", tmp_path / "runs"
+    save_manifest(file, a_manifest(10**9))
+    command = [sys.executable, "-c", "import autotune.cli; autotune.cli.entry()"]
+    command += ["train", str(file), "--device", "cpu", "--runs", str(runs)]
+    run = Run(runs / "kill-1")
+    before = {"a": 0, "b": 0}
+    for number, exit_code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: has_gone_on(run, before), "steps beyond those saved")
+        training.send_signal(number)
+        _, told = training.communicate(timeout=60)
+        assert training.returncode == exit_code
+        assert "Traceback" not in told
+        assert read_snapshot(run).state == "stopped"
+        before.update(saved_steps(run))
+        assert before == {job.id: job.env_steps for job in read_snapshot(run).jobs}, "all that was done is saved"
+    assert [path.name for path in runs.glob("kill-*")] == ["kill-1"]
