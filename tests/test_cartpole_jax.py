@@ -168,7 +168,8 @@ def test_loss_and_gradient_are_those_of_float64():
     rollout = random_rollout()
     samples = jax.tree.map(np.asarray, ppo.samples_of(rollout, params, settings))
     weights = rollout.valid.reshape(-1).astype(np.float32)
-    (loss, metrics), gradient = jax.value_and_grad(ppo.loss_of, has_aux=True)(params, samples, weights, settings)
+    differentiate = jax.jit(jax.value_and_grad(ppo.loss_of, has_aux=True), static_argnums=3)
+    (loss, metrics), gradient = differentiate(params, samples, weights, settings)
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     np.testing.assert_allclose(loss, plain_loss(exact, samples, weights, settings), rtol=1e-5)
     assert float(metrics["approx_kl"]) > 0
