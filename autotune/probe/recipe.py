@@ -15,6 +15,7 @@ from autotune.errors import UsageError
 from autotune.probe import schema
 from autotune.probe.recipe_file import (
     batch_size_max,
+    check_point,
     clipped,
     default_baseline,
     default_grid,
@@ -22,7 +23,7 @@ from autotune.probe.recipe_file import (
     nearest,
     parse_recipe,
 )
-from autotune.records import KNOBS, Budget, HostInfo, Job, KnobValue, Point, Recipe
+from autotune.records import Budget, HostInfo, Job, KnobValue, Point, Recipe
 
 __all__ = [
     "check_point",
@@ -71,28 +72,6 @@ def load_recipe(word: str | None = None, *, games: Iterable[str] | None = None) 
         raise UsageError(f"recipe {path} cannot be read: {error}") from error
     recipe = parse_recipe(text, source=str(path), name=path.stem)
     return restrict_games(recipe, list(games)) if games else recipe
-
-
-def check_point(recipe: Recipe, point: Point) -> None:
-    """Refuse a point that the recipe cannot run (values off its list are allowed: a user may ask for them).
-
-    Raises:
-        UsageError: a value below 1, more processes than jobs, or a minibatch larger than the rollout.
-    """
-    for name in KNOBS:
-        if getattr(point, name) < 1:
-            raise UsageError(f"{name}={getattr(point, name)} must be at least 1")
-    if point.concurrency > len(recipe.jobs):
-        raise UsageError(
-            f"concurrency={point.concurrency} is more than the {len(recipe.jobs)} jobs of recipe {recipe.name!r}: "
-            "process i runs job i; add jobs or lower concurrency"
-        )
-    most = batch_size_max(recipe, point.num_envs)
-    if point.batch_size > most:
-        raise UsageError(
-            f"batch_size={point.batch_size} is larger than the rollout of {most:g} samples "
-            f"(num_envs {point.num_envs} x rollout {recipe.hyperparameters['rollout']}): lower it or raise num_envs"
-        )
 
 
 def restrict_games(recipe: Recipe, games: Sequence[str]) -> Recipe:

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autotune.errors import ManifestError
+from autotune.errors import ManifestError, UsageError
 from autotune.probe import schema
 from autotune.records import FINAL_PLAN, KNOBS, KnobValue, MeasurePlan, Point, Recipe
 
@@ -30,9 +30,11 @@ def parse_recipe(text: str, *, source: str, name: str) -> Recipe:
         raise ManifestError(f"recipe {source} is not valid TOML: {error}") from error
     file = schema.parse(data, source)
     try:
-        return _build(file, source, name)
-    except ValueError as error:
+        recipe = _build(file, source, name)
+        check_point(recipe, recipe.baseline)
+    except (ValueError, UsageError) as error:
         raise ManifestError(f"recipe {source}: {error}") from error
+    return recipe
 
 
 def _build(file: schema.RecipeFile, source: str, name: str) -> Recipe:
@@ -53,7 +55,8 @@ def _build(file: schema.RecipeFile, source: str, name: str) -> Recipe:
     for knob in [*grid, *file.baseline]:
         if knob not in knobs:
             raise ValueError(f"{knob!r} in [grid] or [baseline] is not a knob; knobs are {', '.join(knobs)}")
-    baseline = default_baseline(file.baseline, knobs, most)
+    rollout = file.hyperparameters.get("rollout")
+    baseline = default_baseline(file.baseline, knobs, most, rollout if isinstance(rollout, int) else None)
     return Recipe(
         name=file.name or name,
         workload=file.workload,
@@ -79,14 +82,20 @@ def clipped(levels: Sequence[KnobValue], most: int) -> tuple[KnobValue, ...]:
     return tuple(level for level in levels if int(level) <= most) or (most,)
 
 
-def default_baseline(given: Mapping[str, KnobValue], knobs: Mapping[str, tuple[KnobValue, ...]], most: int) -> Point:
-    """The stated baseline; what it leaves out is near num_envs 8, batch_size 256, concurrency 1."""
-    usual = {"num_envs": 8, "batch_size": 256, "concurrency": 1}
-    chosen: dict[str, KnobValue] = {}
-    for name, values in knobs.items():
-        chosen[name] = given.get(name, nearest(values, usual[name]) if name in usual else values[0])
-        if name in KNOBS:
-            schema.check_count(f"baseline.{name}", chosen[name])
+def default_baseline(
+    given: Mapping[str, KnobValue],
+    knobs: Mapping[str, tuple[KnobValue, ...]],
+    most: int,
+    rollout: int | None = None,
+) -> Point:
+    """The stated baseline; what it leaves out is near num_envs 8, batch_size 256, the first value of other knobs."""
+    chosen = {name: given.get(name, values[0]) for name, values in knobs.items()}
+    chosen["num_envs"] = given.get("num_envs", nearest(knobs["num_envs"], 8))
+    schema.check_count("baseline.num_envs", chosen["num_envs"])
+    fitting = [b for b in knobs["batch_size"] if rollout is None or int(b) <= int(chosen["num_envs"]) * rollout]
+    chosen["batch_size"] = given.get("batch_size", nearest(fitting or knobs["batch_size"], 256))
+    for name in ("batch_size", "concurrency"):
+        schema.check_count(f"baseline.{name}", chosen[name])
     chosen["concurrency"] = min(int(chosen["concurrency"]), most)
     return Point.from_knobs(chosen)
 
@@ -117,6 +126,28 @@ def batch_size_max(recipe: Recipe, num_envs: int) -> float:
     """Samples of one rollout, the largest useful minibatch; infinite where the recipe has no ``rollout``."""
     rollout = recipe.hyperparameters.get("rollout")
     return num_envs * rollout if isinstance(rollout, int) and rollout > 0 else math.inf
+
+
+def check_point(recipe: Recipe, point: Point) -> None:
+    """Refuse a point that the recipe cannot run (values off its list are allowed: a user may ask for them).
+
+    Raises:
+        UsageError: a value below 1, more processes than jobs, or a minibatch larger than the rollout.
+    """
+    for name in KNOBS:
+        if getattr(point, name) < 1:
+            raise UsageError(f"{name}={getattr(point, name)} must be at least 1")
+    if point.concurrency > len(recipe.jobs):
+        raise UsageError(
+            f"concurrency={point.concurrency} is more than the {len(recipe.jobs)} jobs of recipe {recipe.name!r}: "
+            "process i runs job i; add jobs or lower concurrency"
+        )
+    most = batch_size_max(recipe, point.num_envs)
+    if point.batch_size > most:
+        raise UsageError(
+            f"batch_size={point.batch_size} is larger than the rollout of {most:g} samples "
+            f"(num_envs {point.num_envs} x rollout {recipe.hyperparameters['rollout']}): lower it or raise num_envs"
+        )
 
 
 def dump_recipe(recipe: Recipe) -> str:

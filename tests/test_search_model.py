@@ -1,0 +1,280 @@
+"""Space, memory rule, model and proposals: the pure parts of the search."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from analytic_surface import BATCHES, ENVS, GIB, LEVELS, memory_bytes, smooth_sps
+
+from autotune.errors import UsageError
+from autotune.probe.recipe import parse_recipe
+from autotune.records import Limits, Point, ProbeResult
+from autotune.search import memory, model
+from autotune.search.confirm import lighter, next_finalist, pool, published, winner
+from autotune.search.memory import MemoryLimits, safe, upper_bound
+from autotune.search.propose import Problem, predict_cost_s, propose
+from autotune.search.space import Space, counts, grid, space_of
+
+SPACE = Space(points=tuple(grid({"num_envs": ENVS, "batch_size": BATCHES, "concurrency": LEVELS})))
+
+
+def at(envs: int, batch: int, processes: int = 1) -> Point:
+    return Point(num_envs=envs, batch_size=batch, concurrency=processes)
+
+
+def stable(point: Point, sps: float | None = None, *, error: float = 0.01, grade="quick", **changes) -> ProbeResult:
+    knobs = (point.num_envs, point.batch_size, point.concurrency)
+    value = smooth_sps(*knobs) if sps is None else sps
+    vram, ram = memory_bytes(*knobs)
+    known = {
+        "requested": point, "status": "ok", "grade": grade, "sps": value, "cost_s": 30.0,
+        "sps_low": value * (1 - 1.96 * error), "sps_high": value * (1 + 1.96 * error),
+        "vram_peak_bytes": vram, "ram_peak_bytes": ram,
+    }  # fmt: skip
+    return ProbeResult(**(known | changes))
+
+
+def failed(point: Point, status="oom") -> ProbeResult:
+    return ProbeResult(requested=point, status=status, grade="quick", cost_s=10.0)
+
+
+RECIPE = """
+workload = "busywork"
+[hyperparameters]
+rollout = 4
+[knobs]
+num_envs = [8, 64]
+batch_size = [32, 256]
+concurrency = [1, 2]
+precision = ["a", "b"]
+[[jobs]]
+id = "1"
+env = "x"
+steps = 1
+[[jobs]]
+id = "2"
+env = "x"
+steps = 1
+"""
+
+
+def test_the_space_leaves_out_minibatches_beyond_the_rollout_and_holes():
+    recipe = parse_recipe(RECIPE, source="x", name="x")
+    points = [tuple(p.knobs().values()) for p in space_of(recipe).points]
+    assert points == [
+        (8, 32, 1, "a"),
+        (8, 32, 2, "a"),
+        (64, 32, 1, "a"),
+        (64, 32, 2, "a"),
+        (64, 256, 1, "a"),
+        (64, 256, 2, "a"),
+    ]
+    only = replace(recipe.baseline, num_envs=64)
+    assert space_of(replace(recipe, points=(only,))).points == (only,)
+    with pytest.raises(UsageError, match="every batch_size is larger"):
+        space_of(replace(recipe, knobs={**recipe.knobs, "batch_size": (512,)}))
+
+
+def test_neighbours_are_one_level_away():
+    near = {tuple(SPACE.points[i].knobs().values()) for i in SPACE.neighbours(at(8, 64, 1))}
+    assert near == {(16, 64, 1), (8, 128, 1), (8, 64, 2), (16, 128, 1)}
+
+
+def test_nearest_goes_by_ratio():
+    assert SPACE.nearest({"num_envs": 100, "batch_size": 90, "concurrency": 9}) == at(128, 64, 4)
+
+
+def test_nothing_that_dominates_a_failed_point_is_safe():
+    allowed = safe(SPACE, [stable(at(8, 64)), failed(at(64, 256, 2), "crashed")], MemoryLimits())
+    for point, may in zip(SPACE.points, allowed, strict=True):
+        assert may == (not point.dominates(at(64, 256, 2)))
+
+
+def test_one_observation_scales_in_proportion():
+    bound = upper_bound(
+        counts([at(32, 64), at(8, 256), at(32, 512), at(8, 64)], None), counts([at(8, 64)], None), np.array([1e9])
+    )
+    assert bound == pytest.approx([4.08e9, 4.08e9, 8.16e9, 1.02e9], rel=1e-3)
+
+
+def test_the_bound_holds_and_becomes_tight():
+    """Over random additive laws the bound is never below the truth, and near it after varied observations."""
+    random = np.random.default_rng(0)
+    rows = counts(SPACE.points, None)
+    for _ in range(50):
+        law = random.uniform(0, 1, 3) * [1e9, 2e7, 3e6]
+        truth = memory.features(rows) @ law
+        seen = random.choice(len(rows), random.integers(1, 25), replace=False)
+        noisy = truth[seen] * random.normal(1, 0.003, len(seen))
+        assert (upper_bound(rows, rows[seen], noisy) >= truth * 0.995).all()
+    corners = [i for i, p in enumerate(SPACE.points) if p.num_envs in (8, 64, 256) and p.batch_size in (64, 1024)]
+    assert (upper_bound(rows, rows[corners], truth[corners]) <= 1.06 * truth).all()
+
+
+def test_the_memory_rule_keeps_within_the_limit():
+    history = [stable(at(8, 256)), stable(at(32, 256)), stable(at(16, 1024, 2))]
+    limits = MemoryLimits(vram_bytes=0.9 * 16 * GIB, ram_bytes=0.9 * 32 * GIB)
+    allowed = safe(SPACE, history, limits)
+    for point, may in zip(SPACE.points, allowed, strict=True):
+        vram, ram = memory_bytes(point.num_envs, point.batch_size, point.concurrency)
+        assert not may or (vram <= limits.vram_bytes and ram <= limits.ram_bytes)
+    assert allowed.sum() > 40
+
+
+def test_limits_leave_out_what_others_hold():
+    from fake_host import host
+
+    from autotune.records import DeviceInfo, GpuInfo
+
+    gpu = GpuInfo(index=0, name="g", vram_total_bytes=10 * GIB, vram_used_bytes=2 * GIB)
+    device = DeviceInfo(kind="cuda", name="g", host=host(), gpus=(gpu,), gpu_index=0)
+    found = memory.memory_limits(Limits(vram_fraction=0.8, ram_fraction=0.5), device)
+    assert found.vram_bytes == pytest.approx(6 * GIB)
+    assert found.ram_bytes == pytest.approx((32 - 4) * GIB)
+
+
+def test_the_prior_recovers_its_own_law():
+    points = [
+        at(8, 64),
+        at(64, 256, 2),
+        at(256, 1024, 4),
+        at(16, 512, 3),
+        at(128, 128),
+        at(32, 1024, 2),
+        at(8, 1024, 4),
+    ]
+    rows = counts(points, None)
+    sps = np.array([smooth_sps(*(int(v) for v in row)) for row in rows])
+    law = model.fit_prior(rows, np.log(sps))
+    assert law[0] == pytest.approx([20e-6, 1e-3, 2e-3], rel=1e-6)
+    assert law[1] == pytest.approx([12e-6, 0.6e-3, 1.2e-3], rel=1e-6)
+    everywhere = np.exp(model.prior_log_sps(SPACE.counts, *law))
+    assert everywhere == pytest.approx([smooth_sps(p.num_envs, p.batch_size, p.concurrency) for p in SPACE.points])
+
+
+def test_belief_passes_near_what_was_measured_and_is_unsure_elsewhere():
+    bumpy = [
+        stable(p, smooth_sps(p.num_envs, p.batch_size, p.concurrency) * f)
+        for p, f in [
+            (at(8, 64), 1.1),
+            (at(256, 1024, 4), 0.8),
+            (at(64, 256, 2), 1.0),
+            (at(16, 512, 3), 1.2),
+            (at(128, 64), 0.9),
+        ]
+    ]
+    belief = model.believe(SPACE, bumpy)
+    for result in bumpy:
+        index = SPACE.index[result.requested]
+        assert np.exp(belief.mean[index]) == pytest.approx(result.sps, rel=0.05)
+        assert belief.deviation[index] < 0.03
+    assert belief.deviation.max() > 2 * belief.deviation[SPACE.index[at(64, 256, 2)]]
+
+
+def test_predicted_cost_learns_processes_and_iterations():
+    def cost_s(point: Point) -> float:
+        return 12.0 + 3.0 * point.concurrency
+
+    points = [at(8, 64), at(64, 256, 2), at(256, 1024, 4), at(16, 512, 3), at(128, 128)]
+    history = [stable(point, cost_s=cost_s(point)) for point in points]
+    predicted = predict_cost_s(SPACE, history, model.believe(SPACE, history))
+    assert predicted[SPACE.index[at(32, 256, 4)]] == pytest.approx(24, rel=0.05)
+    assert predicted[SPACE.index[at(32, 256, 1)]] == pytest.approx(15, rel=0.05)
+
+
+def climb(problem: Problem, fate=lambda point: "ok", count: int = 20) -> list[ProbeResult]:
+    history = [stable(at(8, 256))]
+    for _ in range(count):
+        proposal = propose(problem, history)
+        if proposal is None:
+            break
+        word = fate(proposal.point)
+        history.append(stable(proposal.point) if word == "ok" else failed(proposal.point, word))
+    return history
+
+
+def test_proposals_find_the_best_of_a_smooth_surface_within_limits():
+    limits = MemoryLimits(vram_bytes=14 * GIB, ram_bytes=28 * GIB)
+    history = climb(Problem(space=SPACE, limits=limits), count=14)
+    fits = [
+        p
+        for p in SPACE.points
+        if all(
+            used <= limit
+            for used, limit in zip(
+                memory_bytes(p.num_envs, p.batch_size, p.concurrency),
+                (limits.vram_bytes, limits.ram_bytes),
+                strict=True,
+            )
+        )
+    ]
+    best = max(smooth_sps(p.num_envs, p.batch_size, p.concurrency) for p in fits)
+    assert max(result.sps for result in history) >= 0.97 * best
+    assert len({result.requested for result in history}) == len(history)
+
+
+def test_proposals_never_dominate_a_failure():
+    def fate(point: Point) -> str:
+        return "oom" if point.num_envs * point.concurrency > 128 else "ok"
+
+    history = climb(Problem(space=SPACE), fate, count=40)
+    for i, later in enumerate(history):
+        for earlier in history[:i]:
+            assert earlier.ok or not later.requested.dominates(earlier.requested)
+    assert any(not result.ok for result in history)
+
+
+def test_with_nothing_stable_the_lightest_open_point_is_next():
+    assert propose(Problem(space=SPACE), [failed(at(64, 256))]).point == at(8, 64)
+    assert propose(Problem(space=SPACE), [failed(at(8, 64))]) is None
+
+
+def test_too_costly_points_are_left_out():
+    points = [at(8, 256), at(8, 64), at(16, 128), at(64, 256, 2), at(32, 512, 3), at(16, 1024, 4)]
+    history = [stable(point, cost_s=10.0 * point.concurrency) for point in points]
+    for _ in range(10):
+        proposal = propose(Problem(space=SPACE, cost_max_s=25.0), history)
+        assert proposal is not None and proposal.point.concurrency <= 2
+        history.append(stable(proposal.point, cost_s=10.0 * proposal.point.concurrency))
+
+
+def test_repeats_are_pooled_by_precision_and_a_failure_disqualifies():
+    point = at(8, 64)
+    entry = pool(
+        [
+            stable(point, 100.0, error=0.02),
+            stable(point, 110.0, error=0.01),
+            stable(at(16, 64), 500.0),
+            failed(at(16, 64)),
+        ]
+    )
+    assert len(entry) == 1
+    weights = np.array([2.1, 1.05]) ** -2.0  # errors in units of the median 105
+    assert entry[0].sps == pytest.approx((weights * [100, 110]).sum() / weights.sum())
+    assert entry[0].error_sps == pytest.approx(weights.sum() ** -0.5)
+
+
+def test_the_winner_is_confirmed_and_ties_go_to_the_lighter():
+    heavy, light, slow, lucky = at(256, 1024, 4), at(64, 256, 2), at(8, 64), at(128, 512, 1)
+    history = [
+        stable(heavy, 1000.0, grade="final"),
+        stable(light, 995.0, grade="final"),
+        stable(slow, 900.0, grade="final"),
+        stable(lucky, 1100.0, error=0.1),
+    ]
+    best, tied = winner(history)
+    assert best.point == light
+    assert [entry.point for entry in tied] == [heavy]
+    assert published(history, light).flags == ("one launch",)
+    assert published(history, lucky).flags == ("quick, one launch",)
+    assert winner([failed(heavy)]) is None
+    assert [rung.requested for rung in lighter(history, heavy)] == [lucky, slow]
+
+
+def test_finalists_take_turns_then_end():
+    history = [stable(at(8, 64), 100.0), stable(at(16, 64), 99.0), stable(at(32, 64), 90.0)]
+    order = []
+    while (point := next_finalist(history)) is not None:
+        order.append(point.num_envs)
+        history.append(stable(point, {8: 100.0, 16: 99.0}[point.num_envs], grade="final"))
+    assert order == [8, 16, 8, 16, 8, 16]
