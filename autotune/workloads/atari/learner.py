@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -169,14 +168,12 @@ def _array(tensor: Tensor) -> Array:
 
 def _refuse_nonfinite(table: Array, first_update: int) -> None:
     """Raise for the first NaN or infinite loss term, (updates, terms)."""
-    bad = np.argwhere(~np.isfinite(table))
-    if len(bad) == 0:
+    finite = np.isfinite(table)
+    if finite.all():
         return
-    update, term = bad[0]
-    # The total is bad whenever a part is: name the part.
-    parts = [TERMS[i] for i in range(1, len(TERMS)) if not math.isfinite(table[update, i])]
-    name = parts[0] if parts else TERMS[term]
+    row = int(np.argmin(finite.all(axis=1)))
+    named = [f"{TERMS[i]} ({table[row, i]})" for i in np.flatnonzero(~finite[row])]
     raise WorkerError(
-        f"the {name} loss term became {table[update, TERMS.index(name)]} at update {first_update + update}; "
+        f"the loss is not finite at update {first_update + row}: {', '.join(named)}; "
         "go back to the last good checkpoint, and lower learning_rate or use precision = 'fp32'"
     )

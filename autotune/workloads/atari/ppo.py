@@ -49,7 +49,7 @@ def generalised_advantages(
         (steps, envs), zero on reset rows.
     """
     delta = (rewards + gamma * values[1:] * ~terminated - values[:-1]) * valid
-    carry = gamma * gae_lambda * (valid & ~done)
+    carry = (valid & ~done).to(delta.dtype) * (gamma * gae_lambda)
     advantages = torch.empty_like(delta)
     following = torch.zeros_like(delta[0])
     for t in range(delta.shape[0] - 1, -1, -1):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from autotune.errors import UsageError
 from autotune.records import Point
+from autotune.workloads.settings import Settings, parse_settings
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Option = bool | int | float | str
 
 
-class PPOSettings(BaseModel):
+class PPOSettings(Settings):
     """Hyperparameters of PPO (Schulman et al. 2017, arXiv:1707.06347), Atari values by default.
 
     Attributes:
@@ -43,8 +43,6 @@ class PPOSettings(BaseModel):
         env_options: further EnvPool options of the environment, by EnvPool's names.
         hidden: units per layer of the network for vector observations.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     rollout: int = Field(default=128, ge=1)
     epochs: int = Field(default=4, ge=1)
@@ -76,10 +74,7 @@ class PPOSettings(BaseModel):
         Raises:
             UsageError: an unknown name or a value out of range.
         """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise UsageError(_explain(error, list(cls.model_fields))) from None
+        return parse_settings(cls, "atari", values)
 
     def at(self, point: Point) -> Self:
         """These settings with the point's further knobs put in.
@@ -107,17 +102,3 @@ def check_point(settings: PPOSettings, point: Point) -> None:
             f"batch_size {point.batch_size} is larger than the rollout, which has num_envs {point.num_envs} x "
             f"{settings.rollout} steps = {samples} samples; use batch_size <= {samples} or num_envs >= {need}"
         )
-
-
-def _explain(error: ValidationError, known: list[str]) -> str:
-    """One line per problem: the name, the value, what is expected."""
-    lines = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            lines.append(f"unknown hyperparameter or knob {name!r}.{hint} There are: {', '.join(known)}.")
-        else:
-            lines.append(f"hyperparameter {name} is {problem['input']!r}: {problem['msg']}")
-    return "\n".join(lines)

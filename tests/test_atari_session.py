@@ -1,0 +1,372 @@
+"""The PPO session on real EnvPool environments: counting, truncation, learning, saving."""
+
+import json
+import math
+import statistics
+import tomllib
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("envpool")
+
+from autotune.errors import UsageError, WorkerError  # noqa: E402
+from autotune.records import Budget, Job, Point  # noqa: E402
+from autotune.resources import find  # noqa: E402
+from autotune.workloads.atari import AtariWorkload, ppo  # noqa: E402
+from autotune.workloads.atari import environment as environment_module  # noqa: E402
+from autotune.workloads.atari.environment import VectorEnvironment, environment_spec, full_name  # noqa: E402
+from autotune.workloads.atari.settings import PPOSettings  # noqa: E402
+from autotune.workloads.protocol import SessionState  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    monkeypatch.setenv("AUTOTUNE_THREADS", "1")
+
+
+CARTPOLE = tomllib.loads(find("probes", "cartpole", ".toml").read_text())["hyperparameters"]
+
+
+def job(env="CartPole-v1", seed=1):
+    return Job(id="job", env=env, seed=seed, budget=Budget(unit="steps", amount=1000))
+
+
+def open_session(num_envs=4, batch_size=32, env="CartPole-v1", extra=(), seed=1, **hyperparameters):
+    workload = AtariWorkload({"rollout": 16, "epochs": 2, **hyperparameters})
+    return workload.open(Point(num_envs=num_envs, batch_size=batch_size, extra=extra), job(env, seed), "cpu")
+
+
+def make_environment(env, num_envs, **settings):
+    return VectorEnvironment(environment_spec(env, PPOSettings(**settings)), num_envs, 1, seed=3)
+
+
+def test_every_row_of_cartpole_is_a_step_or_a_reset_and_games_have_their_true_length():
+    environment = make_environment("CartPole-v1", 3, env_options={"max_episode_steps": 12})
+    rng = np.random.default_rng(0)
+    length, previous_done, expected = np.zeros(3, int), np.zeros(3, bool), []
+    for _ in range(200):
+        rows = environment.step(rng.integers(0, 2, 3).astype(np.int32))
+        assert (rows.valid == ~previous_done).all()
+        assert (rows.rewards == rows.valid).all()
+        length += rows.valid
+        expected += [int(length[i]) for i in np.flatnonzero(rows.done)]
+        length[rows.done] = 0
+        previous_done = rows.done
+    returns, lengths = environment.take_games()
+    assert list(lengths) == expected
+    assert list(returns) == expected
+    assert max(lengths) == 12
+    assert environment.executed_steps == environment.elapsed_steps == 600 - environment.reset_rows
+    assert environment.reset_rows == pytest.approx(len(expected), abs=3)
+    assert environment.take_games() == ((), ())
+    environment.close()
+    environment.close()
+
+
+def test_breakout_counts_games_not_lives_and_unclipped_returns():
+    environment = make_environment("Breakout", 4)
+    assert environment.spec.name == "Breakout-v5"
+    assert (environment.spec.kind, environment.spec.shape, environment.spec.actions) == ("image", (4, 84, 84), 4)
+    rng = np.random.default_rng(1)
+    ends = 0
+    while len(environment.lengths) < 8:
+        rows = environment.step(rng.integers(0, 4, 4).astype(np.int32))
+        ends += int(rows.done.sum())
+    assert environment.executed_steps == environment.elapsed_steps
+    # Five lives a game: several episodes end for each game that does.
+    assert ends >= 4 * len(environment.lengths)
+    assert sum(environment.lengths) <= environment.executed_steps
+    assert min(environment.lengths) > 50
+    assert environment.reset_rows == pytest.approx(ends, abs=4)
+    environment.close()
+
+
+def test_truncated_episode_bootstraps_from_the_value_of_its_true_final_observation():
+    session = open_session(num_envs=2, batch_size=8, rollout=12, env_options={"max_episode_steps": 5}, gae_lambda=1.0)
+    session._collect(12)
+    buffer = session._buffer
+    samples = buffer.samples(12, gamma=0.9, gae_lambda=1.0)
+    returns = samples.returns.reshape(12, 2)
+    truncated = np.argwhere(buffer._done & ~buffer._terminated)
+    assert len(truncated) >= 2
+    for t, env in truncated:
+        with torch.no_grad():
+            final = session._learner.model(buffer._observations[t + 1, env][None])[1].item()
+        # The reset comes one row later, close to the origin; the final observation does not.
+        assert buffer._valid[t, env]
+        assert returns[t, env].item() == pytest.approx(1 + 0.9 * final, rel=1e-5)
+        if t + 1 < 12:
+            assert not buffer._valid[t + 1, env]
+            assert (t + 1) * 2 + env not in samples.rows.tolist()
+            assert (buffer._observations[t + 2, env].abs() < 0.051).all()
+            assert (buffer._observations[t + 1, env].abs() > 0.051).any()
+    session.close()
+
+
+def test_terminated_episode_bootstraps_nothing():
+    session = open_session(num_envs=8, batch_size=8, rollout=64)
+    session._collect(64)
+    returns = session._buffer.samples(64, gamma=0.9, gae_lambda=1.0).returns.reshape(64, 8)
+    terminated = np.argwhere(session._buffer._terminated)
+    assert len(terminated) >= 8
+    assert [returns[t, env].item() for t, env in terminated] == pytest.approx([1.0] * len(terminated), abs=1e-5)
+    session.close()
+
+
+def test_work_counts_steps_resets_samples_and_minibatches():
+    session = open_session(num_envs=6, batch_size=20, env_options={"max_episode_steps": 7})
+    for _ in range(4):
+        work = session.step()
+        assert work.env_steps + work.reset_rows == 6 * 16
+        assert work.env_steps == work.metrics["elapsed_steps"]
+        assert work.reset_rows > 0
+        assert work.samples == 2 * work.env_steps
+        assert work.minibatches == 2 * math.ceil(work.env_steps / 20)
+        assert work.episodes == len(work.returns) == len(work.lengths)
+        assert set(work.seconds) == {"env", "infer", "transfer", "learn"}
+        assert min(work.seconds.values()) > 0
+    assert session.env_steps == session.environment.elapsed_steps
+    session.close()
+
+
+def test_reset_rows_reach_no_minibatch(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        ppo, "ppo_loss", lambda *a, _loss=ppo.ppo_loss, **k: seen.append(a[0].shape[0]) or _loss(*a, **k)
+    )
+    session = open_session(num_envs=4, batch_size=32, env_options={"max_episode_steps": 3})
+    work = session.step()
+    assert sum(seen) == work.samples == 2 * work.env_steps < 2 * 64
+    assert seen[0] == 32
+    session.close()
+
+
+def test_slices_keep_the_minibatch_and_never_fall_below_one():
+    session = open_session(num_envs=4, batch_size=32)
+    whole, quarter, tiny = session.step(), session.step(2), session.step(1000)
+    assert [w.env_steps + w.reset_rows for w in (whole, quarter, tiny)] == [64, 32, 32]
+    session.close()
+
+
+def test_learning_rate_follows_the_horizon_not_the_budget():
+    session = open_session(learning_rate=1e-3, schedule_horizon_steps=100, anneal_floor=0.05)
+    first, second = session.step(), session.step()
+    assert first.metrics["learning_rate"] == pytest.approx(1e-3 * (1 - first.env_steps / 100))
+    assert second.metrics["learning_rate"] == pytest.approx(5e-5)
+    session.close()
+
+
+def test_first_loss_of_an_untouched_policy():
+    """Before any update the ratio is 1: nothing is clipped; the policy loss is the mean normalised advantage."""
+    session = open_session(num_envs=8, batch_size=128, epochs=1)
+    metrics = session.step().metrics
+    assert metrics["policy_loss"] == pytest.approx(0, abs=1e-6)
+    assert metrics["approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics["clip_fraction"] == 0
+    assert metrics["entropy"] == pytest.approx(math.log(2), abs=1e-3)
+    session.close()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_odd_minibatches_down_to_one_sample(batch_size):
+    session = open_session(batch_size=batch_size, epochs=1)
+    work = session.step()
+    assert work.minibatches == math.ceil(work.env_steps / batch_size)
+    assert all(math.isfinite(value) for value in work.metrics.values())
+    session.close()
+
+
+def test_same_seed_same_metrics_other_seed_others():
+    runs = []
+    for seed in (1, 1, 2):
+        session = open_session(seed=seed)
+        runs.append([dict(session.step().metrics) for _ in range(3)])
+        session.close()
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_breakout_trains_with_images_and_reports_what_took_effect(monkeypatch):
+    monkeypatch.setenv("AUTOTUNE_THREADS", "2")
+    session = open_session(num_envs=3, batch_size=17, env="Breakout-v5", epochs=1, extra=(("env_threads", 1),))
+    before = {name: value.copy() for name, value in session.state().arrays.items() if name.startswith("model.")}
+    work = session.step()
+    assert work.env_steps + work.reset_rows == 48
+    assert work.minibatches == math.ceil(work.env_steps / 17)
+    effective = session.effective
+    assert (effective["num_envs"], effective["batch_size"], effective["minibatches"]) == (3, 17, 3)
+    assert (effective["env_threads"], effective["torch_threads"]) == (1, 2)
+    assert (effective["precision"], effective["device"], effective["env"]) == ("fp32", "cpu", "Breakout-v5")
+    after = session.state().arrays
+    assert all((after[name] != value).any() for name, value in before.items())
+    session.close()
+
+
+@pytest.mark.parametrize(("channels_last"), [True, False])
+def test_layout_changes_no_prediction(channels_last):
+    session = open_session(num_envs=2, batch_size=16, env="Pong", channels_last=channels_last)
+    raw = session.environment.observations
+    stored = session._buffer.observations(0)
+    np.testing.assert_array_equal(stored.numpy(), raw)
+    with torch.no_grad():
+        logits, value = session._learner.model(stored)
+        model = session._learner.model
+        x = torch.from_numpy(raw).double() / 255
+        for layer in (model.first, model.second, model.third):
+            x = torch.relu(torch.nn.functional.conv2d(x, layer.weight.double(), layer.bias.double(), layer.stride))
+        x = torch.relu(x.flatten(1) @ model.hidden.weight.double().T + model.hidden.bias.double())
+        expected = x @ model.value.weight.double().T + model.value.bias.double()
+    np.testing.assert_allclose(value.numpy(), expected.squeeze(1).numpy(), rtol=1e-4, atol=1e-4)
+    assert logits.shape == (2, 6)
+    session.close()
+
+
+@pytest.mark.parametrize("num_envs", [2, 9])
+def test_state_carries_over_to_another_point(num_envs):
+    first = open_session()
+    for _ in range(3):
+        first.step()
+    state = first.state()
+    meta = json.loads(json.dumps(state.meta))
+    arrays = {name: array.copy() for name, array in state.arrays.items()}
+    second = open_session(num_envs=num_envs, batch_size=11, seed=1)
+    second.restore(SessionState(arrays=arrays, meta=meta))
+    again = second.state()
+    assert again.meta == meta
+    assert set(again.arrays) == set(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array, err_msg=name)
+    assert any(name.startswith("adam.exp_avg_sq.") for name in arrays)
+    work = second.step()
+    assert second.env_steps == first.env_steps + work.env_steps
+    assert second.state().meta["updates"] == meta["updates"] + work.minibatches
+    first.close()
+    second.close()
+
+
+def test_restored_optimizer_takes_the_same_step():
+    """The next update from equal samples is bit-identical with restored weights, moments and random state."""
+    first, second = open_session(env="Pong"), open_session(env="Pong")
+    first.step()
+    second.restore(first.state())
+    first._collect(16)
+    generator = first._learner.generator.get_state()
+    results = []
+    for session in (first, second):
+        session._learner.generator.set_state(generator)
+        metrics, _ = session._learn(first._buffer.samples(16, 0.99, 0.95))
+        results.append((metrics["policy_loss"], metrics["value_loss"], session.state().arrays))
+        session.close()
+    assert results[0][:2] == results[1][:2]
+    for name, array in results[0][2].items():
+        np.testing.assert_array_equal(results[1][2][name], array, err_msg=name)
+
+
+def test_a_restored_session_plays_other_games_than_the_first_did():
+    first = open_session()
+    start = first.environment.observations.copy()
+    first.step()
+    second = open_session()
+    np.testing.assert_array_equal(second.environment.observations, start)
+    second.restore(first.state())
+    assert (second.environment.observations != start).any()
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"env": "Acrobot-v1"}, "environment is 'CartPole-v1' there and 'Acrobot-v1' here"),
+        ({"hidden": 32}, "hidden is 64 there and 32 here"),
+    ],
+)
+def test_state_of_another_game_or_network_is_refused(other, named):
+    first, second = open_session(), open_session(**other)
+    with pytest.raises(UsageError, match=named):
+        second.restore(first.state())
+    first.close()
+    second.close()
+
+
+def test_nan_loss_names_update_and_term():
+    session = open_session()
+    work = session.step()
+    with torch.no_grad():
+        session._learner.model.value[-1].bias.fill_(math.nan)
+    with pytest.raises(WorkerError, match=rf"at update {work.minibatches + 1}: total \(nan\), .*value \(nan\)"):
+        session.step()
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"), [(np.nan, r"not finite in environment 1 after"), ("shape", r"shape \(5,\), expected \(4,\)")]
+)
+def test_broken_observations_are_named(broken, message):
+    session = open_session()
+    pool = session.environment._pool
+
+    class Broken:
+        def step(self, actions):
+            observations, *rest = pool.step(actions)
+            observations = np.array(observations)
+            if broken == "shape":
+                observations = np.zeros((4, 5), np.float32)
+            else:
+                observations[1, 2] = broken
+            return observations, *rest
+
+        def close(self):
+            pool.close()
+
+    session.environment._pool = Broken()
+    with pytest.raises(WorkerError, match=message):
+        session.step()
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("Breakout", "Breakout-v5"), ("ALE/Pong-v5", "Pong-v5"), ("CartPole-v1", "CartPole-v1")]
+)
+def test_game_names(name, expected):
+    assert full_name(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("Brakeout", "unknown game 'Brakeout'.*near names: Breakout-v5"),
+        ("qqqqqqqq", "no name is near"),
+        ("Pendulum-v1", "discrete actions only"),
+        ("FrozenLake-v1", "takes vectors, or uint8 images"),
+    ],
+)
+def test_impossible_games_are_refused(env, message):
+    with pytest.raises(UsageError, match=message):
+        AtariWorkload({}).check_installed([job(env)])
+
+
+def test_possible_games_pass():
+    AtariWorkload({}).check_installed([job("Breakout"), job("Pong-v5"), job("Acrobot-v1")])
+
+
+def test_unknown_environment_option_is_refused():
+    with pytest.raises(UsageError, match="CartPole-v1 has no option 'frame_skip'"):
+        AtariWorkload({"env_options": {"frame_skip": 2}}).check_installed([job()])
+
+
+def test_threads_come_from_the_share_of_cores(monkeypatch):
+    monkeypatch.setenv("AUTOTUNE_THREADS", "3")
+    assert environment_module.allowed_threads() == 3
+
+
+def test_cartpole_learns_with_the_recipe():
+    """25,000 steps at 16 environments with the recipe's own hyperparameters."""
+    session = open_session(num_envs=16, batch_size=128, seed=1, **CARTPOLE)
+    returns = []
+    while session.env_steps < 25_000:
+        returns += session.step().returns
+    session.close()
+    assert statistics.fmean(returns[:20]) < 50
+    assert statistics.fmean(returns[-20:]) > 150
