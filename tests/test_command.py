@@ -310,9 +310,9 @@ def test_hang_before_any_progress_names_the_pattern(start):
 
 def test_hang_after_progress_says_so(start):
     code = "import time; print('steps: 5'); time.sleep(600)"
-    session = start(python(code), counter=COUNTER, progress_timeout_s=1.0)
+    session = start(python(code), counter=COUNTER, hang_timeout_s=1.0)
     assert session.step().env_steps == 5
-    with pytest.raises(WorkerError, match=r"no progress for 1.0s"):
+    with pytest.raises(WorkerError, match=r"no progress was told within 1.0s"):
         session.step()
 
 

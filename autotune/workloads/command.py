@@ -51,7 +51,8 @@ class CommandSettings(Settings):
             the script calls `autotune.tick`.
         cwd: where it runs, the worker's folder when left out.
         environment: further environment variables.
-        progress_timeout_s: without progress for so long, it counts as hung.
+        progress_timeout_s: without a first sign of progress for so long, nothing is being counted.
+        hang_timeout_s: without progress for so long after the first, it counts as hung.
         grace_s: between SIGTERM and SIGKILL.
     """
 
@@ -63,6 +64,7 @@ class CommandSettings(Settings):
     cwd: str | None = None
     environment: dict[str, str] = Field(default_factory=dict)
     progress_timeout_s: float = Field(default=120.0, gt=0)
+    hang_timeout_s: float = Field(default=1800.0, gt=0)
     grace_s: float = Field(default=5.0, ge=0)
 
 
@@ -201,12 +203,11 @@ class CommandSession:
             WorkerError: it failed or shows no progress; the message carries the last lines it printed.
             UsageError: it ended well, but never told its progress.
         """
-        steps = self._child.wait_for_progress(
-            self._steps, self._stepped_at_s + _MIN_STEP_S, self._settings.progress_timeout_s
-        )
+        timeout_s = self._settings.hang_timeout_s if self._steps else self._settings.progress_timeout_s
+        steps = self._child.wait_for_progress(self._steps, self._stepped_at_s + _MIN_STEP_S, timeout_s)
         self._stepped_at_s = time.monotonic()
         if steps is None:
-            raise WorkerError(self._without_progress())
+            raise WorkerError(self._without_progress(timeout_s))
         if steps == self._steps:
             raise self._ending()
         work = Work(env_steps=steps - self._steps)
@@ -231,11 +232,9 @@ class CommandSession:
         """End the program and all its descendants."""
         self._child.end(self._settings.grace_s)
 
-    def _without_progress(self) -> str:
-        waited = format_duration(self._settings.progress_timeout_s)
-        if self._child.found_progress:
-            return f"no progress for {waited}; the last lines were:\n{self._last_lines()}"
-        return f"{self._rule.describe()} within {waited}; the last lines were:\n{self._last_lines()}"
+    def _without_progress(self, waited_s: float) -> str:
+        missing = "no progress was told" if self._child.found_progress else self._rule.describe()
+        return f"{missing} within {format_duration(waited_s)}; the last lines were:\n{self._last_lines()}"
 
     def _ending(self) -> Exception:
         """What to raise now that the program has ended."""
