@@ -67,7 +67,8 @@ def events_of(run: Run, kind: str) -> list[Any]:
 
 
 def no_children() -> bool:
-    return not [child for child in psutil.Process().children(recursive=True) if "autotune.worker" in child.cmdline()]
+    running = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    return not [child for child in running if "autotune.worker" in child.cmdline()]
 
 
 def test_every_job_reaches_its_budget_two_at_a_time(tmp_path: Path, device: DeviceInfo) -> None:

@@ -48,7 +48,7 @@ class Progress:
 
     def add(self, work: Work) -> None:
         """Count one iteration's work."""
-        returns = [float(value) for value in work.returns]
+        returns = [float(value) for value in work.returns if math.isfinite(value)]
         self.env_steps += int(work.env_steps)
         self.episodes += int(work.episodes)
         self.returns.extend(returns)
