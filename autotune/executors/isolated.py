@@ -39,6 +39,8 @@ _POLL_S = 0.25
 _CLEAN_TIMEOUT_S = 10.0
 _CLEAN_SLACK_BYTES = 64 * 2**20
 _TYPICAL_START_S = 6.0
+_START_PER_CHECK = 3.0
+"""Opening a session imports more than the check of its jobs, whose time is known first."""
 _BRAKE_SHARE_MAX = 0.05
 
 
@@ -81,6 +83,7 @@ class IsolatedExecutor:
         """Measure on `device`; a probe during which `should_stop` turns true raises KeyboardInterrupt."""
         self.device = device
         self._should_stop = should_stop
+        self._start_s = _TYPICAL_START_S
 
     def clock_s(self) -> float:
         """CLOCK_BOOTTIME."""
@@ -89,14 +92,16 @@ class IsolatedExecutor:
     def predict_cost_s(self, request: ProbeRequest) -> float | None:
         """Start, discard and window of a probe with short iterations."""
         plan = request.plan
-        return _TYPICAL_START_S + request.point.concurrency + plan.discard_s + plan.window_s
+        return self._start_s * (1 + request.point.concurrency / 4) + plan.discard_s + plan.window_s
 
     def check(self, recipe: Recipe, points: Sequence[Point] = ()) -> None:
         """Refuse a recipe whose workload, hyperparameters, points or jobs cannot run here."""
         workload = registry.load("workload", recipe.workload)(recipe.hyperparameters)
         for point in points or (recipe.baseline,):
             workload.check(point, recipe.jobs)
+        started_s = time.monotonic()
         self.ask("check", recipe.workload, recipe.hyperparameters, recipe.jobs, recipe.baseline)
+        self._start_s = _START_PER_CHECK * (time.monotonic() - started_s)
 
     def ceilings(self, recipe: Recipe, point: Point) -> dict[str, float]:
         """Env steps per second of the workload's parts alone, empty where it cannot tell."""

@@ -1,0 +1,275 @@
+"""The command line as a user meets it: the whole line on `busywork`, JSON keys, exit codes, messages."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autotune.cli import main, parse_counts, parse_knob_value, parse_settings
+from autotune.errors import UsageError
+
+FAST = """
+name = "fast"
+workload = "busywork"
+[hyperparameters]
+rollout = 32
+{hyperparameters}
+[knobs]
+num_envs = [4, 8, 16]
+batch_size = [64, 128]
+concurrency = [1, 2]
+[baseline]
+num_envs = 4
+batch_size = 64
+concurrency = 1
+[quick]
+discard_s = 0.2
+discard_iterations = 1
+window_s = 0.4
+{quick}
+[final]
+discard_s = 0.2
+discard_iterations = 1
+window_s = 0.8
+window_iterations = 3
+[[jobs]]
+id = "one"
+env = "busywork"
+seed = 1
+steps = 20000
+[[jobs]]
+id = "two"
+env = "busywork"
+seed = 2
+steps = 20000
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_recipe(folder, hyperparameters="", quick=""):
+    (folder / "autotune.toml").write_text(FAST.format(hyperparameters=hyperparameters, quick=quick))
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def test_whole_line_from_search_to_report(here, capsys):
+    write_recipe(here)
+    assert run("search", "--budget", "14s", "--price", "2.0", "--json") == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert "autotune.toml" in err
+    assert set(found["point"]) == {"num_envs", "batch_size", "concurrency"}
+    keys = "status sps sps_low sps_high job_sps vram_peak_bytes ram_peak_bytes goodput_per_usd trials oom crashed"
+    assert set(keys.split()) <= set(found)
+    assert found["sps_low"] <= found["sps"] <= found["sps_high"]
+    assert found["goodput_per_usd"] == pytest.approx(3600 * found["sps"] / 2.0)
+    assert found["vram_peak_bytes"] is None
+    assert found["spent_s"] < 14 + 15
+    stages = [trial["stage"] for trial in found["trials"]]
+    assert stages[0] == "baseline"
+    folder = here / "runs" / "fast-1"
+    for name in ("recipe.toml", "device.json", "study.db", "manifest.json", "logs", "samples"):
+        assert (folder / name).exists()
+
+    assert run("train", folder / "manifest.json", "--json") == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert {job["status"] for job in trained["jobs"]} == {"done"}
+    assert all(job["env_steps"] >= 20000 for job in trained["jobs"])
+    assert (folder / "train" / "jobs" / "one" / "metrics.csv").exists()
+
+    assert run("status", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["training"]["state"] == "done"
+    assert run("report", "--price", "2.0") == 0
+    assert "USD" in capsys.readouterr().out
+    assert (folder / "report.md").exists()
+    assert (folder / "report.html").exists()
+    assert list((folder / "plots").glob("*.png"))
+
+
+def test_probe_rows_and_failures_are_values(here, capsys):
+    write_recipe(here, 'fail = "oom"\nfail_num_envs = 16')
+    assert run("probe", "--num-envs", "8,16", "--batch-size", "64", "--json", "--csv", "rows.csv") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["num_envs"], row["status"]) for row in rows] == [(8, "ok"), (16, "oom")]
+    assert rows[1]["sps"] is None
+    assert (here / "rows.csv").read_text().startswith("num_envs,batch_size,concurrency,")
+    assert len((here / "rows.csv").read_text().splitlines()) == 3
+
+
+def test_nothing_stable_is_exit_code_3(here, capsys):
+    write_recipe(here, 'fail = "crash"\nfail_num_envs = 1')
+    assert run("search", "--budget", "10s") == 3
+    assert "no point of recipe 'fast' ran stably" in capsys.readouterr().err
+    assert run("probe", "--num-envs", "4", "--batch-size", "64") == 3
+
+
+def test_interrupted_search_keeps_the_best_and_the_same_command_resumes(here):
+    write_recipe(here)
+    command = [sys.executable, "-m", "autotune", "search", "--budget", "20s", "--json"]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    seen = ""
+    while "[2]" not in seen:
+        line = first.stderr.readline()
+        assert line, seen
+        seen += line
+    first.send_signal(signal.SIGINT)
+    out, _ = first.communicate(timeout=20)
+    assert first.returncode == 130
+    found = json.loads(out)
+    assert found["interrupted"]
+    assert (here / "runs" / "fast-1" / "manifest.json").exists()
+    started = time.monotonic()
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    rest = json.loads(second.stdout)
+    assert rest["run"] == found["run"]
+    assert len(rest["trials"]) > len(found["trials"])
+    assert rest["trials"][: len(found["trials"])] == found["trials"]
+    assert time.monotonic() - started < 20 - found["spent_s"] + 15
+
+
+def test_two_searches_in_one_run_the_second_names_the_holder(here):
+    write_recipe(here)
+    command = [sys.executable, "-m", "autotune", "search", "--budget", "20s", "--name", "mine"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while "[1]" not in first.stderr.readline():
+        pass
+    second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=20)
+    assert first.returncode == 143
+    assert second.returncode == 1
+    assert f"PID {first.pid}" in second.stderr
+
+
+BAD = [
+    (["probe", "nosuch"], "unknown recipe 'nosuch'"),
+    (["probe", "--num-envs", "0"], "at least 1"),
+    (["probe", "--num-envs", "-4"], "at least 1"),
+    (["probe", "--num-envs", "many"], "at least 1"),
+    (["probe", "--num-envs", "512"], "num_envs=512 is outside"),
+    (["probe", "--knob", "colour=1"], "unknown knob 'colour'"),
+    (["search", "--budget", "2s"], "too short"),
+    (["search", "--budget", "soon"], "not understood"),
+    (["search", "--price", "-1"], "above zero"),
+    (["search", "--price", "nan"], "above zero"),
+    (["search", "--price", "0"], "above zero"),
+    (["search", "--baseline", "num_envs=0"], "at least 1"),
+    (["search", "--baseline", "num_envs=4,batch_size=4096"], "larger than the rollout"),
+    (["search", "--baseline", "speed=4"], "unknown knob 'speed'"),
+    (["search", "--try", "num_envs=8.5"], "whole number"),
+    (["search", "--sampler", "psychic", "--budget", "40s"], "unknown sampler 'psychic'"),
+    (["search", "--name", "../up"], "letters, digits"),
+    (["search", "--executor", "replay:none.csv"], "no file 'none.csv'"),
+    (["search", "--device", "tpu"], "'tpu' is not understood"),
+    (["search", "busywork", "--", "true"], "not both"),
+    (["train", "nosuch"], "unknown manifest 'nosuch'"),
+    (["train", "none.json"], "no file 'none.json'"),
+    (["report", "nosuch"], "no run 'nosuch'"),
+    (["report"], "no run in"),
+    (["status"], "no run in"),
+    (["frobnicate"], "No such command"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_exit_code_2_with_a_message(here, capsys, arguments, message):
+    write_recipe(here)
+    command = arguments.index("--") if "--" in arguments else len(arguments)
+    assert run(*arguments[:command], *arguments[command:]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(here.glob("runs/*/study.db"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 99}, "schema"),
+        ({"speed": 1}, "speed"),
+        ({"point": {"num_envs": 0, "batch_size": 64, "concurrency": 1}}, "num_envs"),
+        ({"point": {"num_envs": 4, "batch_size": 100000, "concurrency": 1}}, "batch_size"),
+        ({"jobs": []}, "jobs"),
+    ],
+)
+def test_edited_manifests_are_refused(here, capsys, change, message):
+    bundled = Path(__file__).parent.parent / "manifests" / "mini.json"
+    (here / "mine.json").write_text(json.dumps(json.loads(bundled.read_text()) | change))
+    assert run("train", "mine.json") == 2
+    assert message in capsys.readouterr().err
+    assert not list(here.glob("runs/*/train"))
+
+
+def test_truncated_manifest(here, capsys):
+    (here / "cut.json").write_text('{"schema": 1, "na')
+    assert run("train", "cut.json") == 2
+    assert "truncated" in capsys.readouterr().err
+
+
+def test_named_run_of_another_search_is_refused(here, capsys):
+    write_recipe(here)
+    (here / "runs" / "mine").mkdir(parents=True)
+    (here / "runs" / "mine" / "run.json").write_text(json.dumps({"command": "search", "recipe_hash": "other"}))
+    assert run("search", "--name", "mine", "--budget", "20s") == 2
+    assert "'mine'" in capsys.readouterr().err
+
+
+def test_unwritable_run_folder_is_exit_code_1(here, capsys):
+    write_recipe(here)
+    (here / "file").write_text("in the way")
+    assert run("search", "--budget", "20s", "--runs", "file/runs") == 1
+    assert "file/runs" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs to mount a tiny file system")
+def test_full_disk_is_exit_code_1(here):
+    write_recipe(here)
+    small = here / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        command = [sys.executable, "-m", "autotune", "search", "--budget", "20s", "--runs", small / "runs"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert ended.returncode == 1
+        assert "free space" in ended.stderr
+        assert "Traceback" not in ended.stderr
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_help_names_every_command(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for command in ("doctor", "probe", "search", "report", "train", "status"):
+        assert command in text
+
+
+def test_options_can_come_from_the_environment(here, capsys, monkeypatch):
+    write_recipe(here)
+    monkeypatch.setenv("AUTOTUNE_SEARCH_BUDGET", "1s")
+    assert run("search") == 2
+    assert "1.0s is too short" in capsys.readouterr().err
+
+
+def test_parsers():
+    assert parse_counts("8,32") == (8, 32)
+    assert parse_settings("num_envs=8,precision=bf16") == {"num_envs": 8, "precision": "bf16"}
+    assert [parse_knob_value(v) for v in ("8", "0.5", "true", "x")] == [8, 0.5, True, "x"]
+    for text in ("", "8", "=8", "num_envs="):
+        with pytest.raises(UsageError):
+            parse_settings(text)
