@@ -17,8 +17,8 @@ class EventLog:
     """Appends events of a run; each is on the disk when `record` returns.
 
     Kinds: ``opened`` (a supervisor took the run), ``edited`` (the manifest is another one than
-    last time), ``started``, ``ready`` (with what took effect), ``resumed``, ``saved``, ``finished``, ``crashed``, ``stopped`` of a
-    job, ``warning``, ``ended``.
+    last time), ``warning``, ``ended``; of a job ``started``, ``ready`` (with what took effect),
+    ``resumed``, ``saved``, ``finished``, ``crashed``, ``stopped``.
     """
 
     def __init__(self, run: Run) -> None:
