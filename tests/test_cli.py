@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from autotune.cli import main, parse_counts, parse_knob_value, parse_settings
+from autotune.cli import main
 from autotune.errors import UsageError
+from autotune.options import parse_counts, parse_knob_value, parse_settings
 
 FAST = """
 name = "fast"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "autotune"
 LAYERS = [
     {"__version__", "errors", "progress", "records"},
     {"registry", "signals", "stats", "store", "units"},
-    {"resources", "runs"},
+    {"options", "resources", "runs"},
     {"device", "workloads"},
     {"meters", "worker"},
     {"executors"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from autotune.device.host import ram_available_bytes
 from autotune.device.inspect import child_environment
 from autotune.device.nvml import LiveGpu
 from autotune.errors import UsageError, WorkerError
-from autotune.executors import window
+from autotune.executors import evidence, window
+from autotune.executors.evidence import Evidence
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.executors.window import Step
 from autotune.meters.protocol import Meter
-from autotune.meters.summary import energy_j, mean, peak, rate
 from autotune.records import (
     DeviceInfo,
     Job,
@@ -28,10 +28,7 @@ from autotune.records import (
     Reading,
     Recipe,
     Status,
-    to_json,
 )
-from autotune.stats import estimate
-from autotune.store import append_line, make_folder
 from autotune.worker.protocol import WorkerTask
 
 METERS = ("vram", "power", "host")
@@ -41,7 +38,6 @@ _CLEAN_SLACK_BYTES = 64 * 2**20
 _TYPICAL_START_S = 6.0
 _START_PER_CHECK = 3.0
 """Opening a session imports more than the check of its jobs, whose time is known first."""
-_BRAKE_SHARE_MAX = 0.05
 
 
 def boot_clock_s() -> float:
@@ -52,25 +48,6 @@ def boot_clock_s() -> float:
 def threads_each(device: DeviceInfo, concurrency: int) -> int:
     """A process's share of the allowed cores: whole, at least 1."""
     return max(1, int(device.host.cpu_cores_allowed // concurrency))
-
-
-@dataclass
-class _Run:
-    """What a running probe has seen so far."""
-
-    workers: list[WorkerProcess]
-    steps: list[list[Step]]
-    started_s: float
-    ready: dict[int, Message] = field(default_factory=dict)
-    ready_s: float | None = None
-    peaks: dict[int, int] = field(default_factory=dict)
-    opened: list[Sequence[Step]] | None = None
-    status: Status = "ok"
-    detail: str = ""
-    culprit: int | None = None
-
-    def fail(self, status: Status, detail: str, culprit: int | None = None) -> None:
-        self.status, self.detail, self.culprit = status, detail, culprit
 
 
 class IsolatedExecutor:
@@ -165,7 +142,7 @@ class IsolatedExecutor:
         ]
         for meter in meters:
             meter.start()
-        state = _Run(workers=workers, steps=[[] for _ in request.jobs], started_s=started_s)
+        state = Evidence(workers=workers, steps=[[] for _ in request.jobs], started_s=started_s)
         try:
             self._launch(request, workers)
             self._measure(request, state)
@@ -177,8 +154,8 @@ class IsolatedExecutor:
                 worker.kill(grace_s=1.0 if request.workload == "command" else 0.0)
             self._wait_clean(readings)
         if request.samples_path:
-            _save_samples(Path(request.samples_path), state, readings)
-        result = self._result(request, state, readings)
+            evidence.save_samples(Path(request.samples_path), state, readings)
+        result = evidence.conclude(request, state, readings, self.device)
         return replace(result, cost_s=time.monotonic() - started_s)
 
     def _launch(self, request: ProbeRequest, workers: list[WorkerProcess]) -> None:
@@ -198,7 +175,7 @@ class IsolatedExecutor:
             log = Path(request.log_folder) / f"{request.label}-{index}.log"
             workers.append(WorkerProcess(task, log, environment=child_environment(self.device)))
 
-    def _measure(self, request: ProbeRequest, state: _Run) -> None:
+    def _measure(self, request: ProbeRequest, state: Evidence) -> None:
         """Drive the workers until the windows are complete or something fails."""
         plan, index = request.plan, {id(worker): i for i, worker in enumerate(state.workers)}
         start_by_s = state.started_s + min(plan.start_timeout_s, plan.timeout_s)
@@ -222,7 +199,7 @@ class IsolatedExecutor:
             else:
                 self._watch(request, state)
 
-    def _take(self, state: _Run, index: int, message: Message) -> None:
+    def _take(self, state: Evidence, index: int, message: Message) -> None:
         kind = message.get("type")
         if message.get("peak_memory_bytes") is not None:
             state.peaks[index] = max(state.peaks.get(index, 0), int(message["peak_memory_bytes"]))
@@ -237,7 +214,7 @@ class IsolatedExecutor:
         elif kind == "done" and message.get("reason") == "finished":
             state.fail("crashed", "the program ended before its window was complete: give it more steps to do", index)
 
-    def _watch(self, request: ProbeRequest, state: _Run) -> None:
+    def _watch(self, request: ProbeRequest, state: Evidence) -> None:
         """Notice a worker that died silently, and memory running out before the kernel has to."""
         for index, worker in enumerate(state.workers):
             if worker.ended and not worker.alive and state.status == "ok":
@@ -262,92 +239,6 @@ class IsolatedExecutor:
             time.sleep(_POLL_S)
         gpu.close()
 
-    def _result(self, request: ProbeRequest, state: _Run, readings: Sequence[Reading]) -> ProbeResult:
-        culprit = state.culprit if state.culprit is not None else 0
-        first_steps = [next((s for s in steps), None) for steps in state.steps]
-        result = ProbeResult(
-            requested=request.point,
-            status=state.status,
-            grade=request.grade,
-            detail=state.detail,
-            effective=self._effective(state),
-            startup_s=state.ready_s - state.started_s if state.ready_s else None,
-            first_iteration_s=max((s.t - s.started for s in first_steps if s), default=None),
-            vram_peak_bytes=_whole(_vram_peak(readings)),
-            framework_peak_bytes=sum(state.peaks.values()) if state.peaks else None,
-            ram_peak_bytes=_whole(peak(readings, "ram_pss_bytes")),
-            log_tail="" if state.status == "ok" or not state.workers else state.workers[culprit].log_tail(),
-        )
-        return result if state.opened is None else self._measured(request, result, state.opened, readings)
-
-    def _effective(self, state: _Run) -> dict[str, Any]:
-        reported = [state.ready[i] for i in sorted(state.ready)]
-        if not reported:
-            return {}
-        return dict(reported[0]["effective"]) | {"concurrency": len(reported), "threads": reported[0]["threads"]}
-
-    def _measured(
-        self, request: ProbeRequest, result: ProbeResult, opened: list[Sequence[Step]], readings: Sequence[Reading]
-    ) -> ProbeResult:
-        figures = estimate([window.trace(steps) for steps in opened])
-        begin_s, end_s = min(steps[0].t for steps in opened), max(steps[-1].t for steps in opened)
-        sums = window.totals(opened)
-        rows = sums["env_steps"] + sums["reset_rows"]
-        sliced = any(steps[-1].parts > 1 for steps in opened)
-        result = replace(
-            result,
-            sps=figures.rate,
-            sps_low=figures.low,
-            sps_high=figures.high,
-            job_sps=figures.per_process,
-            window_s=end_s - begin_s,
-            iterations=figures.iterations,
-            phase_seconds=window.phase_seconds(opened),
-            reset_fraction=sums["reset_rows"] / rows if rows else None,
-            episode_steps=sums["game_steps"] / sums["games"] if sums["games"] else None,
-            cpu_cores=rate(readings, "cpu_seconds", begin_s, end_s),
-            gpu_utilisation=mean(readings, "gpu_utilisation", begin_s, end_s),
-            power_w=mean(readings, "power_w", begin_s, end_s),
-            energy_j=energy_j(readings, begin_s, end_s),
-            flags=("one launch", *(("extrapolated",) if sliced else ())),
-        )
-        return _judge(request, result, readings, self.device)
-
-
-def _judge(request: ProbeRequest, result: ProbeResult, readings: Sequence[Reading], device: DeviceInfo) -> ProbeResult:
-    """The stability verdict on a measured point: headroom and throttling."""
-    vram, ram = result.vram_peak_bytes, result.ram_peak_bytes
-    total, limit = device.vram_total_bytes, device.host.ram_limit_bytes
-    if vram and total and vram > request.limits.vram_fraction * total:
-        return replace(result, status="unstable", detail=f"VRAM peak at {vram / total:.0%} of the device")
-    if ram and ram > request.limits.ram_fraction * limit:
-        return replace(result, status="unstable", detail=f"RAM peak at {ram / limit:.0%} of the host's limit")
-    for name in ("throttle_thermal", "throttle_power_brake"):
-        share = mean(readings, name) or 0.0
-        if share > _BRAKE_SHARE_MAX:
-            return replace(result, status="unstable", detail=f"{name} in {share:.0%} of samples")
-    return result
-
-
-def _vram_peak(readings: Sequence[Reading]) -> float | None:
-    """The larger of what the processes hold and what the device gained."""
-    known = [v for name in ("vram_process_bytes", "vram_delta_bytes") if (v := peak(readings, name)) is not None]
-    return max(known, default=None)
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
-
 
 def _describe_exit(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _save_samples(path: Path, state: _Run, readings: Sequence[Reading]) -> None:
-    """The raw windows and readings, one JSON line each."""
-    make_folder(path.parent)
-    for index, steps in enumerate(state.steps):
-        for step in steps:
-            append_line(path, {"process": index, **to_json(step)})
-    for reading in readings:
-        append_line(path, to_json(reading))

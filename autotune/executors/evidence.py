@@ -1,0 +1,146 @@
+"""From what a probe has seen to its result: rates, readings in short, the stability verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from autotune.executors import window
+from autotune.executors.process import Message, WorkerProcess
+from autotune.executors.window import Step
+from autotune.meters.summary import energy_j, mean, peak, rate
+from autotune.records import DeviceInfo, ProbeRequest, ProbeResult, Reading, Status, to_json
+from autotune.stats import estimate
+from autotune.store import canonical_json, durable_write, make_folder
+
+_BRAKE_SHARE_MAX = 0.05
+
+
+@dataclass
+class Evidence:
+    """What a running probe has seen so far.
+
+    Attributes:
+        workers: its processes.
+        steps: reported by each.
+        started_s: `time.monotonic` at its start.
+        ready: the ``ready`` message of each process that is.
+        ready_s: when all were.
+        peaks: the framework's own peak of device memory, by process.
+        opened: the windows, once complete.
+        status: ``ok`` until something fails.
+        culprit: index of the process that failed, None when it was not one of them.
+    """
+
+    workers: list[WorkerProcess]
+    steps: list[list[Step]]
+    started_s: float
+    ready: dict[int, Message] = field(default_factory=dict)
+    ready_s: float | None = None
+    peaks: dict[int, int] = field(default_factory=dict)
+    opened: list[Sequence[Step]] | None = None
+    status: Status = "ok"
+    detail: str = ""
+    culprit: int | None = None
+
+    def fail(self, status: Status, detail: str, culprit: int | None = None) -> None:
+        """Record a failure."""
+        self.status, self.detail, self.culprit = status, detail, culprit
+
+
+def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading], device: DeviceInfo) -> ProbeResult:
+    """The result of a probe that has ended, well or not."""
+    culprit = state.culprit if state.culprit is not None else 0
+    first_steps = [next((s for s in steps), None) for steps in state.steps]
+    result = ProbeResult(
+        requested=request.point,
+        status=state.status,
+        grade=request.grade,
+        detail=state.detail,
+        effective=_effective(state),
+        startup_s=state.ready_s - state.started_s if state.ready_s else None,
+        first_iteration_s=max((s.t - s.started for s in first_steps if s), default=None),
+        vram_peak_bytes=_whole(_vram_peak(readings)),
+        framework_peak_bytes=sum(state.peaks.values()) if state.peaks else None,
+        ram_peak_bytes=_whole(peak(readings, "ram_pss_bytes")),
+        log_tail="" if state.status == "ok" or not state.workers else state.workers[culprit].log_tail(),
+    )
+    return result if state.opened is None else _measured(request, result, state.opened, readings, device)
+
+
+def _effective(state: Evidence) -> dict[str, Any]:
+    reported = [state.ready[i] for i in sorted(state.ready)]
+    if not reported:
+        return {}
+    return dict(reported[0]["effective"]) | {"concurrency": len(reported), "threads": reported[0]["threads"]}
+
+
+def _measured(
+    request: ProbeRequest,
+    result: ProbeResult,
+    opened: list[Sequence[Step]],
+    readings: Sequence[Reading],
+    device: DeviceInfo,
+) -> ProbeResult:
+    figures = estimate([window.trace(steps) for steps in opened])
+    begin_s, end_s = min(steps[0].t for steps in opened), max(steps[-1].t for steps in opened)
+    sums = window.totals(opened)
+    rows = sums["env_steps"] + sums["reset_rows"]
+    sliced = any(steps[-1].parts > 1 for steps in opened)
+    result = replace(
+        result,
+        sps=figures.rate,
+        sps_low=figures.low,
+        sps_high=figures.high,
+        job_sps=figures.per_process,
+        window_s=end_s - begin_s,
+        iterations=figures.iterations,
+        phase_seconds=window.phase_seconds(opened),
+        reset_fraction=sums["reset_rows"] / rows if rows else None,
+        episode_steps=sums["game_steps"] / sums["games"] if sums["games"] else None,
+        cpu_cores=rate(readings, "cpu_seconds", begin_s, end_s),
+        gpu_utilisation=mean(readings, "gpu_utilisation", begin_s, end_s),
+        power_w=mean(readings, "power_w", begin_s, end_s),
+        energy_j=energy_j(readings, begin_s, end_s),
+        flags=("one launch", *(("extrapolated",) if sliced else ())),
+    )
+    return _judge(request, result, readings, device)
+
+
+def _judge(request: ProbeRequest, result: ProbeResult, readings: Sequence[Reading], device: DeviceInfo) -> ProbeResult:
+    """The stability verdict on a measured point: headroom and throttling."""
+    vram, ram = result.vram_peak_bytes, result.ram_peak_bytes
+    total, limit = device.vram_total_bytes, device.host.ram_limit_bytes
+    if vram and total and vram > request.limits.vram_fraction * total:
+        return replace(result, status="unstable", detail=f"VRAM peak at {vram / total:.0%} of the device")
+    if ram and ram > request.limits.ram_fraction * limit:
+        return replace(result, status="unstable", detail=f"RAM peak at {ram / limit:.0%} of the host's limit")
+    for name in ("throttle_thermal", "throttle_power_brake"):
+        share = mean(readings, name) or 0.0
+        if share > _BRAKE_SHARE_MAX:
+            return replace(result, status="unstable", detail=f"{name} in {share:.0%} of samples")
+    return result
+
+
+def _vram_peak(readings: Sequence[Reading]) -> float | None:
+    """The larger of what the processes hold and what the device gained."""
+    known = [v for name in ("vram_process_bytes", "vram_delta_bytes") if (v := peak(readings, name)) is not None]
+    return max(known, default=None)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def save_samples(path: Path, state: Evidence, readings: Sequence[Reading]) -> None:
+    """Write the raw windows and readings, one JSON line each.
+
+    Raises:
+        FileError: the folder is read-only or full.
+    """
+    rows = [{"process": index, **to_json(step)} for index, steps in enumerate(state.steps) for step in steps]
+    rows += [to_json(reading) for reading in readings]
+    make_folder(path.parent)
+    durable_write(path, "".join(canonical_json(row, indent=None) + "\n" for row in rows))
