@@ -60,7 +60,7 @@ def test_first_lines_answer_the_payer(tmp_path: Path) -> None:
         "- **How long:** 4h 58m (4h 53m to 5h 2m) for 4 jobs, 2 at a time.",
         "- **What it costs:** 9.94 USD (9.80 to 10.08) at 2.00 USD per hour (given with --price).",
         "- **Saved against the baseline** (`num_envs=8 batch_size=256 concurrency=1`): 70.06 USD and 1d 11h "
-        "(88 %; 87 % to 88 %); 8.05x its SPS (7.79x to 8.32x).",
+        "(88 %; 87 % to 88 %); 8.05x its SPS (7.78x to 8.32x).",
         "- **Saved against the rule of thumb** (`num_envs=64 batch_size=256 concurrency=1`): 10.06 USD and 5h 1m "
         "(50 %; 49 % to 52 %); 2.01x its SPS (1.95x to 2.08x).",
     ]
@@ -170,7 +170,7 @@ def test_json_holds_the_figures(tmp_path: Path) -> None:
     assert failed["goodput_per_usd"] is None
 
 
-def test_nan_and_infinity_are_never_printed(tmp_path: Path) -> None:
+def test_unknown_numbers_are_words_never_floats(tmp_path: Path) -> None:
     odd = result(Point(num_envs=16, batch_size=256), 900.0)
     odd = replace(odd, sps_high=None, sps_low=None, gpu_utilisation=None, cpu_cores=None, vram_peak_bytes=None)
     trials = [("baseline", result(Point(num_envs=8, batch_size=256), 1000.0)), ("model", odd)]

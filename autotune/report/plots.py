@@ -87,7 +87,7 @@ def _throughput(facts: Facts) -> Figure:
     color = {batch: _COLORS[i % len(_COLORS)] for i, batch in enumerate(batches)}
     marker = {level: _MARKERS[i % len(_MARKERS)] for i, level in enumerate(levels)}
     for (batch, level, _), group in good.groupby(["batch_size", "concurrency", "extra"], sort=True):
-        _line(axes, group.sort_values("num_envs"), color[batch], marker[level], i_level=levels.index(level))
+        _line(axes, group.sort_values("num_envs"), color[batch], marker[level])
     top = _top(good)
     failed = points[points["status"] != "ok"]
     if len(failed):
@@ -104,14 +104,11 @@ def _throughput(facts: Facts) -> Figure:
     return figure
 
 
-def _line(axes: Axes, group: pd.DataFrame, color: str, marker: str, i_level: int) -> None:
+def _line(axes: Axes, group: pd.DataFrame, color: str, marker: str) -> None:
     x, y = [float(v) for v in group["num_envs"]], [float(v) for v in group["sps"]]
     low = [0.0 if v is None else max(0.0, mid - v) for v, mid in zip(group["sps_low"], y, strict=True)]
     high = [0.0 if v is None else max(0.0, v - mid) for v, mid in zip(group["sps_high"], y, strict=True)]
-    style = ("-", "--", ":", "-.")[i_level % 4]
-    axes.errorbar(
-        x, y, yerr=[low, high], color=color, marker=marker, markersize=6, linewidth=1.3, linestyle=style, capsize=3
-    )
+    axes.errorbar(x, y, yerr=[low, high], color=color, marker=marker, markersize=6, linewidth=1.2, capsize=3)
 
 
 def _failures(axes: Axes, failed: pd.DataFrame, color: Mapping[int, str]) -> None:

@@ -87,7 +87,7 @@ def render_report(run: Run, *, price: float | None = None, price_note: str = "")
 
 def priced_facts(run: Run, *, price: float | None = None, price_note: str = "") -> Facts:
     """A run's facts with the price to use: given, else the search's, else the list price of the device."""
-    given = Price(usd_per_hour=price, note=price_note or "as given") if price is not None else None
+    given = Price(usd_per_hour=price, note=price_note or "given with --price") if price is not None else None
     facts = gather(run, given)
     if facts.price is not None or facts.device is None:
         return facts

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from autotune.report.facts import Facts, Measured
-from autotune.report.projection import HOUR_S, Quantity, Savings, ratio, savings, tied
+from autotune.report.projection import HOUR_S, Quantity, Savings, savings
+from autotune.search.result import ratio
 from autotune.units import format_count, format_duration, format_usd
 
 UNKNOWN = "unknown"
@@ -83,12 +84,17 @@ def hours(value: Quantity | None, *, interval: bool = True) -> str:
     return shown if low == high else f"{shown} ({low} to {high})"
 
 
+def money(usd: float) -> str:
+    """``346.67 USD``, never a rounded-off ``0.00 USD``."""
+    return "under 0.01 USD" if 0 < usd < 0.005 else format_usd(usd)
+
+
 def dollars(value: Quantity | None, *, interval: bool = True) -> str:
     """Dollars as ``346.67 USD (330.00 to 362.00)``."""
     if value is None:
         return UNKNOWN
-    if not interval or value.low is None or value.high is None or value.low == value.high:
-        return format_usd(value.value)
+    if not interval or value.low is None or value.high is None or value.low == value.high or value.value < 0.005:
+        return money(value.value)
     return f"{format_usd(value.value)} ({value.low:,.2f} to {value.high:,.2f})"
 
 
@@ -97,6 +103,14 @@ def interval(value: Quantity | None) -> str:
     if value is None or value.low is None or value.high is None:
         return "no interval"
     return f"{counts(value.low)} to {counts(value.high)}"
+
+
+def plus_minus(value: Quantity | None) -> str:
+    """A speed as ``41,200 ± 3.0 %``."""
+    if value is None:
+        return UNKNOWN
+    width = value.half_width_fraction
+    return f"{counts(value.value)} ± {percent(width)}" if width is not None else f"{counts(value.value)} (no interval)"
 
 
 def evidence(measured: Measured) -> str:
@@ -120,12 +134,12 @@ def comparison(tuned: Measured, reference: Measured) -> str:
     """How the tuned point's aggregate speed stands to a reference, a tie said as a tie."""
     if reference.sps is None or tuned.sps is None:
         return UNKNOWN
-    times_as_fast = ratio(tuned.sps, reference.sps)
-    ends = "no interval"
-    if times_as_fast.low is not None and times_as_fast.high is not None:
-        ends = f"{times(times_as_fast.low)} to {times(times_as_fast.high)}"
-    tie = "tied: " if tied(times_as_fast) else ""
-    return f"{tie}{times(times_as_fast.value)} its SPS ({ends})"
+    compared = ratio(tuned.result, reference.result)
+    if compared is None or tuned.sps.low is None or reference.sps.low is None:
+        return f"{times(tuned.sps.value / reference.sps.value)} its SPS, but tied: no interval is known"
+    value, low, high = compared
+    tie = "tied: " if low <= 1 <= high else ""
+    return f"{tie}{times(value)} its SPS ({times(low)} to {times(high)})"
 
 
 def saving(saved: Savings) -> str:
@@ -136,7 +150,7 @@ def saving(saved: Savings) -> str:
         return f"no saving shown ({percent(saved.fraction.value)}{ends})"
     amount = format_duration(abs(saved.hours.value) * HOUR_S)
     if saved.usd is not None:
-        amount = f"{format_usd(abs(saved.usd.value))} and {amount}"
+        amount = f"{money(abs(saved.usd.value))} and {amount}"
     if saved.hours.value < 0:
         return f"nothing, it takes {amount} **more** ({percent(-saved.fraction.value)} more)"
     return f"{amount} ({percent(saved.fraction.value)}{ends})"

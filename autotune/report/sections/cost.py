@@ -8,13 +8,13 @@ from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S, JobProjection, Projection
 from autotune.report.wording import (
     UNKNOWN,
-    against,
     code,
     counts,
     dollars,
     hours,
-    interval,
+    money,
     percent,
+    plus_minus,
     table,
     text,
 )
@@ -28,27 +28,24 @@ def render(facts: Facts) -> str:
     plans = [(each, plan) for each in facts.measured if (plan := facts.projection(each))]
     if not plans:
         return ""
-    parts = [_totals(facts, plans), _savings(facts), _jobs(plans), _notes(facts, plans)]
+    parts = [_totals(facts, plans), _jobs(plans), _notes(facts, plans)]
     return "\n\n".join(part for part in parts if part)
 
 
 def _totals(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
-    headers = ["", "settings", "SPS", "95 % interval", "each job", "at once", "time for all jobs", "cost"]
-    rows = []
-    for measured, plan in plans:
-        speeds = [counts(each.value) if each else UNKNOWN for each in (measured.sps, measured.job_sps)]
-        cost = dollars(plan.usd) if facts.price else "needs `--price`"
-        settings = code(measured.point.label())
-        rows.append([measured.role, settings, speeds[0], interval(measured.sps), speeds[1], str(plan.slots)])
-        rows[-1] += [hours(plan.hours), cost]
+    headers = ["", "settings", "SPS (95 %)", "SPS of each job", "time for all jobs", "cost"]
+    rows = [
+        [
+            measured.role,
+            code(measured.point.label()),
+            plus_minus(measured.sps),
+            counts(measured.job_sps.value if measured.job_sps else None),
+            hours(plan.hours),
+            dollars(plan.usd) if facts.price else "needs `--price`",
+        ]
+        for measured, plan in plans
+    ]
     return table(headers, rows, numbers_from=2)
-
-
-def _savings(facts: Facts) -> str:
-    if facts.tuned is None or facts.tuned.sps is None:
-        return ""
-    references = [each for each in (facts.baseline, facts.rule_of_thumb) if each]
-    return "\n".join(f"- Saved against the {each.role}: {against(facts, each)}." for each in references)
 
 
 def _jobs(plans: list[tuple[Measured, Projection]]) -> str:
@@ -58,7 +55,7 @@ def _jobs(plans: list[tuple[Measured, Projection]]) -> str:
     rows = []
     for index, job in enumerate(tuned.jobs):
         cells = [hours(plan.jobs[index].hours, interval=False) for _, plan in plans[:-1]]
-        cells += [hours(job.hours), *([format_usd(job.usd)] if priced else [])]
+        cells += [hours(job.hours), *([money(job.usd) if job.usd is not None else UNKNOWN] if priced else [])]
         rows.append([text(job.id), _budget(job.budget), _steps(job), *cells])
     total = [hours(plan.hours, interval=False) for _, plan in plans[:-1]] + [hours(tuned.hours)]
     rows.append(["**all**", "", "", *total, *([dollars(tuned.usd, interval=False)] if priced else [])])
@@ -87,9 +84,13 @@ def _notes(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
     if any(job.budget.unit == "hours" for job in facts.jobs):
         notes.append("A job with a budget in hours takes those hours at any settings: faster ones give it more steps.")
     notes.append(
-        "Speeds were measured on the first jobs with untrained policies and taken for every job: another game or a "
-        "trained policy can be slower or faster."
+        "Speeds were measured on the first jobs at their beginning and taken for every job: another environment or "
+        "a trained policy can be slower or faster."
     )
+    if measured.result.startup_s:
+        notes.append(
+            f"Every job also takes {format_duration(measured.result.startup_s)} to start, which is not counted."
+        )
     notes += _price_notes(facts, plan)
     return "\n".join(f"- {note}" for note in notes)
 
@@ -113,8 +114,8 @@ def _price_notes(facts: Facts, plan: Projection) -> list[str]:
     price = facts.price.usd_per_hour
     notes = [f"{format_usd(price)} per hour of the whole machine: {text(facts.price.note)}."]
     if facts.spent_s:
-        spent = f"{format_duration(facts.spent_s)}, {format_usd(facts.spent_s / HOUR_S * price)}"
-        notes.append(f"The search itself took {spent}; which the figures above leave out.")
-    at = ", ".join(f"{format_usd(effective_cost_usd(plan.usd.value, u))} at {percent(u)}" for u in _DOWNTIMES)
+        spent = f"{format_duration(facts.spent_s)}, {money(facts.spent_s / HOUR_S * price)}"
+        notes.append(f"The search itself took {spent}; the figures above leave it out.")
+    at = ", ".join(f"{money(effective_cost_usd(plan.usd.value, u))} at {percent(u)}" for u in _DOWNTIMES)
     notes.append(f"If the machine is down for a share of the time, the jobs cost {at}.")
     return notes

@@ -11,8 +11,8 @@ from autotune.report.availability import (
 )
 from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S
-from autotune.report.wording import counts, percent
-from autotune.units import format_bytes, format_duration, format_usd
+from autotune.report.wording import counts, money, percent
+from autotune.units import format_bytes, format_duration
 
 CHECKPOINT_S = 5.0
 RESTART_S = 60.0
@@ -58,7 +58,7 @@ def _survival(facts: Facts, tuned: Measured, mean_failure_s: float) -> str:
     plan = facts.projection(tuned)
     if plan is None or plan.usd is None:
         return sentence + "."
-    return f"{sentence}, and the jobs would cost {format_usd(effective_cost_usd(plan.usd.value, 1 - kept))}."
+    return f"{sentence}, and the jobs would cost {money(effective_cost_usd(plan.usd.value, 1 - kept))}."
 
 
 def _training(facts: Facts) -> list[str]:

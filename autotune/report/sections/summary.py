@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autotune.report.availability import failure_rate_bound_per_hour
 from autotune.report.facts import Facts, Measured
-from autotune.report.learning import loud_change
+from autotune.report.learning import learning_of, loud_change
 from autotune.report.projection import HOUR_S
 from autotune.report.wording import UNKNOWN, against, code, counts, dollars, hours, speed, text
 from autotune.units import format_duration, format_usd
@@ -97,7 +97,7 @@ def _sure(facts: Facts, tuned: Measured) -> list[str]:
     warning = loud_change(facts)
     if warning:
         lines.append(f"**Learning not checked, and it may change:** {warning} than the baseline; see below.")
-    elif facts.hyperparameters.get("rollout"):
+    elif learning_of(tuned, facts.hyperparameters):
         lines.append("**Learning not checked:** these figures are speed; see below how the settings feed the learner.")
     return lines
 

@@ -9,36 +9,33 @@ from autotune.report.wording import block, counts, table, text
 from autotune.units import format_bytes, format_duration
 
 _LOGS_SHOWN = 5
+UNSEEN = "-"
 
 
 def render(facts: Facts) -> str:
     """A table of all trials, then what failed and why."""
-    if facts.trials.empty:
-        return ""
     rows = facts.trial_rows
-    fastest = max((row["sps"] or 0.0 for row in rows), default=0.0)
-    headers = [
-        "probe",
-        "num_envs",
-        "batch_size",
-        "at once",
-        "status",
-        "SPS",
-        "95 % interval",
-        "each job",
-        "VRAM",
-        "RAM",
-    ]
+    if not rows:
+        return ""
     parts = [
         f"{facts.points_measured} points measured in {len(rows)} probes. SPS are agent decisions per second, summed "
         "over the jobs that run at once; rows that an environment spends on resets do not count. Quick windows rank, "
         f"final ones are published.{_spent(facts)}",
-        table(["stage", *headers], [_cells(row, fastest) for row in rows], numbers_from=1),
+        _table(rows),
         *_changed(rows),
         *_refused(facts),
         *_failed(rows),
     ]
     return "\n\n".join(parts)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    fastest = max((row["sps"] or 0.0 for row in rows), default=0.0)
+    headers = ["stage", "probe", "num_envs", "batch_size", "concurrency", "status", "SPS", "95 % interval"]
+    headers += ["SPS of each job", "VRAM", "RAM"]
+    cells = [dict(zip(headers, _cells(row, fastest), strict=True)) for row in rows]
+    shown = [name for name in headers if any(row[name] != UNSEEN for row in cells)]
+    return table(shown, [[row[name] for name in shown] for row in cells])
 
 
 def _spent(facts: Facts) -> str:
@@ -54,17 +51,17 @@ def _cells(row: dict[str, Any], fastest: float) -> list[str]:
     stage = row["stage"] if row["stage"] == row["grade"] else f"{row['stage']}, {row['grade']}"
     if row["extra"]:
         stage += " (" + ", ".join(f"{name}={value}" for name, value in row["extra"]) + ")"
-    speed = counts(row["sps"]) if row["sps"] is not None else "-"
+    speed = counts(row["sps"]) if row["sps"] is not None else UNSEEN
     return [
         text(stage.replace("_", " ")),
         str(row["number"]),
         *(str(row[name]) for name in ("num_envs", "batch_size", "concurrency")),
         text(row["status"].replace("_", " ")),
         f"**{speed}**" if row["sps"] and row["sps"] == fastest else speed,
-        f"{counts(row['sps_low'])} to {counts(row['sps_high'])}" if known else "-",
-        counts(sum(jobs) / len(jobs)) if jobs else "-",
-        format_bytes(row["vram_peak_bytes"]) if row["vram_peak_bytes"] is not None else "-",
-        format_bytes(row["ram_peak_bytes"]) if row["ram_peak_bytes"] is not None else "-",
+        f"{counts(row['sps_low'])} to {counts(row['sps_high'])}" if known else UNSEEN,
+        counts(sum(jobs) / len(jobs)) if jobs else UNSEEN,
+        format_bytes(row["vram_peak_bytes"]) if row["vram_peak_bytes"] is not None else UNSEEN,
+        format_bytes(row["ram_peak_bytes"]) if row["ram_peak_bytes"] is not None else UNSEEN,
     ]
 
 
