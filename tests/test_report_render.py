@@ -274,6 +274,7 @@ def test_episodes_by_measured_length(tmp_path: Path) -> None:
     measured = result(Point(num_envs=8, batch_size=256), 1000.0, episode_steps=2000.0)
     markdown = report(make_run(tmp_path, [("baseline", measured)], own_recipe=recipe(jobs)))
     assert "**How long:** 2h " in markdown
+    assert "if a game goes on taking 2,000 env steps as measured" in markdown
     assert "by the measured 2,000 env steps per episode" in markdown
     blind = make_run(tmp_path, [("baseline", replace(measured, episode_steps=None))], own_recipe=recipe(jobs), name="b")
     assert "no episode ended while measuring" in report(blind)
@@ -370,7 +371,9 @@ def test_code_and_block_are_inert() -> None:
 @pytest.mark.parametrize(
     ("fraction", "shown"),
     [
-        (0.98, "98 %"),
+        (0.98, "98.0 %"),
+        (0.88, "88 %"),
+        (1.0, "100 %"),
         (0.031, "3.1 %"),
         (0.999, "99.9 %"),
         (-0.02, "-2.0 %"),

@@ -48,11 +48,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: i
 
 
 def percent(fraction: float | None) -> str:
-    """``0.031`` -> ``3.1 %``; whole percents from 10 on."""
+    """``0.031`` -> ``3.1 %``; whole percents from 10 to 95, where a tenth says nothing."""
     if fraction is None or not math.isfinite(fraction):
         return UNKNOWN
     shown = abs(fraction) * 100
-    digits = 0 if shown >= 9.95 and not 99 < shown < 100 else 1
+    digits = 0 if 9.95 <= shown < 95 or shown >= 100 else 1
     return f"{fraction * 100:.{digits}f} %"
 
 

@@ -103,8 +103,8 @@ def _episode_notes(facts: Facts) -> list[str]:
     lengths = sorted(set(facts.steps_per_episode.values()))
     span = counts(lengths[0]) if len(lengths) == 1 else f"{counts(lengths[0])} to {counts(lengths[-1])}"
     return [
-        f"Episodes (whole games) are turned into steps by the measured {span} env steps per episode. That changes "
-        "while a policy learns, and with the game."
+        f"Episodes (whole games) are turned into steps by the measured {span} env steps per episode; a game that was "
+        "not measured gets that of the others. It changes while a policy learns."
     ]
 
 

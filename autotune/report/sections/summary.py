@@ -53,7 +53,7 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
     together = f", {plan.slots} at a time" if plan.slots > 1 else ""
     count = len(plan.jobs)
     jobs = f"{count} jobs{together}" if count > 1 else "the one job"
-    lines = [f"**How long:** {hours(plan.hours)} for {jobs}."]
+    lines = [f"**How long:** {hours(plan.hours)} for {jobs}{_episodes(facts)}."]
     if facts.price and plan.usd:
         at = f"at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})"
         lines.append(f"**What it costs:** {dollars(plan.usd)} {at}.")
@@ -63,6 +63,14 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
             "such as `autotune report --price 2.0`."
         )
     return lines
+
+
+def _episodes(facts: Facts) -> str:
+    if not any(job.budget.unit == "episodes" for job in facts.jobs):
+        return ""
+    lengths = sorted(facts.steps_per_episode.values())
+    span = counts(lengths[0]) if lengths[0] == lengths[-1] else f"{counts(lengths[0])} to {counts(lengths[-1])}"
+    return f", if a game goes on taking {span} env steps as measured"
 
 
 def _per_hour(facts: Facts, tuned: Measured) -> str:
@@ -111,6 +119,8 @@ def _ties(facts: Facts) -> str:
 
 
 def _next(facts: Facts) -> str:
+    if facts.training and any(event.get("kind") == "ended" for event in facts.training.events[-1:]):
+        return "**Next:** the training ended; what it did stands below."
     if facts.manifest is None:
         return "**Next:** `autotune search --budget 30m` emits a manifest to train from."
     return f"**Next:** {code(f'autotune train {facts.run.manifest_file}')}"

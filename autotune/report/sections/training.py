@@ -54,7 +54,7 @@ def _training(facts: Facts) -> str:
         "crashes",
     ]
     note = (
-        "Against prediction: the job's speed over its whole training, saving included, beside the tuned point's speed "
-        "of one job."
+        "Against prediction: the job's speed over its whole training, warm-up and saving included, beside the "
+        "measured speed of one job."
     )
     return f"{table(headers, rows)}\n\n{note}" if predicted else table(headers, rows)
