@@ -31,10 +31,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -o addopts="-q --strict-markers --benchmark-skip" -m slow
+	$(BIN)/python -m pytest -m slow
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest -o addopts="-q --strict-markers" --benchmark-only --benchmark-autosave tests/benchmarks
+	$(BIN)/python -m pytest -o addopts="-q --import-mode=importlib" --benchmark-only --benchmark-autosave tests/benchmarks
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

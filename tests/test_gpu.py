@@ -1,0 +1,71 @@
+"""The whole line on an NVIDIA GPU; skipped without one. Run with `pytest -m gpu`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from autotune.device.inspect import inspect_device
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(inspect_device().kind != "cuda", reason="needs an NVIDIA GPU")]
+
+
+def autotune(folder, *arguments, timeout_s=280):
+    command = [sys.executable, "-m", "autotune", *arguments, "--json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_doctor_measures_every_precision_the_device_claims(tmp_path):
+    found = autotune(tmp_path, "doctor")
+    assert found["device"]["kind"] == "cuda"
+    rates = {name: rate for name, rate in found["checks"].items() if "matmul" in name}
+    assert rates["cuda_matmul_fp32_tflops"] > 0
+    assert rates["cuda_matmul_fp16_tflops"] > rates["cuda_matmul_fp32_tflops"]
+
+
+def test_probe_reads_device_memory_of_each_process(tmp_path):
+    grid = ["--num-envs", "32", "--batch-size", "256", "--concurrency", "1,2"]
+    one, two = autotune(tmp_path, "probe", "atari", "--games", "Breakout,Pong", *grid)["rows"]
+    for row in (one, two):
+        assert row["status"] == "ok"
+        assert row["effective"]["device"].startswith("cuda")
+        assert row["vram_peak_bytes"] > row["framework_peak_bytes"] > 0
+        assert 0 < row["gpu_utilisation"] <= 1
+        assert row["power_w"] > 0
+    assert len(two["job_sps"]) == 2
+    assert two["vram_peak_bytes"] > 1.5 * one["vram_peak_bytes"]
+
+
+def test_oom_is_a_value_and_leaves_the_device_clean(tmp_path):
+    recipe = tmp_path / "big.toml"
+    recipe.write_text(
+        'name = "big"\nworkload = "atari"\n[hyperparameters]\nrollout = 16384\n'
+        "[knobs]\nnum_envs = [64, 2048]\nbatch_size = [1024, 1048576]\nconcurrency = [1]\n"
+        "[baseline]\nnum_envs = 64\nbatch_size = 1024\nconcurrency = 1\n"
+        '[[jobs]]\nid = "breakout"\nenv = "Breakout-v5"\nseed = 1\nsteps = 1000\n'
+    )
+    before = inspect_device().gpu.vram_used_bytes
+    command = ["probe", "big.toml", "--num-envs", "2048", "--batch-size", "1048576", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "autotune", *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr[-3000:]
+    assert json.loads(done.stdout)["rows"][0]["status"] == "oom"
+    assert inspect_device().gpu.vram_used_bytes < before + 256 * 2**20
+
+
+def test_search_then_train_at_the_tuned_point(tmp_path):
+    games = ["--games", "Breakout,Pong"]
+    found = autotune(tmp_path, "search", "atari", *games, "--budget", "4m", "--price", "2.0")
+    assert found["status"] == "ok"
+    manifest = tmp_path / "runs" / "atari-1" / "manifest.json"
+    short = json.loads(manifest.read_text())
+    for job in short["jobs"]:
+        job["budget"] = {"unit": "steps", "amount": 200_000}
+    manifest.write_text(json.dumps(short))
+    trained = autotune(tmp_path, "train", str(manifest))
+    assert {job["status"] for job in trained["jobs"]} == {"done"}
+    assert trained["sps"] == pytest.approx(found["sps"], rel=0.15)
