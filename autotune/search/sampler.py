@@ -7,7 +7,6 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -48,7 +47,7 @@ def result_of(trial: FrozenTrial) -> ProbeResult | None:
         status="ok" if ok else "crashed",
         grade="quick",
         sps=float(trial.value) if ok else None,
-        cost_s=trial.duration.total_seconds() if trial.duration else 0.0,
+        cost_s=float(trial.user_attrs.get("cost_s", trial.duration.total_seconds() if trial.duration else 0.0)),
         vram_peak_bytes=trial.user_attrs.get("vram_peak_bytes"),
         ram_peak_bytes=trial.user_attrs.get("ram_peak_bytes"),
     )
@@ -57,55 +56,72 @@ def result_of(trial: FrozenTrial) -> ProbeResult | None:
 class HistorySampler(BaseSampler):
     """A sampler whose next point is a function of the study's history; subclasses say which.
 
-    Further parameters of a study, beyond the standard knobs, are drawn at random.
+    Parameters of a study beyond the standard knobs are drawn at random.
     """
 
     def __init__(self, *, problem: Problem | None = None, seed: int = 0) -> None:
         self._problem = problem
         self._seed = seed
-        self._intersection = IntersectionSearchSpace()
+        self._chosen: tuple[int, Point | None] = (-1, None)
 
-    def propose(self, problem: Problem, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
-        """The point of trial `number`, None when nothing is worth measuring."""
+    def propose(self, problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None:
+        """What to measure next, None when nothing is worth measuring."""
         raise NotImplementedError
 
     def upcoming(self, study: Study) -> Proposal | None:
         """What the next trial would measure, None when nothing is worth measuring.
 
         Raises:
-            UsageError: the sampler was made without a problem.
+            UsageError: the study's knobs are not known yet.
         """
-        if self._problem is None:
-            raise UsageError("upcoming() needs a sampler made with problem=...")
         trials = study.get_trials(deepcopy=False)
-        return self.propose(self._problem, trials, len(trials))
+        problem = self._problem or _problem_of(trials, MemoryLimits())
+        if problem is None:
+            raise UsageError("the knobs are known after the first trial, or make the sampler with knobs=...")
+        return self.propose(problem, history_of(trials))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The standard knobs: of the problem, or those that the study's trials share."""
-        if self._problem is not None:
-            return self._problem.space.distributions()
-        shared = self._intersection.calculate(study)
-        return {name: shared[name] for name in KNOBS if name in shared}
+        """Empty: the knobs of a point are given out one by one."""
+        return {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The proposed point; the best one so far again when nothing else is worth measuring."""
-        problem = self._problem or _problem_of(search_space)
-        if problem is None:
-            return {}
-        trials = study.get_trials(deepcopy=False)
-        proposal = self.propose(problem, trials, trial.number)
-        point = proposal.point if proposal else _best(problem, trials)
-        knobs = point.knobs()
-        return {name: knobs[name] for name in search_space}
+        """Nothing."""
+        return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A random value, the same for the same trial number."""
-        random = RandomSampler(seed=seed_of(self._seed, trial.number))
-        return random.sample_independent(study, trial, param_name, param_distribution)
+        """A knob of the trial's point; a random value of any other parameter, the same for the same trial.
+
+        Raises:
+            UsageError: the study does not allow the point's value.
+        """
+        point = self._point(study, trial) if param_name in KNOBS else None
+        if point is None:
+            random = RandomSampler(seed=seed_of(self._seed, trial.number))
+            return random.sample_independent(study, trial, param_name, param_distribution)
+        value = getattr(point, param_name)
+        if not _allows(param_distribution, value):
+            raise UsageError(
+                f"the study does not allow {param_name}={value} ({param_distribution}): "
+                "suggest the values that the sampler was given as knobs"
+            )
+        return value
+
+    def _point(self, study: Study, trial: FrozenTrial) -> Point | None:
+        """The point of this trial, chosen once; the best one so far when nothing else is worth measuring."""
+        if self._chosen[0] != trial.number:
+            trials = study.get_trials(deepcopy=False)
+            problem = self._problem or _problem_of(trials, self._limits)
+            history = history_of(trials)
+            proposal = self.propose(problem, history) if problem else None
+            point = proposal.point if proposal else _best(problem, history) if problem else None
+            self._chosen = (trial.number, point)
+        return self._chosen[1]
+
+    _limits = MemoryLimits()
 
 
 class GoodputSampler(HistorySampler):
@@ -121,11 +137,12 @@ class GoodputSampler(HistorySampler):
     The objective suggests those knobs with ``trial.suggest_int(name, low, high, log=True)`` and returns
     steps per second; a point that failed returns 0.0 or violates a constraint, and neither it nor
     any that dominates it is proposed again. With memory limits, set the user attributes
-    ``vram_peak_bytes`` and ``ram_peak_bytes`` on the trial.
+    ``vram_peak_bytes`` and ``ram_peak_bytes`` on the trial; ``cost_s`` where a trial's duration is not
+    what its measurement cost.
 
     Args:
-        knobs: allowed values by knob; None takes powers of two within the study's own distributions
-            (the first trial is then drawn at random).
+        knobs: allowed values by knob; None takes the choices, or the powers of two within the ranges, that
+            the study's own trials suggest (the first trial is then drawn at random).
         rollout: vector steps per iteration: minibatches larger than ``num_envs * rollout`` are left out.
         vram_limit_bytes: what all processes may hold on the device.
         ram_limit_bytes: what they may hold on the host.
@@ -149,9 +166,9 @@ class GoodputSampler(HistorySampler):
             problem = Problem(space=Space(points=tuple(points), rollout=rollout), limits=self._limits)
         super().__init__(problem=problem, seed=seed)
 
-    def propose(self, problem: Problem, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
-        """`autotune.search.propose.propose` on the trials' results."""
-        return propose(problem, history_of(trials))
+    def propose(self, problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None:
+        """`autotune.search.propose.propose`."""
+        return propose(problem, history)
 
 
 class FixedSampler(BaseSampler):
@@ -228,18 +245,21 @@ def seed_of(seed: int, number: int) -> int:
     return (seed * 1_000_003 + number * 7919) % 2**31
 
 
-def _best(problem: Problem, trials: Sequence[FrozenTrial]) -> Point:
+def _best(problem: Problem, history: Sequence[ProbeResult]) -> Point:
     """The best point measured, the first of the space when there is none."""
-    stable = [result for result in history_of(trials) if result.ok and result.requested in problem.space.index]
+    stable = [result for result in history if result.ok and result.requested in problem.space.index]
     return max(stable, key=lambda result: result.sps or 0.0).requested if stable else problem.space.points[0]
 
 
-def _problem_of(search_space: Mapping[str, BaseDistribution]) -> Problem | None:
+def _problem_of(trials: Sequence[FrozenTrial], limits: MemoryLimits) -> Problem | None:
     """The problem that a study's own distributions describe, None before they are known."""
-    if "num_envs" not in search_space or "batch_size" not in search_space:
+    known = next(
+        (t.distributions for t in reversed(trials) if {"num_envs", "batch_size"} <= set(t.distributions)), None
+    )
+    if known is None:
         return None
-    knobs = {name: _values(name, distribution) for name, distribution in search_space.items()}
-    return Problem(space=Space(points=tuple(grid(knobs))))
+    knobs = {name: _values(name, known[name]) for name in KNOBS if name in known}
+    return Problem(space=Space(points=tuple(grid(knobs))), limits=limits)
 
 
 def _values(name: str, distribution: BaseDistribution) -> list[int]:
@@ -249,3 +269,9 @@ def _values(name: str, distribution: BaseDistribution) -> list[int]:
         raise UsageError(f"{name} must be suggested with suggest_int or suggest_categorical, not {distribution}")
     ladder = CONCURRENCY_LEVELS if name == "concurrency" else tuple(2**power for power in range(31))
     return [v for v in ladder if distribution.low <= v <= distribution.high] or [distribution.low]
+
+
+def _allows(distribution: BaseDistribution, value: int) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    return isinstance(distribution, IntDistribution) and distribution.low <= value <= distribution.high

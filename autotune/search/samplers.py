@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import random as stdlib_random
+import random as random_numbers
 from collections.abc import Sequence
 
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
 
 from autotune import registry
 from autotune.errors import UsageError
-from autotune.records import Point
+from autotune.records import Point, ProbeResult
+from autotune.search.memory import safe
 from autotune.search.propose import Problem, Proposal
-from autotune.search.sampler import GoodputSampler, HistorySampler, SnappedSampler, history_of, seed_of
+from autotune.search.sampler import GoodputSampler, HistorySampler, SnappedSampler, seed_of
 
 
 def tpe(*, seed: int) -> BaseSampler:
@@ -42,39 +42,40 @@ def random(*, seed: int) -> BaseSampler:
 class GridSampler(HistorySampler):
     """Every second level of every knob (the ends included), in random order."""
 
-    def propose(self, problem: Problem, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
-        """The next point of the grid that was not measured."""
-        kept = [set(levels[::-2]) | {levels[0]} for levels in problem.space.levels]
-        points = [
-            p
-            for p in problem.space.points
-            if p.num_envs in kept[0] and p.batch_size in kept[1] and p.concurrency in kept[2]
-        ]
-        stdlib_random.Random(self._seed).shuffle(points)
-        seen = {result.requested for result in history_of(trials)}
-        left = [point for point in points if point not in seen]
-        return Proposal(point=left[0], stage="model") if left else None
+    def propose(self, problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None:
+        """The next point of the grid that was not measured and is safe."""
+        kept = [{*levels[::-2], levels[0]} for levels in problem.space.levels]
+        points = _open(problem, history)
+        coarse = [p for p in points if p.num_envs in kept[0] and p.batch_size in kept[1] and p.concurrency in kept[2]]
+        if not coarse:
+            return None
+        draw = random_numbers.Random(seed_of(self._seed, len(history)))
+        return Proposal(point=draw.choice(coarse), stage="model")
 
 
 class HillClimbSampler(HistorySampler):
     """Moves to the best measured point's neighbours, and starts elsewhere at random when none is better."""
 
-    def propose(self, problem: Problem, trials: Sequence[FrozenTrial], number: int) -> Proposal | None:
+    def propose(self, problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None:
         """An unmeasured neighbour of the current climb's best point, or a new start."""
-        history = history_of(trials)
-        seen = {result.requested for result in history}
-        draw = stdlib_random.Random(seed_of(self._seed, number))
-        left = [point for point in problem.space.points if point not in seen]
+        left = _open(problem, history)
         if not left:
             return None
         stable = [result for result in history if result.ok and result.requested in problem.space.index]
-        home = max(stable, key=lambda result: result.sps or 0.0).requested if stable else None
-        near = self._neighbours(problem, home, seen) if home else []
+        near: list[Point] = []
+        if stable:
+            home = max(stable, key=lambda result: result.sps or 0.0).requested
+            beside = [problem.space.points[i] for i in problem.space.neighbours(home)]
+            near = [p for p in beside if p in left and len(set(p.knobs().items()) - set(home.knobs().items())) == 1]
+        draw = random_numbers.Random(seed_of(self._seed, len(history)))
         return Proposal(point=draw.choice(near or left), stage="neighbours" if near else "spread")
 
-    def _neighbours(self, problem: Problem, home: Point, seen: set[Point]) -> list[Point]:
-        near = [problem.space.points[i] for i in problem.space.neighbours(home)]
-        return [p for p in near if p not in seen and len(set(p.knobs().items()) - set(home.knobs().items())) == 1]
+
+def _open(problem: Problem, history: Sequence[ProbeResult]) -> list[Point]:
+    """Points that were not measured and are safe."""
+    seen = {result.requested for result in history}
+    allowed = safe(problem.space, history, problem.limits)
+    return [p for p, may in zip(problem.space.points, allowed, strict=True) if may and p not in seen]
 
 
 def make(name: str, problem: Problem, seed: int) -> BaseSampler:

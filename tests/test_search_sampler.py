@@ -1,0 +1,104 @@
+"""Our sampler in a user's own Optuna study."""
+
+import optuna
+import pytest
+from analytic_surface import GIB, memory_bytes, smooth_sps
+
+from autotune.errors import UsageError
+from autotune.search.sampler import GoodputSampler
+
+KNOBS = {"num_envs": [8, 16, 32, 64, 128], "batch_size": [64, 128, 256, 512], "concurrency": [1, 2, 4]}
+
+
+def objective(trial: optuna.Trial) -> float:
+    """What the documentation shows: suggest, measure, report memory, return steps per second."""
+    num_envs = trial.suggest_int("num_envs", 8, 128, log=True)
+    batch_size = trial.suggest_int("batch_size", 64, 512, log=True)
+    concurrency = trial.suggest_int("concurrency", 1, 4)
+    trial.set_user_attr("cost_s", 30.0)
+    vram_bytes, _ = memory_bytes(num_envs, batch_size, concurrency)
+    if vram_bytes > 8 * GIB:
+        trial.set_constraint("memory", 1.0)
+        return 0.0
+    trial.set_user_attr("vram_peak_bytes", vram_bytes)
+    return smooth_sps(num_envs, batch_size, concurrency)
+
+
+def points(study: optuna.Study) -> list[tuple[int, ...]]:
+    return [tuple(trial.params[name] for name in KNOBS) for trial in study.trials]
+
+
+def optimized(sampler: optuna.samplers.BaseSampler, n_trials: int, storage=None) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        direction="maximize", sampler=sampler, storage=storage, study_name="own", load_if_exists=True
+    )
+    study.optimize(objective, n_trials=n_trials)
+    return study
+
+
+def best_of_the_grid(limit_bytes: float) -> float:
+    every = [(e, b, k) for e in KNOBS["num_envs"] for b in KNOBS["batch_size"] for k in KNOBS["concurrency"]]
+    return max(smooth_sps(*point) for point in every if memory_bytes(*point)[0] <= limit_bytes)
+
+
+def test_it_finds_the_best_with_named_knobs_and_a_memory_limit():
+    study = optimized(GoodputSampler(knobs=KNOBS, vram_limit_bytes=0.95 * 8 * GIB), 18)
+    assert study.best_value >= 0.97 * best_of_the_grid(0.95 * 8 * GIB)
+    for point in points(study):
+        assert all(value in KNOBS[name] for name, value in zip(KNOBS, point, strict=True))
+        assert memory_bytes(*point)[0] <= 8 * GIB
+
+
+def test_without_limits_it_learns_from_failures_only():
+    study = optimized(GoodputSampler(knobs=KNOBS), 18)
+    failed: list[tuple[int, ...]] = []
+    for point, trial in zip(points(study), study.trials, strict=True):
+        assert not any(all(a >= b for a, b in zip(point, other, strict=True)) for other in failed)
+        if trial.value == 0:
+            failed.append(point)
+    assert study.best_value >= 0.95 * best_of_the_grid(8 * GIB)
+
+
+def test_it_takes_the_grid_from_the_study_itself():
+    study = optimized(GoodputSampler(), 18)
+    for point in points(study)[1:]:
+        assert point[0] in (8, 16, 32, 64, 128) and point[1] in (64, 128, 256, 512) and point[2] in (1, 2, 3, 4)
+    assert study.best_value >= 0.9 * best_of_the_grid(8 * GIB)
+
+
+def test_a_continued_study_proposes_what_an_uninterrupted_one_does(tmp_path):
+    whole = optimized(GoodputSampler(seed=3), 12)
+    storage = f"sqlite:///{tmp_path / 'own.db'}"
+    optimized(GoodputSampler(seed=3), 5, storage)
+    assert points(optimized(GoodputSampler(seed=3), 7, storage)) == points(whole)
+
+
+def test_further_parameters_are_drawn_at_random_and_repeatably():
+    def values(seed: int) -> list[float]:
+        study = optuna.create_study(direction="maximize", sampler=GoodputSampler(knobs=KNOBS, seed=seed))
+        study.optimize(lambda trial: objective(trial) + 0 * trial.suggest_float("rate", 0, 1), n_trials=5)
+        return [trial.params["rate"] for trial in study.trials]
+
+    assert values(1) == values(1) != values(2)
+    assert len(set(values(1))) == 5
+
+
+def test_categorical_knobs_work_and_floats_are_refused():
+    study = optuna.create_study(direction="maximize", sampler=GoodputSampler())
+
+    def categorical(trial: optuna.Trial) -> float:
+        envs = trial.suggest_categorical("num_envs", [8, 24, 100])
+        return float(smooth_sps(envs, trial.suggest_categorical("batch_size", [64, 512]), 1))
+
+    study.optimize(categorical, n_trials=6)
+    assert study.best_params == {"num_envs": 100, "batch_size": 512}
+    floats = optuna.create_study(direction="maximize", sampler=GoodputSampler())
+    with pytest.raises(UsageError, match="suggest_int or suggest_categorical"):
+        floats.optimize(lambda t: t.suggest_float("num_envs", 1, 8) + t.suggest_int("batch_size", 1, 8), n_trials=2)
+
+
+def test_a_study_that_forbids_a_named_value_is_refused():
+    study = optuna.create_study(direction="maximize", sampler=GoodputSampler(knobs={**KNOBS, "num_envs": [256]}))
+    with pytest.raises(UsageError, match=r"does not allow num_envs=256.*high=128"):
+        study.optimize(objective, n_trials=1)

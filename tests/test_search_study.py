@@ -1,0 +1,320 @@
+"""Whole searches on recorded surfaces: plan, budget, failures, stopping, resuming."""
+
+import sqlite3
+from dataclasses import replace
+
+import optuna
+import pytest
+from analytic_surface import GIB, smooth_sps, write_surface
+from optuna.trial import TrialState
+
+from autotune.errors import FileError, InfeasibleError, UsageError
+from autotune.executors.replay import ReplayExecutor, surface_recipe
+from autotune.records import Point, ProbeRequest, ProbeResult
+from autotune.runs import Run, create_run
+from autotune.search import trials
+from autotune.search.result import sentence
+from autotune.search.sampler import IGNORED, history_of
+from autotune.search.study import SearchEvent, add_probe_trial, load_trials, run_study
+
+
+@pytest.fixture(scope="module")
+def surface(tmp_path_factory):
+    return write_surface(tmp_path_factory.mktemp("surfaces") / "small.csv", noise=0.01)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return create_run(tmp_path, "small-1")
+
+
+class Watched(ReplayExecutor):
+    """A replay that records its requests, and can raise after some of them."""
+
+    def __init__(self, path, seed=0, raise_at=None, error=KeyboardInterrupt):
+        super().__init__(path, seed)
+        self.requests: list[ProbeRequest] = []
+        self._raise_at, self._error = raise_at, error
+
+    def run(self, request: ProbeRequest) -> ProbeResult:
+        self.requests.append(request)
+        if len(self.requests) - 1 == self._raise_at:
+            self._clock_s += 5.0
+            raise self._error
+        return super().run(request)
+
+
+def search(surface, run, executor=None, *, budget_s=700.0, **options):
+    return run_study(surface_recipe(surface), executor or Watched(surface), run, budget_s=budget_s, **options)
+
+
+def best_stable(path, vram_fraction=0.9) -> float:
+    rows = ReplayExecutor(path).surface.rows
+    return max(row.sps for row in rows if row.sps and row.vram_bytes <= vram_fraction * 16 * GIB)
+
+
+def test_a_search_finds_confirms_and_says_so(surface, run):
+    executor = Watched(surface)
+    found = search(surface, run, executor, price=2.0)
+    assert smooth_sps(
+        *(found.point.knobs()[k] for k in ("num_envs", "batch_size", "concurrency"))
+    ) >= 0.97 * best_stable(surface)
+    stages = [record.stage for record in found.trials]
+    assert stages[:2] == ["baseline", "rule of thumb"]
+    assert stages[-1] == "final"
+    assert found.result.grade == "final"
+    assert found.rule_of_thumb.requested == Point(num_envs=32, batch_size=256, concurrency=1)
+    assert found.counts["oom"] == found.counts["host_lost"] == 0
+    assert found.goodput_per_usd == pytest.approx(1800 * found.result.sps)
+    text = sentence(found)
+    assert text.startswith(found.point.label())
+    assert f"best of the {found.points_measured} points measured" in text
+    assert "x the baseline (num_envs=8 batch_size=256 concurrency=1;" in text
+    assert found.spent_s == pytest.approx(executor.clock_s()) and found.spent_s <= 700
+    assert run.state()["spent_s"] == pytest.approx(found.spent_s)
+    for rung in found.ladder:
+        assert found.point.dominates(rung.requested) and rung.sps > 0
+
+
+def test_every_measurement_is_in_the_study(surface, run):
+    found = search(surface, run, price=2.0, budget_s=400.0)
+    assert load_trials(run) == found.trials
+    with sqlite3.connect(run.study_file) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    study = optuna.load_study(study_name="autotune", storage=f"sqlite:///{run.study_file}")
+    assert len(study.trials) == len(found.trials)
+    first = study.trials[0]
+    assert first.params == {"num_envs": 8, "batch_size": 256, "concurrency": 1}
+    assert first.value == pytest.approx(3600 * found.baseline.sps / 2.0)
+    assert set(first.user_attrs["started"]) == {"boot_id", "pid", "time", "clock_s", "predicted_s"}
+
+
+def test_commits_are_synchronous(run):
+    study = trials.open_study(run)
+    with study._storage._backend.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+def test_the_budget_binds_whatever_happens(tmp_path):
+    words = iter(["ok", "timeout", "crashed", "host_lost"] * 100)
+    fates: dict[tuple[int, int, int], str] = {}
+
+    def fate(*knobs):
+        return fates.setdefault(knobs, "ok" if knobs == (8, 256, 1) else next(words))
+
+    path = write_surface(tmp_path / "hostile.csv", status=fate)
+    for budget_s in (100.0, 333.0, 1000.0):
+        executor = Watched(path)
+        found = search(path, create_run(tmp_path, f"run-{budget_s:.0f}"), executor, budget_s=budget_s)
+        assert executor.clock_s() <= budget_s
+        assert found.spent_s == pytest.approx(executor.clock_s())
+        assert all(request.plan.timeout_s <= budget_s for request in executor.requests)
+
+
+def test_a_probe_cut_by_the_budget_blames_no_point(tmp_path):
+    slow = write_surface(tmp_path / "slow.csv", status=lambda e, b, k: "ok" if (e, b, k) == (8, 256, 1) else "timeout")
+    run = create_run(tmp_path, "run-1")
+    found = search(slow, run, budget_s=150.0)
+    cut = [record for record in found.trials if record.result.status == "timeout"]
+    assert [record.counts for record in cut] == [False]
+    assert found.counts["timeout"] == 0
+
+
+def test_a_budget_too_short_for_two_probes_says_how_long_is_needed(surface, run):
+    with pytest.raises(UsageError, match=r"--budget 50s is too short.*about 1m"):
+        search(surface, run, budget_s=50.0)
+    assert not run.study_file.exists()
+
+
+def test_without_room_for_a_final_window_nothing_firmer_is_said(surface, run):
+    found = search(surface, run, budget_s=110.0)
+    assert found.result.grade == "quick"
+    assert "quick, one launch" in found.result.flags
+    assert "(quick, one launch)" in sentence(found)
+
+
+def test_nothing_that_dominates_a_failure_or_breaks_the_limit_is_run(tmp_path):
+    path = write_surface(tmp_path / "tight.csv", vram_limit=6 * GIB, ram_limit=14 * GIB, noise=0.01)
+    executor = Watched(path)
+    found = search(path, create_run(tmp_path, "run-1"), executor, budget_s=1800.0)
+    failed: list[Point] = []
+    for record in found.trials:
+        assert not any(record.result.requested.dominates(point) for point in failed)
+        if not record.result.ok:
+            failed.append(record.result.requested)
+        else:
+            assert record.result.vram_peak_bytes <= 0.9 * 6 * GIB
+            assert record.result.ram_peak_bytes <= 0.9 * 14 * GIB
+    assert failed == []
+
+
+def test_all_failed_is_infeasible(tmp_path):
+    path = write_surface(tmp_path / "dead.csv", status=lambda *_: "crashed")
+    executor = Watched(path)
+    with pytest.raises(InfeasibleError, match="no point of recipe 'dead' ran stably: 2 probes failed") as caught:
+        search(path, create_run(tmp_path, "run-1"), executor)
+    assert caught.value.exit_code == 3
+    assert [r.point.label() for r in executor.requests] == [
+        "num_envs=8 batch_size=256 concurrency=1",
+        "num_envs=8 batch_size=64 concurrency=1",
+    ]
+
+
+def test_tries_come_first_and_impossible_ones_are_refused(surface, run):
+    tried = Point(num_envs=16, batch_size=128, concurrency=2)
+    found = search(surface, run, tries=[tried], budget_s=300.0)
+    assert [(record.stage, record.result.requested) for record in found.trials][2] == ("try", tried)
+    with pytest.raises(UsageError, match="more than the 4 jobs"):
+        search(surface, run, tries=[replace(tried, concurrency=5)])
+
+
+def test_an_unsafe_rule_of_thumb_waits_until_it_is_known_to_fit(tmp_path):
+    path = write_surface(tmp_path / "big.csv", cores=32, vram_limit=10 * GIB, ram_limit=16 * GIB)
+    found = search(path, create_run(tmp_path, "run-1"), budget_s=1800.0)
+    stages = [record.stage for record in found.trials]
+    assert stages[1] == "spread"
+    assert found.rule_of_thumb is None or stages.index("rule of thumb") > 1
+    assert found.counts["oom"] == found.counts["host_lost"] == 0
+
+
+def test_events_tell_a_viewer_what_goes_on(surface, run):
+    events: list[SearchEvent] = []
+    search(surface, run, budget_s=300.0, on_event=events.append)
+    assert [event.kind for event in events[:4]] == ["start", "end", "start", "end"]
+    assert (events[0].stage, events[0].best, events[0].left_s, events[0].trials_done) == ("baseline", None, 300.0, 0)
+    assert events[1].result.requested == events[1].best.requested == events[0].point
+    assert events[-1].left_s == pytest.approx(300.0 - sum(e.result.cost_s for e in events if e.result))
+
+
+def test_stopping_keeps_the_best_so_far(surface, run):
+    asked = iter([False] * 4 + [True])
+    found = search(surface, run, should_stop=lambda: next(asked))
+    assert found.interrupted
+    assert len(found.trials) == 4
+    assert found.result.sps == max(record.result.sps for record in found.trials)
+
+
+def test_an_interrupted_probe_blames_no_point_and_the_search_goes_on(surface, tmp_path):
+    run = create_run(tmp_path, "run-1")
+    executor = Watched(surface, raise_at=3)
+    found = search(surface, run, executor)
+    assert found.interrupted and len(found.trials) == 3
+    more = search(surface, run, Watched(surface))
+    assert not more.interrupted
+    assert [record.result for record in more.trials[:3]] == [record.result for record in found.trials]
+    assert more.counts["crashed"] == 0
+    assert [r.result.requested for r in more.trials][3] == executor.requests[3].point
+
+
+def test_a_resumed_search_gets_what_was_left(surface, tmp_path):
+    run = create_run(tmp_path, "run-1")
+    first = search(surface, run, Watched(surface, raise_at=8), budget_s=600.0)
+    executor = Watched(surface)
+    second = search(surface, run, executor, budget_s=600.0)
+    assert executor.clock_s() <= 600.0 - first.spent_s
+    assert second.spent_s == pytest.approx(first.spent_s + executor.clock_s())
+    idle = Watched(surface)
+    third = search(surface, run, idle, budget_s=600.0)
+    assert third.point == second.point and idle.clock_s() <= 600 - second.spent_s
+
+
+@pytest.mark.parametrize("sampler", ["autotune", "tpe", "random", "grid", "hillclimb"])
+def test_a_resumed_sampler_proposes_what_an_uninterrupted_one_does(surface, tmp_path, sampler):
+    whole = search(surface, create_run(tmp_path, "whole"), budget_s=360.0, sampler=sampler, seed=5)
+    run = create_run(tmp_path, "parts")
+    asked = iter([False] * 7 + [True])
+    search(surface, run, budget_s=360.0, sampler=sampler, seed=5, should_stop=lambda: next(asked))
+    parts = search(surface, run, budget_s=360.0, sampler=sampler, seed=5)
+    assert [r.result.requested for r in parts.trials] == [r.result.requested for r in whole.trials]
+    assert parts.result == whole.result
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+def kill_at(surface, run: Run, number: int, boot_id: str | None = None) -> Watched:
+    executor = Watched(surface, raise_at=number, error=Killed)
+    with pytest.raises(Killed):
+        search(surface, run, executor)
+    return executor
+
+
+def test_killed_at_a_probe_it_loses_only_that_one(surface, run):
+    lost = kill_at(surface, run, 4).requests[4].point
+    assert len(load_trials(run)) == 4
+    found = search(surface, run)
+    record = found.trials[4]
+    assert (record.result.requested, record.result.status, record.result.flags) == (lost, "crashed", (IGNORED,))
+    assert found.counts["crashed"] == 0
+    assert lost in [r.result.requested for r in found.trials[5:]]  # one more chance
+
+
+def test_a_point_that_kills_the_search_twice_is_not_tried_again(surface, run):
+    lost = kill_at(surface, run, 4).requests[4].point
+    second = Watched(surface, raise_at=0, error=Killed)
+    with pytest.raises(Killed):
+        search(surface, run, second)
+    assert second.requests[0].point == lost
+    executor = Watched(surface)
+    found = search(surface, run, executor)
+    assert found.counts["crashed"] == 1
+    assert not any(request.point.dominates(lost) for request in executor.requests)
+
+
+def test_a_restarted_machine_condemns_the_point(surface, run):
+    lost = kill_at(surface, run, 4).requests[4].point
+    executor = Watched(surface)
+    executor.device = replace(executor.device, host=replace(executor.device.host, boot_id="another"))
+    found = search(surface, run, executor)
+    assert found.trials[4].result.status == "host_lost"
+    assert found.counts["host_lost"] == 1
+    assert not any(request.point.dominates(lost) for request in executor.requests)
+
+
+def test_a_lost_probe_is_charged(surface, run):
+    executor = kill_at(surface, run, 4)
+    before_s = executor.clock_s() - 5.0
+    clock = Watched(surface)
+    clock._clock_s = executor.clock_s() + 60.0
+    found = search(surface, run, clock, budget_s=before_s + 35.0 + 31.0)
+    assert found.trials[4].result.cost_s == pytest.approx(30.0, abs=6.0)
+    assert len(found.trials) <= 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid", "hillclimb"])
+def test_other_samplers_run_under_the_same_rules(surface, run, sampler):
+    found = search(surface, run, sampler=sampler)
+    assert found.counts["oom"] == found.counts["host_lost"] == 0
+    assert found.result.grade == "final"
+    values = surface_recipe(surface).knobs
+    for record in found.trials:
+        assert all(value in values[name] for name, value in record.result.requested.knobs().items())
+
+
+def test_an_unknown_sampler_lists_those_there_are(surface, run):
+    with pytest.raises(UsageError, match=r"unknown sampler 'anneal'.*There are: autotune, tpe"):
+        search(surface, run, sampler="anneal")
+
+
+def test_probe_rows_are_trials_too(surface, run):
+    result = ProbeResult(requested=Point(num_envs=5, batch_size=100), status="ok", grade="quick", sps=10.0)
+    failed = ProbeResult(requested=Point(num_envs=500, batch_size=100), status="oom", grade="quick")
+    add_probe_trial(run, "probe", result)
+    add_probe_trial(run, "probe", failed)
+    assert [(r.number, r.stage, r.result) for r in load_trials(run)] == [(0, "probe", result), (1, "probe", failed)]
+    study = trials.open_study(run)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 2
+    assert history_of(study.trials) == [result, failed]
+
+
+def test_a_damaged_study_is_a_message(surface, run):
+    run.study_file.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(FileError, match=r"cannot use .*study\.db: .*not a database"):
+        search(surface, run)
+    with pytest.raises(FileError, match="cannot use"):
+        load_trials(run)
+
+
+def test_a_run_without_a_study_has_no_trials(run):
+    assert load_trials(run) == ()
