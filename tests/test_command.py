@@ -335,6 +335,15 @@ def test_last_lines_without_newline_or_with_carriage_returns(start):
     assert step_to_the_end(start(python(code), counter=COUNTER))[0] == 30
 
 
+def test_progress_in_a_burst_is_told_before_the_next(start):
+    code = "import time; print('steps: 5'); time.sleep(0.05); print('steps: 9'); time.sleep(0.003)\n"
+    session = start(python(code + "print('steps: 11'); time.sleep(600)"), counter=COUNTER, hang_timeout_s=60.0)
+    begin_s, steps = time.monotonic(), 0
+    while steps < 11:
+        steps += session.step().env_steps
+    assert time.monotonic() - begin_s < 30
+
+
 def test_restarted_counter_goes_on(start):
     code = "import time\nfor n in (10, 20, 4, 8): print('steps:', n); time.sleep(0.1)"
     assert step_to_the_end(start(python(code), counter=COUNTER))[0] == 28

@@ -107,14 +107,16 @@ def test_fast_ticks_are_written_at_the_pipe_s_pace(fifo, monkeypatch):
 
 def test_forked_child_counts_its_own_steps(fifo):
     reader = open_reader(fifo)
-    progress.tick(100)
-    child = os.fork()
-    if child == 0:
-        progress.tick(7)
-        os._exit(0)
-    os.waitpid(child, 0)
-    progress.tick(1)
-    assert read_lines(reader) == [[os.getpid(), 100], [child, 7], [os.getpid(), 101]]
+    code = (
+        "import os, time, autotune; autotune.tick(100); child = os.fork()\n"
+        "if child: os.waitpid(child, 0); time.sleep(0.01); autotune.tick(1)\n"
+        "else: autotune.tick(7); os._exit(0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    assert process.wait(60) == 0
+    (parent, first), (child, second), last = read_lines(reader)
+    assert (parent, first, second, last) == (process.pid, 100, 7, [process.pid, 101])
+    assert child != parent
     os.close(reader)
 
 

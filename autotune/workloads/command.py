@@ -31,7 +31,7 @@ _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemoryError|RESOURCE_EXHAUSTED|\bMemoryError\b|std::bad_alloc|Cannot allocate memory"
 )
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_MIN_STEP_S = 0.05
+_MIN_STEP_S = 0.02  # a program may tell its progress at every step: more would only make work for the parent
 
 
 class OutOfMemoryError(WorkerError):
@@ -187,7 +187,7 @@ class CommandSession:
         }
         self._settings, self._rule = settings, rule
         self._steps = 0
-        self._stepped_at_s = time.monotonic()
+        self._not_before_s = 0.0
         environment = child_environment(settings)
         try:
             self._child = Child(argv, cwd=settings.cwd, environment=environment, rule=rule)
@@ -204,8 +204,8 @@ class CommandSession:
             UsageError: it ended well, but never told its progress.
         """
         timeout_s = self._settings.hang_timeout_s if self._steps else self._settings.progress_timeout_s
-        steps = self._child.wait_for_progress(self._steps, self._stepped_at_s + _MIN_STEP_S, timeout_s)
-        self._stepped_at_s = time.monotonic()
+        steps = self._child.wait_for_progress(self._steps, self._not_before_s, timeout_s)
+        self._not_before_s = time.monotonic() + _MIN_STEP_S
         if steps is None:
             raise WorkerError(self._without_progress(timeout_s))
         if steps == self._steps:

@@ -22,6 +22,7 @@ _LOG_FULL = b"[autotune] the log is full: what the program prints from here on i
 _TAIL_LINES = 200
 _CHUNK_BYTES = 2**16
 _POLL_S = 0.1
+_QUIET_S = 0.2
 _LAST_OUTPUT_S = 1.0
 _END_OF_TICKS = b"end\n"
 
@@ -69,17 +70,17 @@ class Child:
     def wait_for_progress(self, beyond_steps: int, not_before_s: float, timeout_s: float) -> int | None:
         """Steps done when a line tells of more than `beyond_steps`, or when the program ends.
 
-        Lines that arrive before `not_before_s` are added to the first one after it. None when
-        `timeout_s` passed without progress.
+        A line that arrives before `not_before_s` is added to the next, unless that one is not soon
+        to come. None when `timeout_s` passed without progress.
         """
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             while True:
-                more = self._progress.steps >= beyond_steps + 1
-                if (more and self._progress_at_s >= not_before_s) or self._ended():
+                due = self._progress_at_s >= not_before_s or time.monotonic() - self._progress_at_s >= _QUIET_S
+                if (due and self._progress.steps >= beyond_steps + 1) or self._ended():
                     return int(self._progress.steps)
                 if time.monotonic() >= deadline_s:
-                    return int(self._progress.steps) if more else None
+                    return None
                 self._changed.wait(_POLL_S)
 
     def exit_code(self) -> int | None:
