@@ -222,6 +222,33 @@ def test_layout_changes_no_prediction(channels_last):
     session.close()
 
 
+def test_bf16_gradient_points_where_the_fp32_one_does():
+    """Cosine >= 0.99 over all weights and >= 0.95 in each layer, on a real minibatch."""
+    session = open_session(num_envs=8, batch_size=128, env="Breakout", epochs=1)
+    session.step()
+    session._collect(16)
+    samples = session._buffer.samples(16, 0.99, 0.95)
+    learner, gradients = session._learner, {}
+    for precision in ("fp32", "bf16"):
+        learner.precision = precision
+        with learner.autocast():
+            logits, values = learner.model(samples.images(samples.rows))
+        assert logits.dtype == values.dtype == torch.float32
+        arguments = (samples.actions, samples.log_probs, samples.values, samples.advantages, samples.returns)
+        weights = {"clip": 0.1, "value_clip": True, "value_coefficient": 0.5, "entropy_coefficient": 0.01}
+        loss = ppo.ppo_loss(logits, values, *(a[samples.rows] for a in arguments), **weights)
+        learner.optimizer.zero_grad()
+        loss.total.backward()
+        gradients[precision] = [p.grad.flatten().double().clone() for p in learner.model.parameters()]
+    session.close()
+    pairs = list(zip(gradients["fp32"], gradients["bf16"], strict=True))
+    each = [torch.cosine_similarity(a, b, dim=0).item() for a, b in pairs]
+    assert all(p.dtype == torch.float32 for p in learner.model.parameters())
+    assert min(each) >= 0.95
+    assert torch.cosine_similarity(torch.cat(gradients["fp32"]), torch.cat(gradients["bf16"]), dim=0) >= 0.99
+    assert each != [1.0] * len(each)
+
+
 @pytest.mark.parametrize("num_envs", [2, 9])
 def test_state_carries_over_to_another_point(num_envs):
     first = open_session()

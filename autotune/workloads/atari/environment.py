@@ -59,7 +59,9 @@ class Rows:
 
 def allowed_threads() -> int:
     """This process's share of cores: `AUTOTUNE_THREADS`, else the cores it may run on."""
-    return max(1, int(os.environ.get("AUTOTUNE_THREADS") or len(os.sched_getaffinity(0))))
+    if share := os.environ.get("AUTOTUNE_THREADS"):
+        return max(1, int(share))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def full_name(name: str) -> str:

@@ -20,6 +20,7 @@ from autotune.workloads.atari.settings import PPOSettings, Precision
 Array = np.ndarray[Any, Any]
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 TERMS = ppo.LossTerms._fields
 
 
@@ -27,6 +28,7 @@ class Learner:
     """PPO on one device. Heads, loss and optimizer state are in float32 whatever the precision.
 
     Attributes:
+        precision: in effect; float32 for vector observations whatever was asked for.
         updates: optimizer steps taken so far.
         generator: source of actions and minibatch orders.
     """
@@ -36,7 +38,8 @@ class Learner:
     ) -> None:
         self.settings = settings
         self.device = device
-        self.precision = precision
+        # A network for vectors is too small to gain from low precision.
+        self.precision = "fp32" if spec.kind == "vector" else precision
         self.channels_last = spec.kind == "image" and (
             device.type != "mps" if settings.channels_last == "auto" else settings.channels_last
         )
@@ -49,12 +52,11 @@ class Learner:
             eps=settings.adam_epsilon,
             fused=device.type in ("cpu", "cuda"),
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.generator = torch.Generator(device).manual_seed(seed)
         self.updates = 0
         if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-            torch.backends.cudnn.benchmark = True
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -144,15 +146,9 @@ class Learner:
         weights = {key.removeprefix("model."): torch.tensor(a) for key, a in arrays.items() if key.startswith("model.")}
         self.model.load_state_dict(weights)
         for name, parameter in self.model.named_parameters():
-            ending = f".{name}"
-            own = {k[5 : -len(ending)]: a for k, a in arrays.items() if k.startswith("adam.") and k.endswith(ending)}
-            state = {key: torch.tensor(array) for key, array in own.items() if "." not in key}
-            for key, value in state.items():
-                fused = self.device if key != "step" or self.device.type == "cuda" else torch.device("cpu")
-                like = torch.empty_like(parameter, device=fused) if key != "step" else torch.empty((), device=fused)
-                state[key] = like.copy_(value)
+            state = {key: arrays[f"adam.{key}.{name}"] for key in ADAM_STATE if f"adam.{key}.{name}" in arrays}
             if state:
-                self.optimizer.state[parameter] = state
+                self.optimizer.state[parameter] = {k: self._adam_value(k, v, parameter) for k, v in state.items()}
         self.updates = int(meta["updates"])
         if meta["generator_device"] == self.device.type:
             self.generator.set_state(torch.tensor(arrays["generator"]))
@@ -160,6 +156,13 @@ class Learner:
             self.generator.manual_seed(seed + self.updates)
         if self.scaler.is_enabled() and meta["loss_scale"] > 1:
             self.scaler = torch.amp.GradScaler(self.device.type, init_scale=meta["loss_scale"])
+
+    def _adam_value(self, key: str, array: Array, parameter: Tensor) -> Tensor:
+        """One value of Adam's state where the optimizer wants it: moments in the parameter's own memory layout."""
+        value = torch.tensor(array)
+        if key == "step":
+            return value.to(self.device) if self.device.type == "cuda" else value
+        return torch.empty_like(parameter).copy_(value)
 
 
 def _array(tensor: Tensor) -> Array:
