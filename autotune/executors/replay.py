@@ -275,6 +275,7 @@ class ReplayExecutor:
             effective=row.point.knobs(),
             status=row.status,
             grade=request.grade,
+            detail="" if row.status == "ok" else f"recorded as {row.status}",
             cost_s=cost_s,
             startup_s=row.startup_s,
         )

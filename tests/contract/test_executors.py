@@ -10,6 +10,7 @@ import pytest
 
 from autotune.device.inspect import inspect_device
 from autotune.executors.isolated import IsolatedExecutor
+from autotune.executors.replay import ReplayExecutor
 from autotune.records import Budget, Job, Limits, MeasurePlan, Point, ProbeRequest, Recipe, Status
 from autotune.testing.executor import ExecutorContract
 
@@ -92,3 +93,34 @@ class TestIsolated(ExecutorContract):
         request = self.ask(Point(num_envs=8, batch_size=64), fail="garbage", fail_after_iterations=1)
         result = self.make_executor().run(request)
         assert result.ok and result.sps > 0, result.detail
+
+
+SURFACE = """\
+# device: recorded
+num_envs,batch_size,concurrency,status,sps,sd_fraction,startup_s,vram_bytes,ram_bytes
+8,64,2,ok,1000,0.02,5,1000,1000
+64,64,2,oom,,,5,,
+128,64,2,crashed,,,5,,
+256,64,2,host_lost,,,5,,
+512,64,2,timeout,,,5,,
+"""
+
+
+class TestReplay(ExecutorContract):
+    @pytest.fixture(autouse=True)
+    def _surface(self, ask, tmp_path):
+        self.ask, self.path = ask, tmp_path / "surface.csv"
+        self.path.write_text(SURFACE)
+
+    def make_executor(self) -> ReplayExecutor:
+        return ReplayExecutor(self.path)
+
+    def good_request(self) -> ProbeRequest:
+        return self.ask(Point(num_envs=8, batch_size=64, concurrency=2))
+
+    def failing_requests(self) -> Mapping[Status, ProbeRequest]:
+        num_envs = {"oom": 64, "crashed": 128, "host_lost": 256, "timeout": 512}
+        return {s: self.ask(Point(num_envs=n, batch_size=64, concurrency=2), 600.0) for s, n in num_envs.items()}
+
+    def impossible_recipe(self) -> None:
+        return None
