@@ -383,3 +383,16 @@ def test_code_and_block_are_inert() -> None:
 )
 def test_percent(fraction: float | None, shown: str) -> None:
     assert percent(fraction) == shown
+
+
+def test_further_knobs_are_shown_and_drawn(tmp_path: Path) -> None:
+    points = [Point(num_envs=8, batch_size=256, extra=(("env_threads", n), ("precision", "bf16"))) for n in (1, 2)]
+    rows = [("baseline", result(points[0], 500.0)), ("model", result(points[1], 900.0))]
+    trials = [*rows, ("model", result(Point(num_envs=8, batch_size=512), status="crashed"))]
+    run = make_run(tmp_path, trials, tuned=rows[1][1])
+    files = render_report(run, price=2.0)
+    assert "`num_envs=8 batch_size=256 concurrency=1 env_threads=2 precision=bf16`" in files.markdown.read_text()
+    assert "model, quick (env\\_threads=2, precision=bf16)" in files.markdown.read_text()
+    assert len(files.plots) == 1
+    tuned = report_json(gather(run))["tuned"]
+    assert tuned["env_threads"] == 2 and tuned["precision"] == "bf16"

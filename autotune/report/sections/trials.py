@@ -48,12 +48,13 @@ def _spent(facts: Facts) -> str:
 def _cells(row: dict[str, Any], fastest: float) -> list[str]:
     known = row["sps_low"] is not None and row["sps_high"] is not None
     jobs = row["job_sps"]
-    stage = row["stage"] if row["stage"] == row["grade"] else f"{row['stage']}, {row['grade']}"
+    stage = row["stage"].replace("_", " ")
+    stage = stage if stage == row["grade"] else f"{stage}, {row['grade']}"
     if row["extra"]:
         stage += " (" + ", ".join(f"{name}={value}" for name, value in row["extra"]) + ")"
     speed = counts(row["sps"]) if row["sps"] is not None else UNSEEN
     return [
-        text(stage.replace("_", " ")),
+        text(stage),
         str(row["number"]),
         *(str(row[name]) for name in ("num_envs", "batch_size", "concurrency")),
         text(row["status"].replace("_", " ")),
