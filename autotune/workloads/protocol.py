@@ -27,7 +27,7 @@ class SessionState:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Finished(Exception):  # noqa: N818 - an ending, not an error
+class Finished(Exception):
     """The training program ended by itself with exit code 0; raised by `Session.step`."""
 
 
