@@ -151,6 +151,7 @@ def probe(ctx: click.Context, /, **options: Any) -> int:
     from autotune.device.inspect import inspect_device
     from autotune.executors.isolated import IsolatedExecutor
     from autotune.probe.grid import grid_points, run_grid
+    from autotune.runs import hold_device
     from autotune.search.study import add_probe_trial
     from autotune.signals import StopSignals
 
@@ -166,7 +167,7 @@ def probe(ctx: click.Context, /, **options: Any) -> int:
     executor.check(recipe, points)
     run = open_run("probe", recipe, device, options)
     print_run(run)
-    with run.hold(), stop, views.ProbeView(len(points)) as view:
+    with run.hold(), hold_device(device), stop, views.ProbeView(len(points)) as view:
         rows = run_grid(
             recipe,
             points,
@@ -229,7 +230,7 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     The same command resumes an interrupted search; Ctrl-C keeps everything and emits the best so far.
     """
     from autotune import views
-    from autotune.runs import discarded_when_refused
+    from autotune.runs import discarded_when_refused, hold_device
     from autotune.search.emit import emit_manifest
     from autotune.search.study import run_study
     from autotune.signals import StopSignals
@@ -242,7 +243,13 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     run = open_run("search", recipe, executor.device, options, **facts)
     print_run(run)
     try:
-        with discarded_when_refused(run), run.hold(), stop, views.SearchView(options["budget"]) as view:
+        with (
+            discarded_when_refused(run),
+            run.hold(),
+            hold_device(executor.device),
+            stop,
+            views.SearchView(options["budget"]) as view,
+        ):
             found = run_study(
                 recipe,
                 executor,
@@ -339,7 +346,7 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
     from autotune import resources, views
     from autotune.device.inspect import inspect_device
     from autotune.manifest import load_manifest
-    from autotune.runs import discarded_when_refused
+    from autotune.runs import discarded_when_refused, hold_device
     from autotune.signals import StopSignals
     from autotune.train.folder import open_training_run
     from autotune.train.supervisor import supervise
@@ -349,7 +356,13 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
     info = inspect_device(device)
     run = open_training_run(path, loaded, runs, name=name, new=new)
     print_run(run)
-    with discarded_when_refused(run), run.hold(), StopSignals() as stop, views.TrainView() as view:
+    with (
+        discarded_when_refused(run),
+        run.hold(),
+        hold_device(info),
+        StopSignals() as stop,
+        views.TrainView() as view,
+    ):
         result = supervise(loaded, run, device=info, on_event=view.update, warn=say, should_stop=stop.requested)
     if as_json:
         show_json(to_json(result))

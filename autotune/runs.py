@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from autotune.errors import BusyError, FileError, UsageError
+from autotune.records import DeviceInfo
 from autotune.store import content_hash, durable_write, make_folder, read_json, write_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -109,6 +111,28 @@ def hold(path: Path, what: str, remedy: str) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def hold_device(device: DeviceInfo) -> Iterator[None]:
+    """Be the only autotune process of this user that measures or trains on a GPU; a CPU is not held.
+
+    The lock lies in a private folder below the system's temporary one, keyed by the GPU's UUID.
+
+    Raises:
+        BusyError: another process holds it; the message names it.
+        FileError: the private folder belongs to somebody else.
+    """
+    if device.gpu is None or device.gpu.uuid is None:
+        yield
+        return
+    folder = Path(tempfile.gettempdir()) / f"autotune-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise FileError(f"{folder} is not this user's own folder: remove it, or set TMPDIR to another place")
+    what = f"{device.name} ({device.gpu.uuid})"
+    with hold(folder / f"{device.gpu.uuid}.lock", what, "Wait for it, or choose another GPU with --device cuda:N."):
+        yield
 
 
 def is_held(path: Path) -> bool:

@@ -4,9 +4,11 @@ import multiprocessing
 import os
 
 import pytest
+from fake_host import host
 
 from autotune.errors import BusyError, FileError, UsageError
-from autotune.runs import Run, all_runs, check_name, create_run, find_run, hold, next_name, open_run
+from autotune.records import DeviceInfo, GpuInfo
+from autotune.runs import Run, all_runs, check_name, create_run, find_run, hold, hold_device, next_name, open_run
 
 
 def test_a_run_keeps_its_facts(tmp_path):
@@ -132,4 +134,32 @@ def test_a_lock_that_cannot_be_made_is_explained(tmp_path):
         pytest.raises(FileError, match="Choose a local, writable folder with --runs"),
         hold(tmp_path / "file" / ".lock", "run x", "Stop it."),
     ):
+        pass
+
+
+def gpu_machine(uuid):
+    gpu = GpuInfo(index=0, name="NVIDIA H200", uuid=uuid)
+    return DeviceInfo(kind="cuda", name=gpu.name, host=host(), gpus=(gpu,), gpu_index=0)
+
+
+def test_a_gpu_is_held_by_one_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with hold_device(gpu_machine("GPU-1")):
+        with hold_device(gpu_machine("GPU-2")):
+            pass
+        message = rf"NVIDIA H200 \(GPU-1\) is in use by PID {os.getpid()}"
+        with pytest.raises(BusyError, match=message), hold_device(gpu_machine("GPU-1")):
+            pass
+    with hold_device(gpu_machine("GPU-1")):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == [f"autotune-{os.getuid()}"]
+
+
+def test_the_device_lock_refuses_a_planted_link(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"autotune-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileError, match="not this user's own folder"), hold_device(gpu_machine("GPU-1")):
         pass
