@@ -16,6 +16,7 @@ from autotune.records import Budget, Job, Point  # noqa: E402
 from autotune.resources import find  # noqa: E402
 from autotune.workloads.atari import AtariWorkload, ppo  # noqa: E402
 from autotune.workloads.atari import environment as environment_module  # noqa: E402
+from autotune.workloads.atari import session as session_module  # noqa: E402
 from autotune.workloads.atari.environment import VectorEnvironment, environment_spec, full_name  # noqa: E402
 from autotune.workloads.atari.settings import PPOSettings  # noqa: E402
 from autotune.workloads.protocol import SessionState  # noqa: E402
@@ -247,6 +248,23 @@ def test_bf16_gradient_points_where_the_fp32_one_does():
     assert min(each) >= 0.95
     assert torch.cosine_similarity(torch.cat(gradients["fp32"]), torch.cat(gradients["bf16"]), dim=0) >= 0.99
     assert each != [1.0] * len(each)
+
+
+def test_fp16_scales_its_loss_and_keeps_the_scale(monkeypatch):
+    """As on a T4; the CPU computes it slowly but alike."""
+    monkeypatch.setattr(session_module, "native_precisions", lambda device: ("fp16", "fp32"))
+    small = {"num_envs": 2, "batch_size": 16, "env": "Pong", "rollout": 8, "epochs": 1}
+    first, second = open_session(**small), open_session(**small)
+    assert first.effective["precision"] == "fp16"
+    work = first.step()
+    assert all(math.isfinite(value) for value in work.metrics.values())
+    scale = first.state().meta["loss_scale"]
+    assert scale > 1
+    first._learner.scaler.update(scale / 8)
+    second.restore(first.state())
+    assert second.state().meta["loss_scale"] == scale / 8
+    first.close()
+    second.close()
 
 
 @pytest.mark.parametrize("num_envs", [2, 9])
