@@ -396,9 +396,17 @@ def test_possible_games_pass():
     AtariWorkload({}).check_installed([job("Breakout"), job("Pong-v5"), job("Acrobot-v1")])
 
 
-def test_unknown_environment_option_is_refused():
-    with pytest.raises(UsageError, match="CartPole-v1 has no option 'frame_skip'"):
-        AtariWorkload({"env_options": {"frame_skip": 2}}).check_installed([job()])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frame_skip": 2}, "CartPole-v1 has no option 'frame_skip'"),
+        ({"num_envs": 2}, "CartPole-v1 has no option 'num_envs'"),
+        ({"max_episode_steps": "many"}, r"does not take the options .*'many'.* types of .*: 500"),
+    ],
+)
+def test_impossible_environment_options_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        AtariWorkload({"env_options": options}).check_installed([job()])
 
 
 def test_threads_come_from_the_share_of_cores(monkeypatch):

@@ -1,5 +1,7 @@
 """What the atari workload refuses before it loads a framework, and which precision a device gets."""
 
+import tomllib
+
 import pytest
 
 from autotune.errors import DeviceError, UsageError
@@ -67,8 +69,6 @@ def test_knobs_override_settings():
 
 
 def test_recipes_hold_valid_hyperparameters_and_the_campaign():
-    import tomllib
-
     recipes = {name: tomllib.loads(find("probes", name, ".toml").read_text()) for name in ("atari", "cartpole")}
     for recipe in recipes.values():
         workload = AtariWorkload(recipe["hyperparameters"])

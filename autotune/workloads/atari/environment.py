@@ -17,6 +17,8 @@ from autotune.workloads.atari.settings import Option, PPOSettings
 Array = np.ndarray[Any, Any]
 
 MINIMUM_IMAGE_SIDE = 36
+OWN_OPTIONS = {"num_envs", "batch_size", "num_threads", "seed", "env_seed", "max_num_players"}
+"""EnvPool options that the point and the job decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +96,17 @@ def environment_spec(name: str, settings: PPOSettings) -> EnvironmentSpec:
     """
     task = full_name(name)
     spec = envpool.make_spec(task)
-    known = set(spec.config._fields)
+    known = set(spec.config._fields) - OWN_OPTIONS
     if strange := sorted(set(settings.env_options) - known):
         raise UsageError(f"{task} has no option {strange[0]!r}; EnvPool knows: {', '.join(sorted(known))}")
     own = {"episodic_life": settings.episodic_life, "reward_clip": settings.reward_clip}
     options = {**{key: value for key, value in own.items() if key in known}, **settings.env_options}
-    spec = envpool.make_spec(task, **options)
+    try:
+        spec = envpool.make_spec(task, **options)
+    except TypeError:
+        usual = {key: getattr(spec.config, key) for key in settings.env_options}
+        given = settings.env_options
+        raise UsageError(f"{task} does not take the options {given}: use values of the types of {usual}") from None
     actions = getattr(spec.action_space, "n", None)
     if actions is None or spec.action_space.shape != ():
         raise UsageError(f"{task} has actions {spec.action_space}; this workload plays discrete actions only")

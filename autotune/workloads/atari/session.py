@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Mapping
@@ -218,5 +217,5 @@ class PPOSession:
             "channels_last": self._learner.channels_last,
             "device": str(self._device),
             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-            **dataclasses.asdict(self._spec)["options"],
+            **self._spec.options,
         }
