@@ -262,19 +262,19 @@ def test_the_winner_is_confirmed_and_ties_go_to_the_lighter():
         stable(slow, 900.0, grade="final"),
         stable(lucky, 1100.0, error=0.1),
     ]
-    best, tied = winner(history)
+    best, tied = winner(SPACE, history)
     assert best.point == light
     assert [entry.point for entry in tied] == [heavy]
     assert published(history, light).flags == ("one launch",)
     assert published(history, lucky).flags == ("quick, one launch",)
-    assert winner([failed(heavy)]) is None
+    assert winner(SPACE, [failed(heavy)]) is None
     assert [rung.requested for rung in lighter(history, heavy)] == [lucky, slow]
 
 
 def test_finalists_take_turns_then_end():
     history = [stable(at(8, 64), 100.0), stable(at(16, 64), 99.0), stable(at(32, 64), 90.0)]
     order = []
-    while (point := next_finalist(history)) is not None:
+    while (point := next_finalist(SPACE, history)) is not None:
         order.append(point.num_envs)
         history.append(stable(point, {8: 100.0, 16: 99.0}[point.num_envs], grade="final"))
     assert order == [8, 16, 8, 16, 8, 16]

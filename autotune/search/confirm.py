@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autotune.records import Point, ProbeResult
-from autotune.search.model import NORMAL_95, measured, relative_error
+from autotune.search.model import NORMAL_95, Belief, believe, measured, relative_error
+from autotune.search.space import Space
 
 FINALISTS = 3
 WITHIN = 0.03
@@ -70,9 +71,29 @@ def _pool(point: Point, results: Sequence[ProbeResult]) -> Pooled:
     )
 
 
-def next_finalist(history: Sequence[ProbeResult]) -> Point | None:
-    """The finalist to measure next, the least often measured first; None when every one had its rounds."""
+def smooth(space: Space, history: Sequence[ProbeResult]) -> list[Pooled]:
+    """`pool` with each point's estimate drawn towards its neighbours' by the model, the fastest first.
+
+    The fastest of many noisy measurements is usually a lucky one; its neighbours know better.
+    """
     entries = pool(history)
+    if not entries:
+        return []
+    belief = believe(space, history)
+    drawn = [_drawn(entry, belief, space.index.get(entry.point)) for entry in entries]
+    return sorted(drawn, key=lambda entry: -entry.sps)
+
+
+def _drawn(entry: Pooled, belief: Belief, index: int | None) -> Pooled:
+    if index is None:
+        return entry
+    sps = float(np.exp(belief.mean[index]))
+    return replace(entry, sps=sps, error_sps=sps * float(belief.deviation[index]))
+
+
+def next_finalist(space: Space, history: Sequence[ProbeResult]) -> Point | None:
+    """The finalist to measure next, the least often measured first; None when every one had its rounds."""
+    entries = smooth(space, history)
     if not entries:
         return None
     near = [entry for entry in entries[:FINALISTS] if entry.sps >= (1 - WITHIN) * entries[0].sps]
@@ -80,13 +101,13 @@ def next_finalist(history: Sequence[ProbeResult]) -> Point | None:
     return min(due, key=lambda entry: (entry.finals, -entry.sps)).point if due else None
 
 
-def winner(history: Sequence[ProbeResult]) -> tuple[Pooled, tuple[Pooled, ...]] | None:
+def winner(space: Space, history: Sequence[ProbeResult]) -> tuple[Pooled, tuple[Pooled, ...]] | None:
     """The best point and those tied with it; None when nothing is stable.
 
     Points with a final measurement come before others. The best lower end of the interval wins; among
     those tied with it and within 1 % the lightest is taken.
     """
-    entries = pool(history)
+    entries = smooth(space, history)
     confirmed = [entry for entry in entries if entry.finals] or entries
     if not confirmed:
         return None

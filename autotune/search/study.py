@@ -210,7 +210,7 @@ class Search:
         return Step(stage=proposal.stage, point=proposal.point, predicted_s=predicted_s)
 
     def _final_step(self, left_s: float) -> Step | None:
-        point = confirm.next_finalist(self.history)
+        point = confirm.next_finalist(self.space, self.history)
         if point is None:
             return None
         predicted_s = plan.final_cost_s(self.recipe, self.history, self._predict_final_s(), point)
@@ -317,7 +317,7 @@ class Search:
             status: sum(r.counts and r.result.status == status for r in records)
             for status in ("oom", "crashed", "host_lost", "timeout", "unstable")
         }
-        found = confirm.winner(self.history)
+        found = confirm.winner(self.space, self.history)
         if found is None:
             raise InfeasibleError(_nothing(self.recipe, self.history))
         best, tied = found

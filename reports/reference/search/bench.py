@@ -44,12 +44,13 @@ def scored(results: list[ProbeResult], executor: ReplayExecutor, spent_s: float)
     """Regret of the recommendation after every probe, and what a search costs."""
     true = {row.point: row.sps or 0.0 for row in executor.surface.rows}
     best = max(true.values())
+    space = space_of(surface_recipe(Path(executor.surface.source)))
     clock_s, regret, history, first, tested = 0.0, 1.0, [], None, None
     within_s: float | None = None
     for result in results:
         history.append(result)
         clock_s += result.cost_s
-        found = confirm.winner(history)
+        found = confirm.winner(space, history)
         if found is not None:
             regret = 1 - true[executor.row(found[0].point).point] / best
         within_s = None if regret > 0.05 else (clock_s if within_s is None else within_s)
