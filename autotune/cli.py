@@ -241,6 +241,7 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     executor.check(recipe, [recipe.baseline, *tries])
     facts = {name: options[name] for name in ("sampler", "seed", "executor")}
     run = open_run("search", recipe, executor.device, options, **facts)
+    run.update(budget_s=options["budget"])
     print_run(run)
     try:
         with (

@@ -45,7 +45,7 @@ def test_bundled_files_are_found_by_word_and_others_by_path(tmp_path):
     assert resources.find("probes", str(own), ".toml") == own
     with pytest.raises(UsageError, match=r"no file '.*none.toml'; bundled names are: atari"):
         resources.find("probes", f"{tmp_path}/none.toml", ".toml")
-    with pytest.raises(UsageError, match=r"unknown probe 'atary'. Did you mean 'atari'"):
+    with pytest.raises(UsageError, match=r"unknown recipe 'atary'. Did you mean 'atari'"):
         resources.find("probes", "atary", ".toml")
 
 

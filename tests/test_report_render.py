@@ -396,3 +396,12 @@ def test_further_knobs_are_shown_and_drawn(tmp_path: Path) -> None:
     assert len(files.plots) == 1
     tuned = report_json(gather(run))["tuned"]
     assert tuned["env_threads"] == 2 and tuned["precision"] == "bf16"
+
+
+def test_ceilings_give_the_share_of_the_serial_bound(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    rates = {"env": 40_000.0, "infer": 80_000.0, "learn": 16_000.0}
+    run.update(ceilings={"point": {"num_envs": 64, "batch_size": 256, "concurrency": 1}, "sps": rates})
+    text = render_report(run, price=2.0).markdown.read_text()
+    assert "env stepping 40,000, inference 80,000, learning 16,000; taking turns, 10,000." in text
+    assert "reaches 81 % of that" in text  # 8,050 of 10,000

@@ -18,6 +18,7 @@ from autotune.report.training import Training, load_training
 from autotune.runs import Run
 from autotune.search.confirm import published, winner
 from autotune.search.model import measured
+from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, load_trials
 from autotune.store import read_json
 
@@ -160,7 +161,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
     device = from_json(DeviceInfo, read_json(run.device_file)) if run.device_file.exists() else None
     training = load_training(run)
     history = [record.result for record in records if record.counts]
-    best = winner(history)
+    best = winner(space_of(recipe), history) if recipe else None
     chosen = manifest.point.record() if manifest else best[0].point if best else None
     tuned = measure_role("tuned" if manifest else "best measured", chosen, history)
     thumb = rule_of_thumb(recipe, device.host) if recipe and device else None

@@ -20,9 +20,30 @@ def render(facts: Facts) -> str:
         parts.append(f"The {facts.tuned.role} point: {text(facts.tuned.result.limited_by)}.".replace("..", "."))
     rows = [[_NAMES[phase], *(_phase(each, phase) for each in measured)] for phase in PHASES if _ran(measured, phase)]
     rows += [[name, *cells] for name, cells in _machine(facts, measured) if any(cell != UNKNOWN for cell in cells)]
+    if ceilings := _ceilings(facts):
+        parts.append(ceilings)
     if rows:
         parts.append(table(["microseconds per env step (share)", *(each.role for each in measured)], rows))
     return "\n\n".join(parts)
+
+
+def _ceilings(facts: Facts) -> str:
+    """What the parts can do alone, and the share of their serial bound that the tuned point reaches.
+
+    Serial bound = 1 / sum(1 / rate): the parts taking turns. Overlapped or in several processes they may exceed it.
+    """
+    found = facts.state.get("ceilings") or {}
+    rates = {name: rate for name, rate in (found.get("sps") or {}).items() if rate > 0}
+    if not rates:
+        return ""
+    alone = ", ".join(f"{_NAMES.get(name, name)} {format_count(rate)}" for name, rate in rates.items())
+    bound = 1 / sum(1 / rate for rate in rates.values())
+    settings = " ".join(f"{name}={value}" for name, value in found["point"].items() if name != "concurrency")
+    words = f"Alone, the parts make these env steps per second at `{settings}`: {alone}"
+    words += f"; taking turns, {format_count(bound)}."
+    if facts.tuned is not None and facts.tuned.result.sps:
+        words += f" The {facts.tuned.role} point reaches {percent(facts.tuned.result.sps / bound)} of that."
+    return words
 
 
 def _ran(measured: list[Measured], phase: str) -> bool:
