@@ -4,14 +4,12 @@
 
 Methods: a sampler's name is that sampler inside our plan (baseline, rule of thumb, memory rule, finals);
 ``bare-<name>`` is the sampler alone from the baseline on; ``bare-tpe-constrained`` and
-``bare-gp-constrained`` see the failures as violated constraints. Rows go to ``results.jsonl``.
+``bare-gp-constrained`` see the failures as violated constraints. Rows go to ``results.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
 import multiprocessing
 import os
 import tempfile
@@ -161,15 +159,12 @@ def main() -> None:
     parser.add_argument("--methods", default="autotune,random,grid,hillclimb,tpe,bare-random,bare-tpe,bare-hillclimb")
     parser.add_argument("--surfaces", default="")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=HERE / "results.jsonl")
+    parser.add_argument("--output", type=Path, default=HERE / "results.csv")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    rows = []
-    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool, arguments.output.open("w") as file:
-        for row in pool.imap(functools.partial(one), list(tasks(arguments)), chunksize=2):
-            rows.append(row)
-            file.write(json.dumps(row) + "\n")
-    frame = pd.DataFrame(rows)
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        frame = pd.DataFrame(pool.imap(one, list(tasks(arguments)), chunksize=2))
+    frame.round(4).to_csv(arguments.output, index=False)
     print(table(frame), "\n")
     print(
         frame.pivot_table(index="surface", columns="method", values="regret", sort=False)
