@@ -76,7 +76,12 @@ def choose_recipe(ctx: click.Context, options: dict[str, Any]) -> Recipe:
         if options["recipe"]:
             raise UsageError(f"give a recipe ({options['recipe']!r}) or a command after --, not both")
         chosen = recipes.command_recipe(
-            argv, counter=options["counter"], rate=options["rate"], progress=options["progress"]
+            argv,
+            counter=options["counter"],
+            rate=options["rate"],
+            progress=options["progress"],
+            jobs=max(options["jobs"], *(options.get("concurrency") or (1,))),
+            steps=options["steps"],
         )
     else:
         chosen = recipes.load_recipe(options["recipe"])

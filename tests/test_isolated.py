@@ -13,7 +13,7 @@ from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.executors.process import WorkerProcess
-from autotune.probe.recipe import load_recipe
+from autotune.probe.recipe import command_recipe, load_recipe
 from autotune.probe.run import run_probe
 from autotune.records import Budget, Job, MeasurePlan, Point
 from autotune.runs import Run
@@ -116,7 +116,7 @@ def test_workers_die_with_their_parent(tmp_path):
 import os, sys, time
 from pathlib import Path
 from autotune.executors.process import WorkerProcess
-from autotune.probe.recipe import load_recipe
+from autotune.probe.recipe import command_recipe, load_recipe
 from autotune.records import Point
 from autotune.worker.protocol import WorkerTask
 recipe = load_recipe("busywork")
@@ -153,3 +153,17 @@ def test_kill_ends_the_whole_group(tmp_path):
     with pytest.raises(ProcessLookupError):
         os.killpg(worker.pid, 0)
     worker.kill()  # twice is harmless
+
+
+def test_a_script_that_counts_nothing_is_misuse_at_once(executor, tmp_path):
+    """Measuring further points would waste the same minutes again."""
+    argv = [sys.executable, "-c", "import time\nfor i in range(100): print('epoch', i, flush=True); time.sleep(0.1)"]
+    recipe = replace(
+        command_recipe([*argv, "{num_envs}"], counter=r"steps=(\d+)"),
+        quick=PLAN,
+    )
+    recipe = replace(recipe, hyperparameters={**recipe.hyperparameters, "progress_timeout_s": 1.0})
+    with pytest.raises(UsageError, match="no line matched --counter") as caught:
+        run_probe(recipe, recipe.baseline, executor, grade="quick", run=Run(tmp_path), label="t")
+    assert "epoch" in str(caught.value)
+    assert no_workers_left()

@@ -61,6 +61,7 @@ class IsolatedExecutor:
         self.device = device
         self._should_stop = should_stop
         self._start_s = _TYPICAL_START_S
+        self._heard_steps = False
 
     def clock_s(self) -> float:
         """CLOCK_BOOTTIME."""
@@ -207,7 +208,10 @@ class IsolatedExecutor:
             state.ready[index] = message
         elif kind == "step":
             state.steps[index].append(Step.from_message(message))
-        elif kind == "error" and message["kind"] == "misuse":
+            self._heard_steps = True
+        elif kind == "error" and message["kind"] == "silent" and self._heard_steps:
+            state.fail("timeout", str(message["detail"]), index)
+        elif kind == "error" and message["kind"] in ("misuse", "silent"):
             raise UsageError(message["detail"])
         elif kind == "error":
             state.fail("oom" if message["kind"] == "oom" else "crashed", str(message["detail"]), index)

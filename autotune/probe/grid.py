@@ -89,7 +89,10 @@ def run_grid(
         if should_stop():
             break
         on_event(GridEvent(number=number, total=len(points), point=point))
-        result = run_probe(recipe, point, executor, grade=grade, run=run, label=f"{number:04d}", device=device)
+        try:
+            result = run_probe(recipe, point, executor, grade=grade, run=run, label=f"{number:04d}", device=device)
+        except KeyboardInterrupt:
+            break
         record(result)
         rows.append(result)
         on_event(GridEvent(number=number, total=len(points), point=point, result=result))

@@ -167,7 +167,8 @@ def command_recipe(
     from autotune.workloads.command import CommandWorkload, placeholders
 
     given = {"counter": counter, "rate": rate, "progress": progress}
-    hyperparameters = {"argv": list(argv)} | {name: value for name, value in given.items() if value is not None}
+    told = {name: value for name, value in given.items() if value is not None}
+    hyperparameters = {"argv": list(argv), "cwd": str(Path.cwd()), **told}
     CommandWorkload(hyperparameters)
     used = placeholders(argv)
     most = schema.CONCURRENCY_LEVELS[-1] if jobs < 1 else jobs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,12 +13,14 @@ import traceback
 from collections.abc import Callable
 from typing import IO, Any
 
+import psutil
+
 from autotune import registry
-from autotune.errors import UsageError
+from autotune.errors import AutotuneError, UsageError
 from autotune.records import from_json, to_json
 from autotune.worker.measure import measure, run_steps
 from autotune.worker.protocol import WorkerTask
-from autotune.workloads.protocol import Finished, Session, Workload
+from autotune.workloads.protocol import Finished, NoProgressError, Session, Workload
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -41,13 +44,16 @@ class Commands:
         self.stop.set()
         self.go.set()
         time.sleep(self._grace_s)
+        for child in psutil.Process().children(recursive=True):  # one may have left the group
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def classify(error: BaseException) -> str:
-    """Kind of a failure: ``oom``, ``misuse`` or ``crashed``."""
-    if isinstance(error, UsageError):
-        return "misuse"
+    """Kind of a failure: ``oom``, ``misuse``, ``silent`` or ``crashed``."""
+    if isinstance(error, (UsageError, NoProgressError)):
+        return "misuse" if isinstance(error, UsageError) else "silent"
     names = {kind.__name__ for kind in type(error).__mro__}
     text = str(error).lower()
     if names & {"OutOfMemoryError", "MemoryError"} or any(words in text for words in _OUT_OF_MEMORY):
@@ -102,7 +108,7 @@ def main(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the process boundary: every failure becomes a message
         text = "".join(traceback.format_exception(error))
         sys.stderr.write(text)
-        detail = f"{type(error).__name__}: {error}" if not isinstance(error, UsageError) else str(error)
+        detail = str(error) if isinstance(error, AutotuneError) else f"{type(error).__name__}: {error}"
         send({"type": "error", "kind": classify(error), "detail": detail[:2000], "traceback": text[-8000:]})
         return 1
     return 0

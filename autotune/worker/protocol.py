@@ -12,7 +12,8 @@ Messages of the worker (key ``type``):
 * ``saved``: a checkpoint is on the disk. ``path``, ``env_steps``, ``seconds``.
 * ``resumed``: training goes on from a checkpoint. ``path`` and the totals below.
 * ``warning``: ``detail``, a sentence for the user (a damaged checkpoint that was set aside).
-* ``error``: the last message of a failed worker. ``kind`` (``oom``, ``misuse``, ``crashed``),
+* ``error``: the last message of a failed worker. ``kind`` (``oom``, ``misuse``,
+  ``silent`` (nothing counted steps), ``crashed``),
   ``detail``, ``traceback``.
 * ``done``: the last message of a finished one. ``effective``, ``reason``, ``peak_memory_bytes``.
 

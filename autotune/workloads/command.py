@@ -21,7 +21,7 @@ from autotune.records import KNOBS, Job, KnobValue, Point, Work
 from autotune.units import format_duration
 from autotune.workloads.command_child import Child
 from autotune.workloads.command_progress import ProgressRule, make_rule
-from autotune.workloads.protocol import Finished, SessionState
+from autotune.workloads.protocol import Finished, NoProgressError, SessionState
 from autotune.workloads.settings import Settings, parse_settings
 
 JOB_PLACEHOLDERS = ("seed", "env", "job")
@@ -207,7 +207,7 @@ class CommandSession:
         steps = self._child.wait_for_progress(self._steps, self._not_before_s, timeout_s)
         self._not_before_s = time.monotonic() + _MIN_STEP_S
         if steps is None:
-            raise WorkerError(self._without_progress(timeout_s))
+            raise NoProgressError(self._without_progress(timeout_s))
         if steps == self._steps:
             raise self._ending()
         work = Work(env_steps=steps - self._steps)
@@ -233,8 +233,13 @@ class CommandSession:
         self._child.end(self._settings.grace_s)
 
     def _without_progress(self, waited_s: float) -> str:
-        missing = "no progress was told" if self._child.found_progress else self._rule.describe()
-        return f"{missing} within {format_duration(waited_s)}; the last lines were:\n{self._last_lines()}"
+        waited = format_duration(waited_s)
+        if self._child.found_progress:
+            return f"no progress was told within {waited}; the last lines were:\n{self._last_lines()}"
+        return (
+            f"{self._rule.describe()} within {waited}; correct --counter, --rate or --progress, or call "
+            f"autotune.tick(steps) in the program. The last lines were:\n{self._last_lines()}"
+        )
 
     def _ending(self) -> Exception:
         """What to raise now that the program has ended."""

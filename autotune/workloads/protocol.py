@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from autotune.errors import WorkerError
 from autotune.records import Job, Point, Work
 
 
@@ -29,6 +30,10 @@ class SessionState:
 
 class Finished(Exception):
     """The training program ended by itself with exit code 0; raised by `Session.step`."""
+
+
+class NoProgressError(WorkerError):
+    """Nothing that the training program says counts steps, and it has had long enough to say it."""
 
 
 class Session(Protocol):
