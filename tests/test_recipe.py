@@ -1,5 +1,6 @@
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fake_host import host
@@ -226,7 +227,11 @@ def test_a_command_has_the_knobs_it_has_placeholders_for():
     assert recipe.knobs["batch_size"] == (1,)
     assert recipe.knobs["concurrency"] == (1, 2, 3)
     assert recipe.baseline == Point(num_envs=8, batch_size=1, concurrency=1)
-    assert recipe.hyperparameters == {"argv": ["python", "train.py", "--n", "{num_envs}"], "counter": r"step (\d+)"}
+    assert recipe.hyperparameters == {
+        "argv": ["python", "train.py", "--n", "{num_envs}"],
+        "counter": r"step (\d+)",
+        "cwd": str(Path.cwd()),
+    }
     assert len({job.id for job in recipe.jobs}) == 3
     with pytest.raises(UsageError, match="brace"):
         command_recipe(["python", "{"])

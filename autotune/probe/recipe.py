@@ -162,7 +162,7 @@ def command_recipe(
         steps: budget of each.
 
     Raises:
-        UsageError: an impossible command, pattern or placeholder.
+        UsageError: an impossible command, pattern or placeholder, or no job.
     """
     from autotune.workloads.command import CommandWorkload, placeholders
 
@@ -171,21 +171,22 @@ def command_recipe(
     hyperparameters = {"argv": list(argv), "cwd": str(Path.cwd()), **told}
     CommandWorkload(hyperparameters)
     used = placeholders(argv)
-    most = schema.CONCURRENCY_LEVELS[-1] if jobs < 1 else jobs
+    if jobs < 1:
+        raise UsageError(f"jobs {jobs} must be at least 1")
     knobs: dict[str, tuple[KnobValue, ...]] = {
         "num_envs": schema.Range(min=1, max=1024).values("num_envs") if "num_envs" in used else (1,),
         "batch_size": schema.Range(min=32, max=8192).values("batch_size") if "batch_size" in used else (1,),
-        "concurrency": clipped(schema.CONCURRENCY_LEVELS, most),
+        "concurrency": clipped(schema.CONCURRENCY_LEVELS, jobs),
     }
     budget = Budget(unit="steps", amount=float(steps))
-    baseline = default_baseline({}, knobs, most)
+    baseline = default_baseline({}, knobs, jobs)
     return Recipe(
         name="command",
         workload="command",
         hyperparameters=hyperparameters,
-        jobs=tuple(Job(id=f"run-{n + 1}", env="command", seed=n + 1, budget=budget) for n in range(max(1, jobs))),
+        jobs=tuple(Job(id=f"run-{n + 1}", env="command", seed=n + 1, budget=budget) for n in range(jobs)),
         knobs=knobs,
-        grid=default_grid({}, knobs, baseline, most),
+        grid=default_grid({}, knobs, baseline, jobs),
         baseline=baseline,
         source="command line",
     )
