@@ -271,6 +271,17 @@ def test_the_winner_is_confirmed_and_ties_go_to_the_lighter():
     assert [rung.requested for rung in lighter(history, heavy)] == [lucky, slow]
 
 
+def test_without_finals_the_measurements_decide():
+    few = [
+        stable(at(8, 64), 253.0, error=0.1),
+        stable(at(16, 256), 470.0, error=0.3),
+        stable(at(256, 2048), 301.0, error=0.42),
+    ]
+    best, tied = winner(SPACE, few)
+    assert best.point == at(8, 64)
+    assert {entry.point for entry in tied} == {at(16, 256), at(256, 2048)}
+
+
 def test_finalists_take_turns_then_end():
     history = [stable(at(8, 64), 100.0), stable(at(16, 64), 99.0), stable(at(32, 64), 90.0)]
     order = []

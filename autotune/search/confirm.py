@@ -105,10 +105,10 @@ def winner(space: Space, history: Sequence[ProbeResult]) -> tuple[Pooled, tuple[
     """The best point and those tied with it; None when nothing is stable.
 
     Points with a final measurement come before others. The best lower end of the interval wins; among
-    those tied with it and within 1 % the lightest is taken.
+    those tied with it and within 1 % the lightest is taken. Where nothing was confirmed (a very short
+    search) the measurements alone decide: with so few of them the model would follow its prior.
     """
-    entries = smooth(space, history)
-    confirmed = [entry for entry in entries if entry.finals] or entries
+    confirmed = [entry for entry in smooth(space, history) if entry.finals] or pool(history)
     if not confirmed:
         return None
     first = max(confirmed, key=lambda entry: entry.low)
