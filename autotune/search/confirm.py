@@ -18,6 +18,9 @@ ROUNDS = 3
 TIE = 0.01
 """Tied points further apart than this fraction are not swapped for the lighter one."""
 
+SMOOTH_FROM = 6
+"""Measured points from which the model says more about a point than its own measurement does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pooled:
@@ -105,10 +108,13 @@ def winner(space: Space, history: Sequence[ProbeResult]) -> tuple[Pooled, tuple[
     """The best point and those tied with it; None when nothing is stable.
 
     Points with a final measurement come before others. The best lower end of the interval wins; among
-    those tied with it and within 1 % the lightest is taken. Where nothing was confirmed (a very short
-    search) the measurements alone decide: with so few of them the model would follow its prior.
+    those tied with it and within 1 % the lightest is taken. With fewer points than `SMOOTH_FROM` and none
+    confirmed (a very short search) the measurements alone decide: the model would follow its prior.
     """
-    confirmed = [entry for entry in smooth(space, history) if entry.finals] or pool(history)
+    entries = smooth(space, history)
+    confirmed = [entry for entry in entries if entry.finals]
+    if not confirmed:
+        confirmed = entries if len(entries) >= SMOOTH_FROM else pool(history)
     if not confirmed:
         return None
     first = max(confirmed, key=lambda entry: entry.low)
