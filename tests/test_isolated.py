@@ -1,23 +1,29 @@
 """The isolated executor with real child processes of `busywork`: every failure is a value, nothing is left behind."""
 
+import contextlib
+import errno
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
 from autotune.device.inspect import inspect_device
-from autotune.errors import UsageError
+from autotune.errors import UsageError, WorkerError
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.executors.process import WorkerProcess
 from autotune.probe.recipe import command_recipe, load_recipe
 from autotune.probe.run import run_probe
-from autotune.records import Budget, Job, MeasurePlan, Point
+from autotune.records import Budget, Job, MeasurePlan, Point, to_json
 from autotune.runs import Run
-from autotune.store import read_lines
+from autotune.store import canonical_json, read_lines
 from autotune.worker.protocol import WorkerTask
 
 PLAN = MeasurePlan(discard_s=0.2, discard_iterations=2, window_s=0.6, window_iterations=2, timeout_s=20.0)
@@ -99,8 +105,88 @@ def test_a_hang_ends_at_the_timeout(executor, tmp_path, fail):
 
 def test_garbage_on_standard_output_does_no_harm(executor, tmp_path):
     result = probe(executor, tmp_path, fail="garbage", fail_after_iterations=1)
-    assert result.status in ("ok", "crashed", "timeout")
+    assert result.ok, result.detail
     assert no_workers_left()
+
+
+def test_a_window_of_one_iteration_has_no_interval(executor, tmp_path):
+    plan = replace(PLAN, window_s=0.01, window_iterations=1)
+    recipe = replace(recipe_with(step_overhead_s=0.5 / 32), quick=plan)
+    result = run_probe(recipe, POINT, executor, grade="quick", run=Run(tmp_path), label="t")
+    assert result.ok and result.sps > 0 and result.iterations == 1
+    assert result.sps_low is None and result.sps_high is None
+    assert json.loads(canonical_json(to_json(result)))["sps_high"] is None
+
+
+class KillsItsWorkers(IsolatedExecutor):
+    """As the kernel does."""
+
+    def _launch(self, request, workers):
+        super()._launch(request, workers)
+        os.kill(workers[0].pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("oom_kills", "status"), [([7, 8], "oom"), ([7, 7], "crashed")])
+def test_a_worker_that_the_kernel_killed_for_memory_is_oom(executor, tmp_path, monkeypatch, oom_kills, status):
+    counts = iter(oom_kills)
+    monkeypatch.setattr("autotune.executors.isolated.count_oom_kills", lambda: next(counts))
+    monkeypatch.setattr(IsolatedExecutor, "_ram_free", lambda self: 0.5)
+    result = probe(KillsItsWorkers(executor.device), tmp_path)
+    assert (result.status, result.detail) == (status, "process ended with signal 9")
+
+
+def test_a_process_that_cannot_be_started_is_a_value(executor, tmp_path, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr("autotune.executors.process.subprocess.Popen", refuse)
+    result = probe(executor, tmp_path)
+    assert result.status == "crashed" and "Resource temporarily unavailable" in result.detail
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_descendant_that_holds_the_pipe_hides_no_end(tmp_path):
+    """A worker that is killed while a process that it forked lives on (a data loader, say)."""
+    holder = (
+        "import os, sys, time\n"
+        "from autotune.worker import __main__ as worker\n"
+        "if os.fork() == 0: os.setsid(); time.sleep(60); os._exit(0)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    job = Job(id="a", env="busywork", seed=0, budget=Budget(unit="steps", amount=1))
+    task = WorkerTask(mode="check", workload="busywork", hyperparameters={}, point=POINT, jobs=(job,))
+    (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{holder}'\n")
+    (tmp_path / "python").chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "python"))
+        worker = WorkerProcess(task, tmp_path / "log")
+    children = psutil.Process().children(recursive=True)
+    worker._process.wait(30)
+    assert worker.receive(0.1) == []
+    assert worker.ended
+    worker.kill(grace_s=0.0)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def test_questions_work_where_only_the_temporary_folder_is_writable(executor, monkeypatch):
+    """A user who is not root may write neither to /dev nor to the current folder."""
+    folders = []
+    monkeypatch.setattr("autotune.executors.process.make_folder", folders.append)
+    executor.check(load_recipe("busywork"))
+    assert len(folders) == 1
+    assert folders[0].is_relative_to(tempfile.gettempdir())
+    assert not folders[0].exists()
+
+
+def test_an_answer_that_does_not_come_shows_the_log(executor):
+    recipe = recipe_with(fail="exit")
+    with pytest.raises(
+        WorkerError, match=r"ended with exit code 3 and no answer. The last lines of its log:\n\(empty\)"
+    ):
+        executor.ask("steps", recipe.workload, recipe.hyperparameters, recipe.jobs, POINT, steps=1)
 
 
 def test_misuse_is_raised_not_measured(executor):
@@ -155,7 +241,7 @@ def test_kill_ends_the_whole_group(tmp_path):
     worker.kill()  # twice is harmless
 
 
-def test_a_script_that_counts_nothing_is_misuse_at_once(executor, tmp_path):
+def test_a_script_that_counts_nothing_is_misuse_at_once(tmp_path):
     """Measuring further points would waste the same minutes again."""
     argv = [sys.executable, "-c", "import time\nfor i in range(100): print('epoch', i, flush=True); time.sleep(0.1)"]
     recipe = replace(
@@ -164,6 +250,7 @@ def test_a_script_that_counts_nothing_is_misuse_at_once(executor, tmp_path):
     )
     recipe = replace(recipe, hyperparameters={**recipe.hyperparameters, "progress_timeout_s": 1.0})
     with pytest.raises(UsageError, match="no line matched --counter") as caught:
-        run_probe(recipe, recipe.baseline, executor, grade="quick", run=Run(tmp_path), label="t")
+        fresh = IsolatedExecutor(inspect_device("cpu"))  # one that has heard steps before would take it for a hang
+        run_probe(recipe, recipe.baseline, fresh, grade="quick", run=Run(tmp_path), label="t")
     assert "epoch" in str(caught.value)
     assert no_workers_left()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ class Evidence:
         workers: its processes.
         steps: reported by each.
         started_s: `time.monotonic` at its start.
+        oom_kills: by the kernel, since boot, before it.
         ready: the ``ready`` message of each process that is.
         ready_s: when all were.
         peaks: the framework's own peak of device memory, by process.
@@ -37,6 +39,7 @@ class Evidence:
     workers: list[WorkerProcess]
     steps: list[list[Step]]
     started_s: float
+    oom_kills: int = 0
     ready: dict[int, Message] = field(default_factory=dict)
     ready_s: float | None = None
     peaks: dict[int, int] = field(default_factory=dict)
@@ -89,11 +92,12 @@ def _measured(
     sums = window.totals(opened)
     rows = sums["env_steps"] + sums["reset_rows"]
     sliced = any(steps[-1].parts > 1 for steps in opened)
+    bounded = math.isfinite(figures.high)  # a window of one iteration has no interval
     result = replace(
         result,
         sps=figures.rate,
-        sps_low=figures.low,
-        sps_high=figures.high,
+        sps_low=figures.low if bounded else None,
+        sps_high=figures.high if bounded else None,
         job_sps=figures.per_process,
         window_s=end_s - begin_s,
         iterations=figures.iterations,

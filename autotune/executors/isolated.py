@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ from autotune.records import (
     Recipe,
     Status,
 )
-from autotune.worker.protocol import WorkerTask
+from autotune.worker.protocol import Mode, WorkerTask
+from autotune.workloads.command_child import count_oom_kills
 
 METERS = ("vram", "power", "host")
 _POLL_S = 0.25
+_LOOK_S = 0.05  # messages are read in batches: waking for each would take time from what is measured
 _CLEAN_TIMEOUT_S = 10.0
 _CLEAN_SLACK_BYTES = 64 * 2**20
 _TYPICAL_START_S = 6.0
@@ -91,21 +94,21 @@ class IsolatedExecutor:
 
     def ask(
         self,
-        mode: Any,
+        mode: Mode,
         workload: str,
-        hyperparameters: Any,
+        hyperparameters: Mapping[str, Any],
         jobs: tuple[Job, ...],
         point: Point,
         *,
         steps: int = 0,
-        log: Path = Path("/dev/null"),
         timeout_s: float = 120.0,
     ) -> list[Message]:
-        """Run one worker in mode ``check`` or ``steps`` to its end and return its messages.
+        """Run one worker in mode ``check``, ``ceilings`` or ``steps`` to its end and return its messages.
 
         Raises:
             UsageError: the workload refuses a value.
-            WorkerError: the worker failed or did not end in time.
+            WorkerError: the worker failed or did not end in time; the message ends with its log's last lines.
+            KeyboardInterrupt: `should_stop` turned true.
         """
         task = WorkerTask(
             mode=mode,
@@ -117,20 +120,25 @@ class IsolatedExecutor:
             threads=threads_each(self.device, 1),
             steps=steps,
         )
-        worker = WorkerProcess(task, log, environment=child_environment(self.device))
         messages, deadline_s = list[Message](), time.monotonic() + timeout_s
-        try:
-            while not worker.ended and time.monotonic() < deadline_s:
-                messages += worker.receive(_POLL_S)
-        finally:
-            in_time = worker.ended
-            worker.kill(grace_s=0 if in_time else 2.0)
+        with tempfile.TemporaryDirectory(prefix="autotune-") as folder:
+            worker = WorkerProcess(task, Path(folder) / "log", environment=child_environment(self.device))
+            try:
+                while not worker.ended and time.monotonic() < deadline_s:
+                    messages += worker.receive(_POLL_S)
+                    if self._should_stop():
+                        raise KeyboardInterrupt
+            finally:
+                in_time = worker.ended
+                worker.kill(grace_s=0.0 if in_time else 2.0)
+            log_tail = worker.log_tail()
         last = messages[-1] if messages else {}
         if last.get("type") == "error":
             raise (UsageError if last["kind"] == "misuse" else WorkerError)(last["detail"])
         if last.get("type") != "done":
-            why = "ended without an answer" if in_time else f"did not answer within {timeout_s:.0f} s"
-            raise WorkerError(f"the {workload} worker {why} (exit code {worker.returncode}); its log: {log}")
+            ending = _describe_exit(worker.returncode or 0)
+            why = f"ended with {ending} and no answer" if in_time else f"did not answer within {timeout_s:.0f} s"
+            raise WorkerError(f"the {workload} worker {why}. The last lines of its log:\n{log_tail or '(empty)'}")
         return messages
 
     def run(self, request: ProbeRequest) -> ProbeResult:
@@ -143,10 +151,13 @@ class IsolatedExecutor:
         ]
         for meter in meters:
             meter.start()
-        state = Evidence(workers=workers, steps=[[] for _ in request.jobs], started_s=started_s)
+        steps: list[list[Step]] = [[] for _ in request.jobs]
+        state = Evidence(workers=workers, steps=steps, started_s=started_s, oom_kills=count_oom_kills())
         try:
             self._launch(request, workers)
             self._measure(request, state)
+        except WorkerError as error:
+            state.fail("crashed", str(error))
         finally:
             readings = tuple(reading for meter in meters for reading in meter.stop())
             for worker in workers:
@@ -181,7 +192,8 @@ class IsolatedExecutor:
         plan, index = request.plan, {id(worker): i for i, worker in enumerate(state.workers)}
         start_by_s = state.started_s + min(plan.start_timeout_s, plan.timeout_s)
         while state.status == "ok" and state.opened is None:
-            for worker, message in receive_all(state.workers, _POLL_S):
+            time.sleep(_LOOK_S)
+            for worker, message in receive_all(state.workers, _POLL_S - _LOOK_S):
                 self._take(state, index[id(worker)], message)
             if self._should_stop():
                 raise KeyboardInterrupt
@@ -223,7 +235,8 @@ class IsolatedExecutor:
         for index, worker in enumerate(state.workers):
             if worker.ended and not worker.alive and state.status == "ok":
                 code = worker.returncode or 0
-                status: Status = "oom" if code == -9 and self._ram_free() < 0.1 else "crashed"
+                starved = count_oom_kills() > state.oom_kills or self._ram_free() < 0.1
+                status: Status = "oom" if code == -9 and starved else "crashed"
                 state.fail(status, f"process ended with {_describe_exit(code)}", index)
         if state.status == "ok" and self._ram_free() < 0.5 * (1 - request.limits.ram_fraction):
             state.fail("oom", f"host memory ran short: {self._ram_free():.0%} of RAM left")

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from autotune.errors import WorkerError
 from autotune.records import to_json
 from autotune.store import canonical_json, make_folder
 from autotune.worker.protocol import WorkerTask
@@ -23,7 +24,8 @@ from autotune.worker.protocol import WorkerTask
 Message = dict[str, Any]
 
 _LINE_LIMIT_BYTES = 2**20
-_LOG_LIMIT_BYTES = 2**20
+_TAIL_BYTES = 2**16
+_REAP_S = 10.0  # a process that a driver holds cannot even be killed; waiting longer would not help
 _THREAD_VARIABLES = (
     "AUTOTUNE_THREADS",
     "OMP_NUM_THREADS",
@@ -47,12 +49,32 @@ def worker_environment(task: WorkerTask, extra: Mapping[str, str] | None = None)
     return environment | dict(extra or {})
 
 
+def _start(
+    task: WorkerTask, log: Path, pipes: tuple[int, int], extra: Mapping[str, str] | None
+) -> subprocess.Popen[bytes]:
+    """Start the child that reads commands from the first pipe and writes messages to the second."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "autotune.worker", *map(str, pipes)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=pipes,
+            env=worker_environment(task, extra),
+            start_new_session=True,
+        )
+
+
 class WorkerProcess:
     """One running worker; the constructor starts it.
 
     Attributes:
         log: file that takes its standard output and error.
         pid: its process id, also that of its group.
+
+    Raises:
+        WorkerError: the system refuses another process, or its log.
+        FileError: the log's folder cannot be written.
     """
 
     def __init__(self, task: WorkerTask, log: Path, *, environment: Mapping[str, str] | None = None) -> None:
@@ -60,19 +82,18 @@ class WorkerProcess:
         self.log = log
         commands_read, commands_write = os.pipe()
         messages_read, messages_write = os.pipe()
-        command = [sys.executable, "-P", "-m", "autotune.worker", str(commands_read), str(messages_write)]
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(commands_read, messages_write),
-                env=worker_environment(task, environment),
-                start_new_session=True,
-            )
-        os.close(commands_read)
-        os.close(messages_write)
+        try:
+            self._process = _start(task, log, (commands_read, messages_write), environment)
+        except OSError as error:
+            os.close(commands_write)
+            os.close(messages_read)
+            raise WorkerError(
+                f"no worker process could be started with the log {log}: {error.strerror or error}. "
+                "`autotune doctor` shows the pids limit, free memory and free disk."
+            ) from error
+        finally:
+            os.close(commands_read)
+            os.close(messages_write)
         os.set_blocking(messages_read, False)
         self._commands: int | None = commands_write
         self._messages = messages_read
@@ -114,10 +135,12 @@ class WorkerProcess:
 
     def drain(self) -> list[Message]:
         """Every message that has arrived; a line over 1 MiB or not JSON is dropped."""
+        gone = not self.alive  # asked first: all that it wrote is in the pipe by now
         while not self._ended:
             try:
                 chunk = os.read(self._messages, 2**16)
             except BlockingIOError:
+                self._ended = gone  # a process that it left behind holds the pipe open
                 break
             self._ended = not chunk
             self._buffer += chunk
@@ -148,7 +171,8 @@ class WorkerProcess:
         _signal_group(self.pid, signal.SIGKILL)
         for pid in family[1:]:  # grandchildren that left the group
             _kill_quietly(pid)
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_REAP_S)
         self._close()
 
     def _close(self) -> None:
@@ -160,7 +184,7 @@ class WorkerProcess:
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of the log."""
         with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - _LOG_LIMIT_BYTES // 16))
+            file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
         return "\n".join(text.splitlines()[-lines:])
 
