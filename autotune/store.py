@@ -146,22 +146,6 @@ def read_lines(path: Path) -> list[Any]:
     return rows
 
 
-def drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a crash left incomplete, so that the next one starts on its own.
-
-    Raises:
-        FileError: the file cannot be read or written.
-    """
-    if not path.exists():
-        return
-    with _file_errors(path, "repair"), path.open("rb+") as file:
-        data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            file.truncate(whole)
-            os.fsync(file.fileno())
-
-
 def make_folder(path: Path) -> Path:
     """Create a folder and its parents.
 

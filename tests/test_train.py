@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -23,7 +24,7 @@ from autotune.train.events import EventLog, read_events
 from autotune.train.folder import open_training_run
 from autotune.train.job import JobRun
 from autotune.train.status import Snapshot, read_snapshot, stamp, status_file, write_snapshot
-from autotune.train.supervisor import supervise
+from autotune.train.supervisor import Supervisor, supervise
 from autotune.train.throughput import SharedThroughput
 from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
 from autotune.worker.metrics import read_metrics
@@ -299,6 +300,19 @@ def test_eta_and_rate_come_from_the_last_half_minute() -> None:
     assert job.fraction == pytest.approx(1 / 3)
 
 
+def test_memory_is_the_framework_s_newest_peak_where_the_device_does_not_tell(
+    tmp_path: Path, device: DeviceInfo
+) -> None:
+    manifest = a_manifest()
+    supervisor = Supervisor(manifest, a_run(tmp_path, manifest), device, lambda _: None, PLAN, 1.0)
+    job = supervisor._jobs[0]
+    job.worker = cast(Any, SimpleNamespace(descendants=list))
+    for peak in (1000, 3000):
+        job.take_step({"t": 1.0, "peak_memory_bytes": peak})
+        supervisor._read_memory()
+        assert job.snapshot().vram_bytes == peak
+
+
 def test_a_raised_budget_makes_a_finished_job_go_on() -> None:
     totals = {"total_env_steps": 100, "total_episodes": 1, "total_seconds": 1.0}
     events = [{"kind": "finished", "job": "a", "reason": "budget", **totals}]
@@ -368,7 +382,7 @@ def test_a_torn_event_is_dropped_and_the_next_one_whole(tmp_path: Path) -> None:
     EventLog(run).record("opened", manifest="x")
     file = run.train_folder / "events.jsonl"
     whole = file.read_bytes()
-    for length in range(len(whole)):
+    for length in range(len(whole) - 1):  # without its newline alone, a line is whole
         file.write_bytes(whole + whole[:length])
         EventLog(run).record("ended")
         assert [event["kind"] for event in read_events(run)] == ["opened", "ended"]

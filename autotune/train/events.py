@@ -8,7 +8,7 @@ from typing import Any
 
 from autotune.device.host import boot_id
 from autotune.runs import Run
-from autotune.store import append_line, drop_torn_line, make_folder, read_lines
+from autotune.store import append_line, make_folder, read_lines
 
 Event = Mapping[str, Any]
 
@@ -24,7 +24,6 @@ class EventLog:
     def __init__(self, run: Run) -> None:
         make_folder(run.train_folder)
         self._path = run.train_folder / "events.jsonl"
-        drop_torn_line(self._path)
 
     def record(self, kind: str, *, job: str | None = None, **facts: Any) -> None:
         """Append one event with the time and this boot's id.

@@ -28,7 +28,8 @@ class JobRun:
         detail: why it stopped or crashed.
         worker: its process, None when it does not run.
         final: the worker's last message, ``done`` or ``error``.
-        vram_bytes: device memory of its processes, or the framework's own peak where that is unknown.
+        framework_bytes: the framework's own peak of device memory.
+        vram_bytes: device memory of its processes, or that peak where the device does not tell.
         ram_bytes: memory of its processes.
     """
 
@@ -41,6 +42,7 @@ class JobRun:
         self.seconds = 0.0
         self.mean_return: float | None = None
         self.best_return: float | None = None
+        self.framework_bytes: int | None = None
         self.vram_bytes: int | None = None
         self.ram_bytes: int | None = None
         self.worker: WorkerProcess | None = None
@@ -78,8 +80,8 @@ class JobRun:
     def take_step(self, message: Mapping[str, Any]) -> None:
         """Take a ``step`` message."""
         self.take_counts(message)
-        if message.get("peak_memory_bytes") is not None and self.vram_bytes is None:
-            self.vram_bytes = int(message["peak_memory_bytes"])
+        if message.get("peak_memory_bytes") is not None:
+            self.framework_bytes = int(message["peak_memory_bytes"])
         t = float(message["t"])
         self._recent.append((t, self.env_steps, self.episodes))
         while len(self._recent) > 2 and self._recent[0][0] < t - _RECENT_S:

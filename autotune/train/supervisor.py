@@ -214,9 +214,9 @@ class Supervisor:
                 self._take(job, message)
             self._throughput.leave(job.job.id)
             worker.kill(grace_s=0.0 if late else 2.0)
-            self._conclude(job, worker)
+            self._conclude(job, worker, late=late)
 
-    def _conclude(self, job: JobRun, worker: WorkerProcess) -> None:
+    def _conclude(self, job: JobRun, worker: WorkerProcess, *, late: bool) -> None:
         final = job.final or {}
         if final.get("type") == "done" and final["reason"] != "stopped":
             job.end("done")
@@ -224,7 +224,7 @@ class Supervisor:
         elif final.get("type") == "done":
             job.end("stopped")
             self._events.record("stopped", job=job.job.id, **job.counts())
-        elif self._stop_by_s is not None and not final:
+        elif late and not final:
             job.end("stopped", f"killed, since it did not save within {self._stop_grace_s:g} s")
             self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
         else:
@@ -257,7 +257,7 @@ class Supervisor:
             sizes = [size for pid in pids if (size := pss_bytes(pid)) is not None]
             job.ram_bytes = sum(sizes) if sizes else None
             used = self._gpu.process_bytes(pids) if self._gpu else None
-            job.vram_bytes = used if used is not None else job.vram_bytes
+            job.vram_bytes = used if used is not None else job.framework_bytes
 
     def _snapshot(self, state: State) -> Snapshot:
         rates = [job.sps for job in self._jobs if job.sps is not None]
