@@ -13,6 +13,7 @@ import click
 
 from autotune import __version__
 from autotune.errors import (
+    EXIT_ERROR,
     EXIT_INFEASIBLE,
     EXIT_OK,
     EXIT_UNFINISHED,
@@ -246,7 +247,6 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     executor.check(recipe, [recipe.baseline, *tries])
     facts = {name: options[name] for name in ("sampler", "seed", "executor")}
     run = open_run("search", recipe, executor.device, options, **facts)
-    run.update(budget_s=options["budget"])
     print_run(run)
     try:
         with (
@@ -256,6 +256,7 @@ def search(ctx: click.Context, /, **options: Any) -> int:
             stop,
             views.SearchView(options["budget"]) as view,
         ):
+            run.update(budget_s=options["budget"])
             found = run_study(
                 recipe,
                 executor,
@@ -269,6 +270,7 @@ def search(ctx: click.Context, /, **options: Any) -> int:
                 should_stop=stop.requested,
             )
     except InfeasibleError as error:
+        run.update(finished=not stop.exit_code)  # the same command then searches anew, with a budget
         return fail(str(error), stop.exit_code or error.exit_code)
     if not executor.simulated:
         emit_manifest(found, recipe, run, executor.device)
@@ -351,24 +353,19 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
     """Execute a manifest (a file, or mini, pilot, full); the same command resumes."""
     from autotune import resources, views
     from autotune.device.inspect import inspect_device
-    from autotune.manifest import load_manifest
-    from autotune.runs import discarded_when_refused, hold_device
+    from autotune.manifest import check_manifest, load_manifest
+    from autotune.runs import hold_device
     from autotune.signals import StopSignals
     from autotune.train.folder import open_training_run
     from autotune.train.supervisor import supervise
 
     path = resources.find("manifests", manifest, ".json")
     loaded = load_manifest(path)
+    check_manifest(loaded)
     info = inspect_device(device)
     run = open_training_run(path, loaded, runs, name=name, new=new)
     print_run(run)
-    with (
-        discarded_when_refused(run),
-        run.hold(),
-        hold_device(info),
-        StopSignals() as stop,
-        views.TrainView() as view,
-    ):
+    with run.hold(), hold_device(info), StopSignals() as stop, views.TrainView() as view:
         result = supervise(loaded, run, device=info, on_event=view.update, warn=say, should_stop=stop.requested)
     if as_json:
         show_json(to_json(result))
@@ -377,7 +374,7 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
     if stop.exit_code:
         return stop.exit_code
     statuses = {job.status for job in result.jobs}
-    return EXIT_OK if statuses == {"done"} else 1 if "crashed" in statuses else EXIT_UNFINISHED
+    return EXIT_OK if statuses == {"done"} else EXIT_ERROR if "crashed" in statuses else EXIT_UNFINISHED
 
 
 @cli.command()
@@ -430,11 +427,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return fail("stopped", 130)
     except BrokenPipeError:
-        return 1
+        return EXIT_ERROR
     except OSError as error:
         if context["debug"]:
             raise
-        return fail(f"{error}. Check permissions and free space of the folder, or choose another with --runs.", 1)
+        return fail(
+            f"{error}. Check permissions and free space of the folder, or choose another with --runs.", EXIT_ERROR
+        )
 
 
 def entry() -> None:

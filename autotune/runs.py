@@ -178,7 +178,7 @@ def discarded_when_refused(run: Run) -> Iterator[None]:
     try:
         yield
     except UsageError:
-        if not any(file.exists() for file in (run.study_file, run.train_folder)):
+        if not any(file.exists() for file in (run.study_file, run.manifest_file, run.train_folder)):
             shutil.rmtree(run.path)
         raise
 

@@ -18,7 +18,7 @@ from autotune.records import ProbeResult, TrainResult, to_json
 from autotune.runs import Run, is_held
 from autotune.search.result import StudyResult, sentence
 from autotune.search.trials import load_trials
-from autotune.store import durable_write
+from autotune.store import canonical_json, durable_write
 from autotune.train.status import JobSnapshot, Snapshot, read_snapshot, status_file
 from autotune.units import format_bytes, format_count, format_duration
 
@@ -87,8 +87,12 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     output = io.StringIO()
     writer = csv.DictWriter(output, fieldnames=list(rows[0]) if rows else [])
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return output.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return canonical_json(value, indent=None) if isinstance(value, (dict, list)) else value
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -164,11 +168,10 @@ def search_json(found: StudyResult, run: Run) -> dict[str, Any]:
     """The JSON object of a search: the point, its figures, trials and counts."""
     price = found.price_usd_per_hour
     named = {"baseline": found.baseline, "rule_of_thumb": found.rule_of_thumb}
-    row = probe_row(found.result, price)
     return {
         "run": str(run.path),
         "point": found.point.knobs(),
-        **{name: value for name, value in row.items() if name not in found.point.knobs()},
+        **probe_row(found.result, price),
         **{name: result and probe_row(result, price) for name, result in named.items()},
         "trials": [
             {"number": t.number, "stage": t.stage, **probe_row(t.result, price)} for t in found.trials if t.counts

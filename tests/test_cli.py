@@ -1,5 +1,6 @@
 """The command line as a user meets it: the whole line on `busywork`, JSON keys, exit codes, messages."""
 
+import csv
 import json
 import os
 import shutil
@@ -73,6 +74,7 @@ def test_whole_line_from_search_to_report(here, capsys):
     found = json.loads(out)
     assert "autotune.toml" in err
     assert set(found["point"]) == {"num_envs", "batch_size", "concurrency"}
+    assert found["point"] == {name: found[name] for name in found["point"]}
     keys = "status sps sps_low sps_high job_sps vram_peak_bytes ram_peak_bytes goodput_per_usd trials oom crashed"
     assert set(keys.split()) <= set(found)
     assert found["sps_low"] <= found["sps"] <= found["sps_high"]
@@ -84,6 +86,8 @@ def test_whole_line_from_search_to_report(here, capsys):
     folder = here / "runs" / "fast-1"
     for name in ("recipe.toml", "device.json", "study.db", "manifest.json", "logs", "samples"):
         assert (folder / name).exists()
+    provenance = json.loads((folder / "manifest.json").read_text())["provenance"]
+    assert (provenance["study"], provenance["trials"]) == ("study.db", len(found["trials"]))
 
     assert run("train", folder / "manifest.json", "--json") == 0
     trained = json.loads(capsys.readouterr().out)
@@ -107,13 +111,18 @@ def test_probe_rows_and_failures_are_values(here, capsys):
     assert [(row["num_envs"], row["status"]) for row in rows] == [(8, "ok"), (16, "oom")]
     assert rows[1]["sps"] is None
     assert (here / "rows.csv").read_text().startswith("num_envs,batch_size,concurrency,")
-    assert len((here / "rows.csv").read_text().splitlines()) == 3
+    cells = list(csv.DictReader((here / "rows.csv").read_text().splitlines()))
+    assert [cell["status"] for cell in cells] == ["ok", "oom"]
+    assert json.loads(cells[0]["job_sps"]) == rows[0]["job_sps"]
+    assert json.loads(cells[0]["effective"])["num_envs"] == 8
 
 
 def test_nothing_stable_is_exit_code_3(here, capsys):
     write_recipe(here, 'fail = "crash"\nfail_num_envs = 1')
     assert run("search", "--budget", "10s") == 3
     assert "no point of recipe 'fast' ran stably" in capsys.readouterr().err
+    state = json.loads((here / "runs" / "fast-1" / "run.json").read_text())
+    assert state["finished"] is True, "nothing is left to resume: the same command searches anew"
     assert run("probe", "--num-envs", "4", "--batch-size", "64") == 3
 
 
@@ -212,7 +221,20 @@ def test_edited_manifests_are_refused(here, capsys, change, message):
     (here / "mine.json").write_text(json.dumps(json.loads(bundled.read_text()) | change))
     assert run("train", "mine.json") == 2
     assert message in capsys.readouterr().err
-    assert not list(here.glob("runs/*/train"))
+    assert not (here / "runs").exists()
+
+
+def test_a_refused_edit_of_a_run_s_manifest_deletes_nothing(here, capsys):
+    """The copy that a training made is the user's to edit, and to correct."""
+    bundled = json.loads((Path(__file__).parent.parent / "manifests" / "mini.json").read_text())
+    folder = here / "runs" / "mini-1"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"command": "train", "created": "2026-01-01", "finished": False}))
+    point = {"num_envs": 4, "batch_size": 100000, "concurrency": 1}
+    (folder / "manifest.json").write_text(json.dumps(bundled | {"point": point}))
+    assert run("train", folder / "manifest.json") == 2
+    assert "batch_size" in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} == {"run.json", "manifest.json"}
 
 
 def test_truncated_manifest(here, capsys):

@@ -21,7 +21,7 @@ def emit_manifest(found: StudyResult, recipe: Recipe, run: Run, device: DeviceIn
         ladder=[(rung.requested, rung.sps) for rung in found.ladder],
         price=found.price_usd_per_hour,
         device=device,
-        provenance={"study": run.name, "trials": len(found.trials)},
+        provenance={"study": run.study_file.name, "trials": sum(trial.counts for trial in found.trials)},
     )
     save_manifest(run.manifest_file, manifest)
     return manifest

@@ -81,7 +81,8 @@ class Search:
         device, quick = self.executor.device, self.recipe.quick
         cost_max_s = max(_COST_SHARE_MAX * self.budget_s, 2 * (quick.discard_s + quick.window_s))
         limits = memory_limits(self.recipe.limits, device)
-        self.problem = Problem(space=self.space, limits=limits, cost_max_s=cost_max_s)
+        slice_s = quick.long_iteration_s / 4
+        self.problem = Problem(space=self.space, limits=limits, cost_max_s=cost_max_s, slice_s=slice_s)
         self.opening = plan.opening(self.recipe, self.space, device, self.tries)
         self._refuse_short_budget()
         self.optuna_sampler: BaseSampler = samplers.make(self.sampler, self.problem, self.seed)
@@ -108,7 +109,10 @@ class Search:
 
     def go(self, should_stop: Callable[[], bool]) -> bool:
         """Probe until the plan ends; True when it was stopped before."""
-        self._measure_ceilings()
+        try:
+            self._measure_ceilings()
+        except KeyboardInterrupt:
+            return True
         while not (stopped := should_stop()):
             step = self._next()
             if step is None:
