@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ from autotune.errors import (
     EXIT_UNFIT,
     AutotuneError,
     InfeasibleError,
-    UsageError,
 )
 from autotune.options import (
     COUNTS,
@@ -28,17 +26,22 @@ from autotune.options import (
     DURATION,
     JSON,
     NAMING,
+    OUTPUT_FILE,
     PRICE,
     RUNS,
     SETTINGS,
     WORK,
+    choose_executor,
+    choose_recipe,
+    open_run,
     options,
     parse_knob_value,
+    point_of,
+    recorded_price,
 )
-from autotune.records import KNOBS, KnobValue, Point, Recipe, to_json
+from autotune.records import Recipe, to_json
 
 if TYPE_CHECKING:
-    from autotune.records import DeviceInfo
     from autotune.runs import Run
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
@@ -68,50 +71,10 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.ensure_object(dict)["debug"] = debug
 
 
-def choose_recipe(ctx: click.Context, options: dict[str, Any]) -> Recipe:
-    """The recipe that the command line means: the user's own command after ``--``, or a file or name."""
-    from autotune.probe import recipe as recipes
-
-    argv: list[str] = ctx.obj["command"]
-    if argv:
-        if options["recipe"]:
-            raise UsageError(f"give a recipe ({options['recipe']!r}) or a command after --, not both")
-        chosen = recipes.command_recipe(
-            argv,
-            counter=options["counter"],
-            rate=options["rate"],
-            progress=options["progress"],
-            jobs=max(options["jobs"], *(options.get("concurrency") or (1,))),
-            steps=options["steps"],
-        )
-    else:
-        chosen = recipes.load_recipe(options["recipe"])
-        hint = "" if options["recipe"] else " (yours: autotune search -- python train.py --num-envs {num_envs})"
-        say(f"recipe {chosen.name}, from {chosen.source}{hint}")
-    if options["games"]:
-        chosen = recipes.restrict_games(chosen, [name.strip() for name in options["games"].split(",")])
-    if options["baseline"]:
-        chosen = replace(chosen, baseline=point_of(chosen, options["baseline"]))
-    return chosen
-
-
-def point_of(recipe: Recipe, settings: dict[str, KnobValue]) -> Point:
-    """The recipe's baseline with some knobs changed.
-
-    Raises:
-        UsageError: an unknown knob or an impossible value.
-    """
-    from autotune.probe.recipe import check_point
-    from autotune.registry import unknown_name
-
-    for name, value in settings.items():
-        if name in KNOBS and (isinstance(value, bool) or not isinstance(value, int)):
-            raise UsageError(f"{name}={value} must be a whole number of at least 1")
-        if name not in recipe.knobs and name not in recipe.baseline.knobs():
-            raise UsageError(unknown_name("knob", name, list(recipe.knobs)))
-    point = Point.from_knobs(recipe.baseline.knobs() | settings)
-    check_point(recipe, point)
-    return point
+def say_recipe(recipe: Recipe, ctx: click.Context, options: dict[str, Any]) -> None:
+    """Which recipe is used, and how to tune one's own where none was named."""
+    hint = "" if options["recipe"] or ctx.obj["command"] else " (yours: autotune search -- python train.py {num_envs})"
+    say(f"recipe {recipe.name}, from {recipe.source}{hint}")
 
 
 def print_run(run: Run) -> None:
@@ -145,7 +108,7 @@ def doctor(device: str, as_json: bool) -> int:
     click.option("--concurrency", type=COUNTS, help="Values to measure."),
     click.option("--knob", "knobs", multiple=True, metavar="NAME=V,V", help="Values of a further knob."),
     click.option("--final", is_flag=True, help="Long windows, for figures that are published."),
-    click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Also write the rows as CSV."),
+    click.option("--csv", "csv_file", type=OUTPUT_FILE, help="Also write the rows as CSV."),
 )
 @click.pass_context
 def probe(ctx: click.Context, /, **options: Any) -> int:
@@ -161,7 +124,8 @@ def probe(ctx: click.Context, /, **options: Any) -> int:
     from autotune.search.study import add_probe_trial
     from autotune.signals import StopSignals
 
-    recipe = choose_recipe(ctx, options)
+    recipe = choose_recipe(ctx.obj["command"], options)
+    say_recipe(recipe, ctx, options)
     device = inspect_device(options["device"])
     wanted = {name: options[name] for name in ("num_envs", "batch_size", "concurrency") if options[name]}
     for text in options["knobs"]:
@@ -186,37 +150,15 @@ def probe(ctx: click.Context, /, **options: Any) -> int:
             should_stop=stop.requested,
         )
     table = views.probe_rows(rows, price=None)
-    if options["csv_file"]:
-        views.write_csv(options["csv_file"], table)
     if options["as_json"]:
         show_json({"rows": table})
     else:
         click.echo(views.probe_table(rows))
+    if options["csv_file"]:
+        views.write_csv(options["csv_file"], table)
     if stop.exit_code:
         return stop.exit_code
     return EXIT_OK if any(row.ok for row in rows) else EXIT_INFEASIBLE
-
-
-def open_run(command: str, recipe: Recipe, device: DeviceInfo, options: dict[str, Any], **facts: Any) -> Run:
-    """The run folder of a probe or search: resumed when it can be, else new."""
-    from autotune.probe.recipe import dump_recipe
-    from autotune.runs import open_run as open_matching
-    from autotune.store import durable_write, write_json
-
-    text = dump_recipe(recipe)
-    run = open_matching(
-        options["runs"],
-        command=command,
-        stem=recipe.name if command == "search" else f"{recipe.name}-{command}",
-        recipe=text,
-        device=device.fingerprint,
-        name=options["name"],
-        new=options["new"] or command == "probe",
-        **facts,
-    )
-    durable_write(run.recipe_file, text)
-    write_json(run.device_file, to_json(device))
-    return run
 
 
 @cli.command()
@@ -227,7 +169,7 @@ def open_run(command: str, recipe: Recipe, device: DeviceInfo, options: dict[str
     click.option("--try", "tries", type=SETTINGS, multiple=True, help="Measure this point too, first."),
     click.option("--sampler", default="autotune", help="autotune, tpe, gp, random or grid."),
     click.option("--executor", default="isolated", help="isolated, or replay:FILE for a recorded surface."),
-    click.option("--seed", default=0, help="Seed of the search."),
+    click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of the search."),
 )
 @click.pass_context
 def search(ctx: click.Context, /, **options: Any) -> int:
@@ -236,15 +178,19 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     The same command resumes an interrupted search; Ctrl-C keeps everything and emits the best so far.
     """
     from autotune import views
+    from autotune.manifest import build_manifest
     from autotune.runs import discarded_when_refused, hold_device
     from autotune.search.emit import emit_manifest
     from autotune.search.study import run_study
     from autotune.signals import StopSignals
 
     stop = StopSignals()
-    executor, recipe = choose_executor(ctx, options, stop.requested)
+    executor, recipe = choose_executor(ctx.obj["command"], options, stop.requested)
+    say_recipe(recipe, ctx, options)
     tries = [point_of(recipe, settings) for settings in options["tries"]]
     executor.check(recipe, [recipe.baseline, *tries])
+    if not executor.simulated:
+        build_manifest(recipe, recipe.baseline)  # what cannot become a manifest is refused before hours are spent
     facts = {name: options[name] for name in ("sampler", "seed", "executor")}
     run = open_run("search", recipe, executor.device, options, **facts)
     print_run(run)
@@ -280,39 +226,6 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     else:
         click.echo(views.search_text(found, run))
     return stop.exit_code or EXIT_OK
-
-
-def choose_executor(ctx: click.Context, options: dict[str, Any], should_stop: Callable[[], bool]) -> tuple[Any, Recipe]:
-    """The executor that the command line means, and the recipe: the surface's own where one is replayed."""
-    from autotune import registry
-
-    name, _, file = options["executor"].partition(":")
-    if name == "replay":
-        from autotune.executors.replay import ReplayExecutor, surface_recipe
-
-        path = existing_file(file)
-        return ReplayExecutor(path, options["seed"]), surface_recipe(path)
-    from autotune.device.inspect import inspect_device
-
-    executor = registry.load("executor", name)(inspect_device(options["device"]), should_stop)
-    return executor, choose_recipe(ctx, options)
-
-
-def recorded_price(executor: Any) -> float | None:
-    """The price that a recorded surface carries, None elsewhere."""
-    return executor.surface.price_usd_per_hour if executor.simulated else None
-
-
-def existing_file(text: str) -> Path:
-    """A file that is there.
-
-    Raises:
-        UsageError: it is not.
-    """
-    path = Path(text)
-    if not path.is_file():
-        raise UsageError(f"there is no file {text!r}: name a surface, such as --executor replay:surface.csv")
-    return path
 
 
 @cli.command()

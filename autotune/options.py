@@ -1,16 +1,21 @@
-"""The command line's options: how texts become values, and the options that commands share."""
+"""The command line's options: how texts become values, recipes, executors and runs; the options that commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from autotune.errors import UsageError
-from autotune.records import KnobValue
+from autotune.records import KNOBS, KnobValue, Point, Recipe, to_json
 from autotune.units import parse_duration, parse_price
+
+if TYPE_CHECKING:
+    from autotune.records import DeviceInfo
+    from autotune.runs import Run
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -70,7 +75,20 @@ def parse_settings(text: str) -> dict[str, KnobValue]:
     return {name: parse_knob_value(value) for name, _, value in pairs}
 
 
+def parse_output_file(text: str) -> Path:
+    """A file that can be written when the work is done.
+
+    Raises:
+        UsageError: it is a folder, or in no folder.
+    """
+    path = Path(text)
+    if not text or path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{text!r} must be a file in a folder that exists, such as rows.csv")
+    return path
+
+
 DURATION, PRICE = Parsed("duration", parse_duration), Parsed("usd/h", parse_price)
+OUTPUT_FILE = Parsed("file", parse_output_file)
 COUNTS, SETTINGS = Parsed("n,n,...", parse_counts), Parsed("knob=value,...", parse_settings)
 
 
@@ -106,3 +124,105 @@ WORK = options(
     NAMING,
     JSON,
 )
+
+
+def choose_recipe(argv: list[str], options: dict[str, Any]) -> Recipe:
+    """The recipe that the command line means: the user's own command `argv`, or a file or name.
+
+    Raises:
+        UsageError: both are given, or one that cannot be used.
+    """
+    from autotune.probe import recipe as recipes
+
+    if argv:
+        if options["recipe"]:
+            raise UsageError(f"give a recipe ({options['recipe']!r}) or a command after --, not both")
+        chosen = recipes.command_recipe(
+            argv,
+            counter=options["counter"],
+            rate=options["rate"],
+            progress=options["progress"],
+            jobs=max(options["jobs"], *(options.get("concurrency") or (1,))),
+            steps=options["steps"],
+        )
+    else:
+        chosen = recipes.load_recipe(options["recipe"])
+    if options["games"]:
+        chosen = recipes.restrict_games(chosen, [name.strip() for name in options["games"].split(",")])
+    if options["baseline"]:
+        chosen = replace(chosen, baseline=point_of(chosen, options["baseline"]))
+    return chosen
+
+
+def point_of(recipe: Recipe, settings: dict[str, KnobValue]) -> Point:
+    """The recipe's baseline with some knobs changed.
+
+    Raises:
+        UsageError: an unknown knob or an impossible value.
+    """
+    from autotune.probe.recipe import check_point
+    from autotune.registry import unknown_name
+
+    for name, value in settings.items():
+        if name in KNOBS and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UsageError(f"{name}={value} must be a whole number of at least 1")
+        if name not in recipe.knobs and name not in recipe.baseline.knobs():
+            raise UsageError(unknown_name("knob", name, list(recipe.knobs)))
+    point = Point.from_knobs(recipe.baseline.knobs() | settings)
+    check_point(recipe, point)
+    return point
+
+
+def choose_executor(argv: list[str], options: dict[str, Any], should_stop: Callable[[], bool]) -> tuple[Any, Recipe]:
+    """The executor that the command line means, and the recipe: the surface's own where one is replayed."""
+    from autotune import registry
+
+    name, _, file = options["executor"].partition(":")
+    if name == "replay":
+        from autotune.executors.replay import ReplayExecutor, surface_recipe
+
+        path = existing_file(file)
+        return ReplayExecutor(path, options["seed"]), surface_recipe(path)
+    from autotune.device.inspect import inspect_device
+
+    executor = registry.load("executor", name)(inspect_device(options["device"]), should_stop)
+    return executor, choose_recipe(argv, options)
+
+
+def recorded_price(executor: Any) -> float | None:
+    """The price that a recorded surface carries, None elsewhere."""
+    return executor.surface.price_usd_per_hour if executor.simulated else None
+
+
+def existing_file(text: str) -> Path:
+    """A file that is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    path = Path(text)
+    if not path.is_file():
+        raise UsageError(f"there is no file {text!r}: name a surface, such as --executor replay:surface.csv")
+    return path
+
+
+def open_run(command: str, recipe: Recipe, device: DeviceInfo, options: dict[str, Any], **facts: Any) -> Run:
+    """The run folder of a probe or search: resumed when it can be, else new."""
+    from autotune.probe.recipe import dump_recipe
+    from autotune.runs import open_run as open_matching
+    from autotune.store import durable_write, write_json
+
+    text = dump_recipe(recipe)
+    run = open_matching(
+        options["runs"],
+        command=command,
+        stem=recipe.name if command == "search" else f"{recipe.name}-{command}",
+        recipe=text,
+        device=device.fingerprint,
+        name=options["name"],
+        new=options["new"] or command == "probe",
+        **facts,
+    )
+    durable_write(run.recipe_file, text)
+    write_json(run.device_file, to_json(device))
+    return run

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "autotune"
 LAYERS = [
     {"__version__", "errors", "progress", "records"},
     {"registry", "signals", "stats", "store", "units"},
-    {"options", "resources", "runs"},
+    {"resources", "runs"},
     {"device", "workloads"},
     {"meters", "worker"},
     {"executors"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"manifest"},
     {"search", "train"},
     {"report"},
-    {"views"},
+    {"options", "views"},
     {"cli"},
     {"__main__", "testing"},
 ]
