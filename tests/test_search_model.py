@@ -177,9 +177,18 @@ def test_predicted_cost_learns_processes_and_iterations():
 
     points = [at(8, 64), at(64, 256, 2), at(256, 1024, 4), at(16, 512, 3), at(128, 128)]
     history = [stable(point, cost_s=cost_s(point)) for point in points]
-    predicted = predict_cost_s(SPACE, history, model.believe(SPACE, history))
+    predicted = predict_cost_s(Problem(space=SPACE), history, model.believe(SPACE, history))
     assert predicted[SPACE.index[at(32, 256, 4)]] == pytest.approx(24, rel=0.05)
     assert predicted[SPACE.index[at(32, 256, 1)]] == pytest.approx(15, rel=0.05)
+
+
+def test_a_slow_minibatch_is_predicted_to_cost_before_it_is_tried():
+    """At 400 steps per second a minibatch of 1,024 samples takes 2.6 s, and a probe needs several."""
+    points = [at(8, 64), at(8, 256)]
+    history = [replace(stable(point, cost_s=25.0), sps=400.0, sps_low=390.0, sps_high=410.0) for point in points]
+    predicted = predict_cost_s(Problem(space=SPACE), history, model.believe(SPACE, history))
+    assert predicted[SPACE.index[at(256, 1024)]] > 35
+    assert predicted[SPACE.index[at(16, 64)]] == pytest.approx(25, rel=0.25)
 
 
 def climb(problem: Problem, fate=lambda point: "ok", count: int = 20) -> list[ProbeResult]:

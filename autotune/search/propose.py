@@ -24,6 +24,9 @@ ROUGHNESS = 0.04
 WORTHWHILE = 3e-4
 """Expected improvement (of the log) below which the model is no longer asked."""
 
+_STEPS_MIN = 8
+"""Steps of a probe whose steps are long: those that settle, are discarded and are measured."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -33,11 +36,13 @@ class Problem:
         space: the points.
         limits: bytes that may be held.
         cost_max_s: probes predicted to take longer are left out.
+        slice_s: seconds of the slices in which long iterations are measured.
     """
 
     space: Space
     limits: MemoryLimits = field(default_factory=MemoryLimits)
     cost_max_s: float = np.inf
+    slice_s: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +64,13 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
         return None
     if not measured(history):
         return Proposal(point=space.points[_lightest(space, open_)], stage="spread")
-    if (index := _spread(space, history, open_)) is not None:
-        return Proposal(point=space.points[index], stage="spread")
     belief = believe(space, history)
-    cost_s = predict_cost_s(space, history, belief)
+    cost_s = predict_cost_s(problem, history, belief)
     open_ &= cost_s <= problem.cost_max_s
+    if not open_.any():
+        return None
+    if (index := _spread(space, history, open_)) is not None:
+        return _proposal(space, index, "spread", cost_s)
     gain = np.where(open_, expected_improvement(space, history, belief), 0.0)
     if gain.max() >= WORTHWHILE:
         return _proposal(space, int(np.argmax(gain / cost_s)), "model", cost_s)
@@ -111,26 +118,33 @@ def best_log_sps(space: Space, history: Sequence[ProbeResult], belief: Belief) -
     return max(smoothed) if smoothed else max(float(np.log(r.sps or 1.0)) for r in measured(history))
 
 
-def predict_cost_s(space: Space, history: Sequence[ProbeResult], belief: Belief) -> Array:
-    """(n,) seconds that a quick probe takes: a constant, a share per process and a multiple of the iteration.
+def predict_cost_s(problem: Problem, history: Sequence[ProbeResult], belief: Belief) -> Array:
+    """(n,) seconds that a quick probe takes: a constant, a share per process and a multiple of its shortest step.
 
-    Non-negative least squares on the costs of the stable quick probes so far; their mean while there are few.
+    Non-negative least squares on the costs of the stable quick probes so far; while there are few,
+    their mean with `_STEPS_MIN` steps of this point in place of theirs.
     """
+    space = problem.space
     quick = [result for result in measured(history) if result.grade == "quick" and result.cost_s > 0]
+    if not quick:
+        return np.full(len(space), 1.0)
     costs = np.array([result.cost_s for result in quick])
+    log_sps = np.log([float(result.sps or 1.0) for result in quick])
+    here = _cost_terms(problem, counts([result.requested for result in quick], space.rollout), log_sps)
+    there = _cost_terms(problem, space.counts, belief.mean)
     if len(quick) < 4:
-        return np.full(len(space), costs.mean() if len(quick) else 1.0)
-    rows = counts([result.requested for result in quick], space.rollout)
-    here = _cost_terms(rows, np.log([float(result.sps or 1.0) for result in quick]), space.rollout)
-    there = _cost_terms(space.counts, belief.mean, space.rollout)
+        few: Array = np.maximum(costs.mean() + _STEPS_MIN * (there[:, 2] - here[:, 2].mean()), 0.5 * costs.min())
+        return few
     result: Array = np.maximum(there @ fit_relative(here, costs), 0.5 * costs.min())
     return result
 
 
-def _cost_terms(rows: Array, log_sps: Array, rollout: int | None) -> Array:
-    """(n, 3): one, processes, seconds per iteration of one process."""
-    iteration_s = rows[:, 0] * (rollout or 1) * rows[:, 2] / np.exp(log_sps)
-    return np.column_stack([np.ones(len(rows)), rows[:, 2], iteration_s])
+def _cost_terms(problem: Problem, rows: Array, log_sps: Array) -> Array:
+    """(n, 3): one, processes, seconds of a step: an iteration of one process, or its shortest slice (a minibatch)."""
+    samples_s = rows[:, 2] / np.exp(log_sps)
+    iteration_s = samples_s * rows[:, 0] * (problem.space.rollout or 1)
+    step_s = np.minimum(iteration_s, np.maximum(samples_s * rows[:, 1], problem.slice_s))
+    return np.column_stack([np.ones(len(rows)), rows[:, 2], step_s])
 
 
 def _neighbour(space: Space, history: Sequence[ProbeResult], belief: Belief, open_: Array) -> int | None:

@@ -154,6 +154,7 @@ class Search:
         if not isinstance(self.optuna_sampler, HistorySampler):
             predicted_s = self._predict_s(self.recipe.baseline)
             return Step(stage="model", point=None, predicted_s=predicted_s) if predicted_s <= left_s else None
+        self.optuna_sampler.limit_cost(min(self.problem.cost_max_s, left_s))
         proposal = self.optuna_sampler.upcoming(self.study)
         if proposal is None:
             return None

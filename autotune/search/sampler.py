@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -63,6 +64,11 @@ class HistorySampler(BaseSampler):
         self._problem = problem
         self._seed = seed
         self._chosen: tuple[int, Point | None] = (-1, None)
+
+    def limit_cost(self, cost_max_s: float) -> None:
+        """Propose no probe that is predicted to take longer than this."""
+        if self._problem is not None:
+            self._problem = replace(self._problem, cost_max_s=cost_max_s)
 
     def propose(self, problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None:
         """What to measure next, None when nothing is worth measuring."""

@@ -13,6 +13,7 @@ from autotune.workloads.protocol import Finished, Session
 
 _SLICES_WHEN_LONG = 4
 _FIRST_SLICE_ROWS = 2048
+_STEPS_TO_SETTLE = 2
 _PEAK_PERIOD_S = 1.0
 
 
@@ -46,24 +47,27 @@ def measure(
 ) -> None:
     """Wait at the barrier for `go`, then step and report until `stop`.
 
-    The first step (and, where it was a slice, the second) finds the length of an iteration;
-    messages carry ``settled`` from the step on at which the number of parts is final.
+    The first step, or the second where the first looks long (it may have compiled), finds the length
+    of an iteration and so the number of parts; messages carry ``settled`` from the step on at which
+    that number is final.
     """
     go.wait()
-    parts, last_peak_s = first_parts(session), 0.0
-    deciding = 0 if parts == 1 else 2
+    parts, steps, settled, last_peak_s = first_parts(session), 0, False, 0.0
     while not stop.is_set():
         started_s = time.monotonic()
         work = session.step(parts)
         session.synchronize()
         ended_s = time.monotonic()
-        message = step_message(work, ended_s, started_s) | {"parts": parts, "settled": deciding == 0}
+        steps += 1
+        if not settled:
+            wanted = settle_parts((ended_s - started_s) / max(share_done(session, work), 1e-6), long_iteration_s)
+            settled = wanted == parts
+        message = step_message(work, ended_s, started_s) | {"parts": parts, "settled": settled}
+        if not settled and steps == _STEPS_TO_SETTLE:
+            parts, settled = wanted, True
         if ended_s - last_peak_s >= _PEAK_PERIOD_S:
             message["peak_memory_bytes"], last_peak_s = session.peak_memory_bytes(), ended_s
         send(message)
-        if deciding:
-            parts = settle_parts((ended_s - started_s) / max(share_done(session, work), 1e-6), long_iteration_s)
-            deciding = 0 if parts == 1 else deciding - 1
     send({"type": "done", "reason": "stopped", "peak_memory_bytes": session.peak_memory_bytes()})
 
 

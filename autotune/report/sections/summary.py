@@ -115,7 +115,7 @@ def _ties(facts: Facts) -> str:
         return ""
     first, more = code(facts.tied[0].label()), len(facts.tied) - 1
     others = f" and {more} more" if more else ""
-    return f" Tied with {first}{others}: the lighter one is recommended."
+    return f" Tied with {first}{others}."
 
 
 def _next(facts: Facts) -> str:
