@@ -8,12 +8,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from autotune.records import Budget, BudgetUnit, Grade, Job, KnobValue, Limits, Point
+from autotune.records import COUNT_MAX, Budget, BudgetUnit, Grade, Job, KnobValue, Limits, Point
 from autotune.runs import NAME
 from autotune.store import canonical_json
 
 SafeName = Annotated[str, Field(pattern=f"^{NAME.pattern}$", description="letters, digits, dots, dashes, underscores")]
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=1, le=COUNT_MAX)]
 Rate = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 

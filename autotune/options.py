@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autotune.errors import UsageError
-from autotune.records import KNOBS, KnobValue, Point, Recipe, to_json
+from autotune.records import COUNT_MAX, KNOBS, KnobValue, Point, Recipe, to_json
 from autotune.units import parse_duration, parse_price
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def parse_counts(text: str) -> tuple[int, ...]:
         counts = tuple(int(part) for part in text.split(","))
     except ValueError:
         counts = (0,)
-    if any(count < 1 for count in counts):
-        raise UsageError(f"{text!r} must be whole numbers of at least 1, separated by commas, such as 8,32,128")
+    if any(not 1 <= count <= COUNT_MAX for count in counts):
+        shown = text if len(text) <= 100 else f"{text[:97]}..."
+        raise UsageError(f"{shown!r} must be whole numbers of at least 1, separated by commas, such as 8,32,128")
     return counts
 
 
@@ -147,7 +148,7 @@ def choose_recipe(argv: list[str], options: dict[str, Any]) -> Recipe:
         )
     else:
         chosen = recipes.load_recipe(options["recipe"])
-    if options["games"]:
+    if options["games"] is not None:
         chosen = recipes.restrict_games(chosen, [name.strip() for name in options["games"].split(",")])
     if options["baseline"]:
         chosen = replace(chosen, baseline=point_of(chosen, options["baseline"]))

@@ -21,6 +21,8 @@ Phase = Literal["env", "infer", "transfer", "learn"]
 STATUSES: tuple[Status, ...] = typing.get_args(Status)
 PHASES: tuple[Phase, ...] = typing.get_args(Phase)
 KNOBS = ("num_envs", "batch_size", "concurrency")
+COUNT_MAX = 2**31 - 1
+"""Of a standard knob: what every framework's sizes hold."""
 
 
 def to_json(record: Any) -> Any:

@@ -180,6 +180,14 @@ BAD = [
     (["search", "--baseline", "num_envs=4,batch_size=4096"], "larger than the rollout"),
     (["search", "--baseline", "speed=4"], "unknown knob 'speed'"),
     (["search", "--try", "num_envs=8.5"], "whole number"),
+    (["probe", "--num-envs", "9" * 30], "at least 1"),
+    (["probe", "--csv", ""], "in a folder that exists"),
+    (["probe", "--csv", "none/rows.csv"], "in a folder that exists"),
+    (["probe", "--games", ""], "game '' is not a name"),
+    (["search", "--try", "num_envs=99999999999"], "at most 2,147,483,647"),
+    (["search", "--price", "1e-310"], "above zero"),
+    (["search", "--seed", "-1"], "--seed"),
+    (["search", "--seed", "4294967296"], "--seed"),
     (["search", "--sampler", "psychic", "--budget", "40s"], "unknown sampler 'psychic'"),
     (["search", "--name", "../up"], "letters, digits"),
     (["search", "--executor", "replay:none.csv"], "no file 'none.csv'"),
@@ -194,7 +202,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a)[:60] for a, _ in BAD])
 def test_bad_input_is_exit_code_2_with_a_message(here, capsys, arguments, message):
     write_recipe(here)
     command = arguments.index("--") if "--" in arguments else len(arguments)

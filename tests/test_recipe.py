@@ -152,6 +152,23 @@ steps = 10
         ('id = "pong-again"', 'id = "pong"', ["'pong' is given twice"]),
         ("vram_fraction = 0.8", "vram_fraction = 1.8", ["limits.vram_fraction = 1.8", "less than or equal to 1"]),
         ('workload = "atari"', "", ["'workload' is missing"]),
+        ("num_envs = {min = 5, max = 128}", "num_envs = 8", ["knobs.num_envs = 8: expected a list such as"]),
+        ("num_envs = {min = 5, max = 128}", "num_envs = {min = 5}", ["'knobs.num_envs.max' is missing"]),
+        ("num_envs = {min = 5, max = 128}", "num_envs = [8, nan]", ["knobs.num_envs[1]", "finite number"]),
+        ("num_envs = {min = 5, max = 128}", "num_envs = [8, 9999999999]", ["num_envs = 9999999999", "2,147,483,647"]),
+        ('["fp32", "bf16"]', '[["fp32"]]', ["knobs.precision[0]", "a number, a text"]),
+        ("rollout = 16", "rollout = 1979-05-27", ["hyperparameters.rollout"]),
+        ("rollout = 16", "rollout = " + "[" * 5000, ["nested too deeply"]),
+        ("episodes = 100", "episodes = 1.5", ["episodes = 1.5 must be a whole number"]),
+        ("episodes = 100", "episodes = 1e300", ["jobs[0].episodes", "1000000000000000"]),
+        ("seed = 2", "seed = 99999999999", ["jobs[1].seed = 99999999999"]),
+        ('name = "games"', f'name = "{"x" * 200}"', ["name = "]),
+        ('name = "games"', "points = [{num_envs = 8}]", ["points", "num_envs, batch_size, concurrency, precision"]),
+        (
+            'name = "games"',
+            'points = [{num_envs = 0, batch_size = 1, concurrency = 1, precision = "fp32"}]',
+            ["points.num_envs = 0", "at least 1"],
+        ),
     ],
 )
 def test_a_fault_is_named_with_file_key_value_and_expectation(old, new, words):
@@ -167,6 +184,19 @@ def test_the_default_is_the_own_file_then_atari(tmp_path, monkeypatch):
     assert load_recipe().name == "atari"
     (tmp_path / "autotune.toml").write_text(GAMES)
     assert load_recipe().name == "games"
+
+
+def test_an_own_file_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "autotune.toml").symlink_to("gone.toml")
+    with pytest.raises(UsageError, match=r"no file 'autotune.toml'"):
+        load_recipe()
+
+
+def test_a_byte_order_mark_and_an_odd_file_name_do_no_harm(tmp_path):
+    file = tmp_path / "my games (1).toml"
+    file.write_text(GAMES.replace('name = "games"', ""), encoding="utf-8-sig")
+    assert load_recipe(str(file)).name == "my-games-1"
 
 
 def test_an_unknown_recipe_lists_those_there_are():

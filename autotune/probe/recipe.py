@@ -50,7 +50,8 @@ def recipe_path(word: str | None) -> Path:
     """
     if word is None:
         own = Path(DEFAULT_FILE)
-        return own if own.is_file() else resources.find("probes", DEFAULT_NAME, ".toml")
+        there = own.exists() or own.is_symlink()  # one that is no file is an error, not a wish for the bundled one
+        return resources.find("probes", DEFAULT_FILE if there else DEFAULT_NAME, ".toml")
     return resources.find("probes", word, ".toml")
 
 
@@ -67,11 +68,16 @@ def load_recipe(word: str | None = None, *, games: Iterable[str] | None = None) 
     """
     path = recipe_path(word)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} cannot be read: {error}") from error
-    recipe = parse_recipe(text, source=str(path), name=path.stem)
+    recipe = parse_recipe(text, source=str(path), name=_safe_name(path.stem))
     return restrict_games(recipe, list(games)) if games else recipe
+
+
+def _safe_name(stem: str) -> str:
+    """A file's name as the name of a recipe, and so of run folders."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:80] or "recipe"
 
 
 def restrict_games(recipe: Recipe, games: Sequence[str]) -> Recipe:

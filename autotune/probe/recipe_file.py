@@ -10,7 +10,7 @@ from typing import Any
 
 from autotune.errors import ManifestError, UsageError
 from autotune.probe import schema
-from autotune.records import FINAL_PLAN, KNOBS, KnobValue, MeasurePlan, Point, Recipe
+from autotune.records import COUNT_MAX, FINAL_PLAN, KNOBS, KnobValue, MeasurePlan, Point, Recipe
 
 
 def parse_recipe(text: str, *, source: str, name: str) -> Recipe:
@@ -28,6 +28,8 @@ def parse_recipe(text: str, *, source: str, name: str) -> Recipe:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ManifestError(f"recipe {source} is not valid TOML: {error}") from error
+    except RecursionError:
+        raise ManifestError(f"recipe {source} is nested too deeply: a recipe has tables with lists of values") from None
     file = schema.parse(data, source)
     try:
         recipe = _build(file, source, name)
@@ -69,8 +71,16 @@ def _build(file: schema.RecipeFile, source: str, name: str) -> Recipe:
         final=schema.overridden(FINAL_PLAN, file.final),
         limits=limits,
         source=source,
-        points=tuple(Point.from_knobs(point) for point in file.points),
+        points=tuple(_listed_point(point, knobs) for point in file.points),
     )
+
+
+def _listed_point(given: Mapping[str, KnobValue], knobs: Mapping[str, object]) -> Point:
+    if set(given) != set(knobs):
+        raise ValueError(f"points: {dict(given)} must have a value for each of {', '.join(knobs)}, and no other")
+    for name in KNOBS:
+        schema.check_count(f"points.{name}", given[name])
+    return Point.from_knobs(given)
 
 
 def _ordered(knobs: Mapping[str, tuple[KnobValue, ...]]) -> dict[str, tuple[KnobValue, ...]]:
@@ -135,8 +145,8 @@ def check_point(recipe: Recipe, point: Point) -> None:
         UsageError: a value below 1, more processes than jobs, or a minibatch larger than the rollout.
     """
     for name in KNOBS:
-        if getattr(point, name) < 1:
-            raise UsageError(f"{name}={getattr(point, name)} must be at least 1")
+        if not 1 <= getattr(point, name) <= COUNT_MAX:
+            raise UsageError(f"{name}={getattr(point, name)} must be at least 1, and at most {COUNT_MAX:,}")
     if point.concurrency > len(recipe.jobs):
         raise UsageError(
             f"concurrency={point.concurrency} is more than the {len(recipe.jobs)} jobs of recipe {recipe.name!r}: "

@@ -6,12 +6,22 @@ import difflib
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from autotune.errors import ManifestError
-from autotune.records import Budget, BudgetUnit, Job, KnobValue, Limits, MeasurePlan
+from autotune.records import COUNT_MAX, Budget, BudgetUnit, Job, KnobValue, Limits, MeasurePlan
 
 CONCURRENCY_LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Levels of concurrency that are tried (METHOD.md section 2)."""
@@ -24,8 +34,8 @@ class _Strict(BaseModel):
 class Range(_Strict):
     """``{min = 8, max = 1024}``: the powers of two (levels of concurrency) within."""
 
-    min: int = Field(ge=1)
-    max: int = Field(ge=1)
+    min: int = Field(ge=1, le=COUNT_MAX)
+    max: int = Field(ge=1, le=COUNT_MAX)
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
@@ -47,7 +57,27 @@ class Range(_Strict):
         return inside
 
 
-Values = Range | list[int | float | str | bool]
+def _scalar(value: object) -> object:
+    if not isinstance(value, (int, float, str, bool)) or value == "":
+        raise ValueError("must be a number, a text or true or false")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+def _form(value: object) -> str | None:
+    return "range" if isinstance(value, (dict, Range)) else "list" if isinstance(value, list) else None
+
+
+Scalar = Annotated[Any, AfterValidator(_scalar)]
+Values = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[list[Scalar], Tag("list")],
+    Discriminator(
+        _form,
+        custom_error_type="knob_values",
+        custom_error_message="expected a list such as [8, 16, 32], or {min = 8, max = 64}",
+    ),
+]
 
 
 class PlanPart(_Strict):
@@ -73,12 +103,20 @@ class LimitsPart(_Strict):
 class JobPart(_Strict):
     """A ``[[jobs]]`` table: exactly one of steps, episodes and hours."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    env: str = Field(min_length=1)
-    seed: int = Field(default=0, ge=0)
-    steps: float | None = Field(default=None, gt=0, strict=False)
-    episodes: float | None = Field(default=None, gt=0, strict=False)
-    hours: float | None = Field(default=None, gt=0, strict=False)
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    env: str = Field(min_length=1, max_length=200)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    steps: float | None = Field(default=None, gt=0, le=1e15, strict=False)
+    episodes: float | None = Field(default=None, gt=0, le=1e15, strict=False)
+    hours: float | None = Field(default=None, gt=0, le=1e15, strict=False)
+
+    @model_validator(mode="after")
+    def _whole(self) -> JobPart:
+        for unit in ("steps", "episodes"):
+            amount = getattr(self, unit)
+            if amount is not None and amount != int(amount):
+                raise ValueError(f"{unit} = {amount:g} must be a whole number")
+        return self
 
     @model_validator(mode="after")
     def _one_budget(self) -> JobPart:
@@ -97,17 +135,17 @@ class JobPart(_Strict):
 class RecipeFile(_Strict):
     """A whole recipe file."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
     workload: str
-    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    hyperparameters: dict[str, JsonValue] = Field(default_factory=dict)
     knobs: dict[str, Values]
     grid: dict[str, Values] = Field(default_factory=dict)
-    baseline: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    baseline: dict[str, Scalar] = Field(default_factory=dict)
     quick: PlanPart = PlanPart()
     final: PlanPart = PlanPart()
     limits: LimitsPart = LimitsPart()
     jobs: list[JobPart] = Field(min_length=1)
-    points: list[dict[str, int | float | str | bool]] = Field(default_factory=list)
+    points: list[dict[str, Scalar]] = Field(default_factory=list)
 
 
 def ascending(name: str, values: Values) -> tuple[KnobValue, ...]:
@@ -138,8 +176,8 @@ def check_count(name: str, value: object) -> int:
     Raises:
         ValueError: not a whole number of at least 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} = {value!r} must be a whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= COUNT_MAX:
+        raise ValueError(f"{name} = {value!r} must be a whole number of at least 1 (at most {COUNT_MAX:,})")
     return value
 
 
@@ -167,7 +205,7 @@ def parse(data: Mapping[str, Any], source: str) -> RecipeFile:
 
 
 def _message(item: Any) -> str:
-    place = [part for part in item["loc"] if part not in ("Range",) and not str(part).startswith("list[")]
+    place = [part for index, part in enumerate(item["loc"]) if index != 2 or part not in ("range", "list")]
     key = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in place).replace(".[", "[")
     if item["type"] == "extra_forbidden":
         known = _known_keys(place)
