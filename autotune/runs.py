@@ -154,8 +154,8 @@ def all_runs(root: Path) -> list[Run]:
     return sorted(found, key=lambda run: (str(run.state().get("created", "")), run.name))
 
 
-def find_run(root: Path, word: str | None, *, need: str | None = None) -> Run:
-    """The run that the user means: a name, a path, or the newest (that has the file `need`).
+def find_run(root: Path, word: str | None) -> Run:
+    """The run that the user means: a name, a path, or the newest.
 
     Raises:
         UsageError: there is none.
@@ -166,7 +166,7 @@ def find_run(root: Path, word: str | None, *, need: str | None = None) -> Run:
             known = ", ".join(run.name for run in all_runs(root)) or "none"
             raise UsageError(f"there is no run {word!r} in {root}/ (runs: {known})")
         return Run(path)
-    runs = [run for run in all_runs(root) if need is None or (run.path / need).exists()]
+    runs = all_runs(root)
     if not runs:
         raise UsageError(f"there is no run in {root}/ yet: start one with `autotune search --budget 30m`")
     return runs[-1]

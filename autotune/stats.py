@@ -49,11 +49,6 @@ class Estimate:
     per_process: tuple[float, ...]
     iterations: int
 
-    @property
-    def half_width(self) -> float:
-        """Relative half-width of the interval."""
-        return (self.high - self.rate) / self.rate if self.rate else math.inf
-
 
 def total_rate(trace: Trace) -> float:
     """Total steps / total time, never the mean of rates."""

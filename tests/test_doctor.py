@@ -10,7 +10,7 @@ import pytest
 from fake_host import GIB, host
 from fake_nvml import FakeNvml
 
-from autotune.device.doctor import Diagnosis, diagnose, render_diagnosis, to_table_rows
+from autotune.device.doctor import Diagnosis, check_rows, device_rows, diagnose, render_diagnosis
 from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError
 from autotune.records import Budget, DeviceInfo, HostInfo, Job, Point, to_json
@@ -213,7 +213,7 @@ def test_the_text_ends_in_the_verdict_and_numbered_fixes() -> None:
         "  2. docker --shm-size 8g (or --ipc host)",
         "  3. free space, or choose another folder with --runs",
     ]
-    rows = dict(to_table_rows(diagnosis))
+    rows = dict(device_rows(diagnosis.device) + check_rows(diagnosis.checks))
     assert rows["  VRAM"] == "15.0 GiB total, 13.5 GiB free, 1.0 GiB used by 7 python7 1.0 GiB"
     assert rows["  power"] == "unknown of 70 W (default 70 W)"
     assert rows["  ECC"] == "unknown, uncorrected errors 0"

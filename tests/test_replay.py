@@ -36,7 +36,7 @@ def test_the_recipe_and_device_are_the_surfaces(surface):
     assert executor.device.vram_total_bytes == 16 * GIB
     assert executor.device.host.ram_limit_bytes == 32 * GIB
     assert executor.device.host.cpu_cores_allowed == 4
-    assert executor.price_usd_per_hour == 2.0
+    assert executor.surface.price_usd_per_hour == 2.0
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,6 @@ def test_newest_is_by_creation(tmp_path):
     (tmp_path / "no-run").mkdir()
     assert [run.name for run in all_runs(tmp_path)] == ["c", "b", "a"]
     assert find_run(tmp_path, None).name == "a"
-    (tmp_path / "c" / "manifest.json").write_text("{}")
-    assert find_run(tmp_path, None, need="manifest.json").name == "c"
     assert find_run(tmp_path, "b").path == find_run(tmp_path, str(tmp_path / "b")).path == tmp_path / "b"
 
 

@@ -148,7 +148,8 @@ def _host_rows(host: HostInfo) -> list[Row]:
     ]
 
 
-def _check_rows(checks: Mapping[str, float]) -> list[Row]:
+def check_rows(checks: Mapping[str, float]) -> list[Row]:
+    """(check, rate with its unit)."""
     rows = []
     for name, value in checks.items():
         unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), "")
@@ -172,16 +173,11 @@ def device_rows(device: DeviceInfo) -> list[Row]:
     return [*rows, *_host_rows(device.host), ("listed price", price.describe() if price else "none for this device")]
 
 
-def to_table_rows(diagnosis: Diagnosis) -> list[Row]:
-    """(property, value): device, machine, measured rates."""
-    return device_rows(diagnosis.device) + _check_rows(diagnosis.checks)
-
-
 def render_diagnosis(diagnosis: Diagnosis) -> str:
     """The text that ``autotune doctor`` prints, ending in the verdict and the numbered fixes."""
     parts = [tabulate(device_rows(diagnosis.device), tablefmt="plain")]
     if diagnosis.checks:
-        parts.append("measured\n" + tabulate(_check_rows(diagnosis.checks), tablefmt="plain"))
+        parts.append("measured\n" + tabulate(check_rows(diagnosis.checks), tablefmt="plain"))
     if diagnosis.findings:
         lines = [
             f"{f.severity:8} {f.what}\n         {f.cause}{f' -> {f.fix}' if f.fix else ''}" for f in diagnosis.findings

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from autotune.records import DeviceInfo, GpuInfo, GpuProcess
+from autotune.records import GpuInfo, GpuProcess
 
 T = TypeVar("T")
 THROTTLE_BITS = {
@@ -305,13 +305,3 @@ class LiveGpu:
         """Let NVML go; safe to call twice."""
         self._quietly(lambda nvml, *_: _ask(nvml, "nvmlShutdown"))
         self._board = self._part = None
-
-
-def device_used_bytes(device: DeviceInfo, pynvml: Any = None) -> int | None:
-    """Memory in use now on the GPU that training uses, by whomever; None without one."""
-    if device.gpu is None:
-        return None
-    live = LiveGpu(device.gpu, pynvml)
-    used = live.used_bytes()
-    live.close()
-    return used

@@ -44,8 +44,3 @@ class Executor(Protocol):
     def predict_cost_s(self, request: ProbeRequest) -> float | None:
         """Seconds this probe will take when it goes well, None when the executor cannot say."""
         ...
-
-
-def allowed(recipe: Recipe, point: Point) -> bool:
-    """Whether a point lies within what the recipe declares."""
-    return all(value in recipe.knobs.get(name, (value,)) for name, value in point.knobs().items())

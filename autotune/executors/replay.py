@@ -232,7 +232,6 @@ class ReplayExecutor:
     def __init__(self, path: Path | str, seed: int = 0) -> None:
         self.surface = load_surface(Path(path))
         self.device = surface_device(self.surface)
-        self.price_usd_per_hour = self.surface.price_usd_per_hour
         self._seed = seed
         self._clock_s = 0.0
         self._places = np.log2([[getattr(row.point, name) for name in KNOBS] for row in self.surface.rows])

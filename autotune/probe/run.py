@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from autotune.executors.protocol import Executor
 from autotune.probe.bottleneck import limited_by
@@ -36,7 +35,7 @@ def build_request(
         limits=recipe.limits,
         device=device,
         log_folder=str(run.path / "logs"),
-        samples_path=str(Path(run.path) / "samples" / f"{label}.jsonl"),
+        samples_path=str(run.path / "samples" / f"{label}.jsonl"),
         label=label,
     )
 

@@ -24,8 +24,6 @@ from autotune.workloads.command_progress import ProgressRule, make_rule
 from autotune.workloads.protocol import Finished, NoProgressError, SessionState
 from autotune.workloads.settings import Settings, parse_settings
 
-JOB_PLACEHOLDERS = ("seed", "env", "job")
-
 _BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}|[{}]")
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemoryError|RESOURCE_EXHAUSTED|\bMemoryError\b|std::bad_alloc|Cannot allocate memory"
