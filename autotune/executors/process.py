@@ -26,6 +26,7 @@ Message = dict[str, Any]
 _LINE_LIMIT_BYTES = 2**20
 _TAIL_BYTES = 2**16
 _REAP_S = 10.0  # a process that a driver holds cannot even be killed; waiting longer would not help
+_MEMORY_VARIABLE = "AUTOTUNE_MEMORY_FRACTION"
 _THREAD_VARIABLES = (
     "AUTOTUNE_THREADS",
     "OMP_NUM_THREADS",
@@ -37,7 +38,7 @@ _THREAD_VARIABLES = (
 
 def worker_environment(task: WorkerTask, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The child's environment: its share of threads and device memory set, never inherited."""
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name != _MEMORY_VARIABLE}
     environment.update(dict.fromkeys(_THREAD_VARIABLES, str(task.threads)))
     environment.update(
         OMP_WAIT_POLICY="PASSIVE",
@@ -45,7 +46,7 @@ def worker_environment(task: WorkerTask, extra: Mapping[str, str] | None = None)
         PYTHONUNBUFFERED="1",
     )
     if task.memory_fraction is not None:
-        environment["AUTOTUNE_MEMORY_FRACTION"] = f"{task.memory_fraction:.4f}"
+        environment[_MEMORY_VARIABLE] = f"{task.memory_fraction:.4f}"
     return environment | dict(extra or {})
 
 

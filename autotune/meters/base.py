@@ -1,11 +1,13 @@
-"""What every meter shares: a thread that reads at a fixed rate, and hands the readings over."""
+"""What meters share: a thread that reads at a fixed rate and hands the readings over, and a GPU to read."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from autotune.device.nvml import LiveGpu
 from autotune.records import DeviceInfo, Reading
 
 _PATIENCE_S = 5.0  # a driver call can hang; starting and stopping a meter must not
@@ -84,3 +86,24 @@ class SampledMeter:
             self._thread.join(_PATIENCE_S)
             self._thread = None
         return self.take()
+
+
+class GpuMeter(SampledMeter):
+    """Reads the GPU in use, `gpu` while it runs; None where there is none."""
+
+    def __init__(
+        self, device: DeviceInfo, pids: Callable[[], Sequence[int]], period_s: float = 0.5, *, pynvml: Any = None
+    ) -> None:
+        """See `SampledMeter`; `pynvml` is the NVML binding, ``nvidia-ml-py`` by default."""
+        super().__init__(device, pids, period_s)
+        self._pynvml = pynvml
+        self.gpu: LiveGpu | None = None
+
+    def open(self) -> None:
+        """Open the GPU."""
+        self.gpu = LiveGpu(self.device.gpu, self._pynvml) if self.device.gpu else None
+
+    def close(self) -> None:
+        """Let the GPU go."""
+        if self.gpu:
+            self.gpu.close()

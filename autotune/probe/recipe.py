@@ -6,7 +6,7 @@ A recipe is data. Every function here takes one and returns another, or text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,15 +55,14 @@ def recipe_path(word: str | None) -> Path:
     return resources.find("probes", word, ".toml")
 
 
-def load_recipe(word: str | None = None, *, games: Iterable[str] | None = None) -> Recipe:
+def load_recipe(word: str | None = None) -> Recipe:
     """Read a recipe by bundled name or path.
 
     Args:
         word: a bare bundled name, a path, or None for the default (`recipe_path`).
-        games: restrict the jobs to these games (`restrict_games`).
 
     Raises:
-        UsageError: no such recipe or game.
+        UsageError: no such recipe.
         ManifestError: the file says something that a recipe cannot say.
     """
     path = recipe_path(word)
@@ -71,8 +70,7 @@ def load_recipe(word: str | None = None, *, games: Iterable[str] | None = None) 
         text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} cannot be read: {error}") from error
-    recipe = parse_recipe(text, source=str(path), name=_safe_name(path.stem))
-    return restrict_games(recipe, list(games)) if games else recipe
+    return parse_recipe(text, source=str(path), name=_safe_name(path.stem))
 
 
 def _safe_name(stem: str) -> str:

@@ -109,7 +109,8 @@ def main(arguments: list[str]) -> int:
         text = "".join(traceback.format_exception(error))
         sys.stderr.write(text)
         detail = str(error) if isinstance(error, AutotuneError) else f"{type(error).__name__}: {error}"
-        send({"type": "error", "kind": classify(error), "detail": detail[:2000], "traceback": text[-8000:]})
+        with contextlib.suppress(BrokenPipeError):  # the parent is gone: the log has it
+            send({"type": "error", "kind": classify(error), "detail": detail[:2000], "traceback": text[-8000:]})
         return 1
     return 0
 
