@@ -69,7 +69,7 @@ def run(*arguments):
 
 def test_whole_line_from_search_to_report(here, capsys):
     write_recipe(here)
-    assert run("search", "--budget", "14s", "--price", "2.0", "--json") == 0
+    assert run("search", "--budget", "20s", "--price", "2.0", "--json") == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert "autotune.toml" in err
@@ -80,7 +80,7 @@ def test_whole_line_from_search_to_report(here, capsys):
     assert found["sps_low"] <= found["sps"] <= found["sps_high"]
     assert found["goodput_per_usd"] == pytest.approx(3600 * found["sps"] / 2.0)
     assert found["vram_peak_bytes"] is None
-    assert found["spent_s"] < 14 + 15
+    assert found["spent_s"] < 20 + 15
     stages = [trial["stage"] for trial in found["trials"]]
     assert stages[0] == "baseline"
     folder = here / "runs" / "fast-1"
@@ -119,7 +119,7 @@ def test_probe_rows_and_failures_are_values(here, capsys):
 
 def test_nothing_stable_is_exit_code_3(here, capsys):
     write_recipe(here, 'fail = "crash"\nfail_num_envs = 1')
-    assert run("search", "--budget", "10s") == 3
+    assert run("search", "--budget", "60s") == 3
     assert "no point of recipe 'fast' ran stably" in capsys.readouterr().err
     state = json.loads((here / "runs" / "fast-1" / "run.json").read_text())
     assert state["finished"] is True, "nothing is left to resume: the same command searches anew"

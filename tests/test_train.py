@@ -214,6 +214,19 @@ def test_a_deaf_worker_is_killed_after_the_grace(tmp_path: Path, device: DeviceI
     assert no_children()
 
 
+def test_a_worker_that_dies_while_stopping_has_crashed(tmp_path: Path, device: DeviceInfo) -> None:
+    manifest = a_manifest()
+    run, warnings = a_run(tmp_path, manifest), list[str]()
+    supervisor = Supervisor(manifest, run, device, warnings.append, PLAN, 1.0)
+    supervisor._stop()
+    worker = cast(Any, SimpleNamespace(returncode=-signal.SIGSEGV, log_tail=lambda lines: "", log="x"))
+    supervisor._conclude(supervisor._jobs[0], worker, late=False)
+    assert (supervisor._jobs[0].status, supervisor._jobs[0].detail) == ("crashed", "its process ended with signal 11")
+    supervisor._conclude(supervisor._jobs[1], worker, late=True)
+    assert supervisor._jobs[1].status == "stopped" and "did not save within 1 s" in supervisor._jobs[1].detail
+    assert len(warnings) == 1
+
+
 def test_an_exception_of_the_view_leaves_no_process(tmp_path: Path, device: DeviceInfo) -> None:
     manifest = a_manifest(steps=1e9)
     run = a_run(tmp_path, manifest)
