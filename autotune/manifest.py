@@ -61,6 +61,15 @@ def _not_json(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON: write a number or null")
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {double!r} is given twice in one object: keep one of them")
+    return found
+
+
 def parse_manifest(text: str | bytes, source: str) -> Manifest:
     """Validate the text of a manifest; `source` names it in messages.
 
@@ -68,7 +77,7 @@ def parse_manifest(text: str | bytes, source: str) -> Manifest:
         ManifestError: not JSON, a newer schema, an unknown key or a bad value.
     """
     try:
-        data = json.loads(text, parse_constant=_not_json)
+        data = json.loads(text, parse_constant=_not_json, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise ManifestError(
             f"{source} is not valid JSON ({error}); it may be truncated: "

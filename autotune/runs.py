@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,15 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Run:
-    """A folder ``runs/<name>/`` with everything that one search, probe or training produced."""
+    """A folder ``runs/<name>/`` with everything that one search, probe or training produced.
+
+    Attributes:
+        path: the folder.
+        fresh: whether this very command made it.
+    """
 
     path: Path
+    fresh: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -174,11 +180,11 @@ def find_run(root: Path, word: str | None) -> Run:
 
 @contextmanager
 def discarded_when_refused(run: Run) -> Iterator[None]:
-    """Remove a run in which nothing was measured when what it was made for is refused as misuse."""
+    """Remove a run that this command made and that did nothing yet, when it is refused or the device is busy."""
     try:
         yield
-    except UsageError:
-        if not any(file.exists() for file in (run.study_file, run.manifest_file, run.train_folder)):
+    except (UsageError, BusyError):
+        if run.fresh and not any(file.exists() for file in (run.study_file, run.train_folder / "events.jsonl")):
             shutil.rmtree(run.path)
         raise
 
@@ -207,8 +213,13 @@ def create_run(root: Path, name: str, **facts: Any) -> Run:
     path = root / check_name(name)
     if (path / "run.json").exists():
         raise UsageError(f"run {name!r} exists already in {root}/: choose another --name, or leave --name out")
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(
+            f"the folder {path} holds files but no run.json: it is no run, or a damaged one. "
+            "Restore run.json, or choose another --name"
+        )
     make_folder(path)
-    run = Run(path)
+    run = Run(path, fresh=True)
     run.update(created=datetime.now(UTC).isoformat(), name=name, **facts)
     return run
 
@@ -251,4 +262,4 @@ def open_run(
             state = run.state()
             if not state.get("finished") and all(state.get(key) == value for key, value in wanted.items()):
                 return run
-    return create_run(root, name or next_name(root, stem), finished=False, **wanted)
+    return create_run(root, next_name(root, stem) if name is None else name, finished=False, **wanted)

@@ -245,6 +245,15 @@ def test_a_refused_edit_of_a_run_s_manifest_deletes_nothing(here, capsys):
     assert {path.name for path in folder.iterdir()} == {"run.json", "manifest.json"}
 
 
+def test_a_game_that_envpool_lacks_leaves_no_run(here, capsys):
+    pytest.importorskip("envpool")
+    bundled = Path(__file__).parent.parent / "manifests" / "mini.json"
+    (here / "mine.json").write_text(bundled.read_text().replace("Breakout-v5", "NoSuchGame-v5"))
+    assert run("train", "mine.json") == 2
+    assert "unknown game 'NoSuchGame-v5'" in capsys.readouterr().err
+    assert not list(here.glob("runs/*"))
+
+
 def test_truncated_manifest(here, capsys):
     (here / "cut.json").write_text('{"schema": 1, "na')
     assert run("train", "cut.json") == 2

@@ -202,6 +202,8 @@ def test_ticks_of_several_processes_add_up():
         ({"argv": "python train.py"}, "'argv'"),
         ({"argv": ["train", 3]}, "'argv"),
         ({"argv": ["train", "a\0b"]}, "NUL"),
+        ({"argv": ["train"], "environment": {"A=B": "x"}}, "'A=B'.*impossible name"),
+        ({"argv": ["train"], "environment": {"A": "x\0"}}, "NUL"),
         ({"argv": ["train"], "shell": True}, "no hyperparameter 'shell'"),
     ],
 )

@@ -181,6 +181,11 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, raw: bytes) -> None:
         load_manifest(path)
 
 
+def test_a_key_given_twice_is_refused() -> None:
+    with pytest.raises(ManifestError, match="the key 'num_envs' is given twice"):
+        parse_manifest('{"schema": 1, "point": {"num_envs": 8, "num_envs": 16}}', "m.json")
+
+
 def test_missing_unreadable_and_huge_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ManifestError, match="there is no manifest"):
         load_manifest(tmp_path / "none.json")

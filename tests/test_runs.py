@@ -8,7 +8,18 @@ from fake_host import host
 
 from autotune.errors import BusyError, FileError, UsageError
 from autotune.records import DeviceInfo, GpuInfo
-from autotune.runs import Run, all_runs, check_name, create_run, find_run, hold, hold_device, next_name, open_run
+from autotune.runs import (
+    Run,
+    all_runs,
+    check_name,
+    create_run,
+    discarded_when_refused,
+    find_run,
+    hold,
+    hold_device,
+    next_name,
+    open_run,
+)
 
 
 def test_a_run_keeps_its_facts(tmp_path):
@@ -54,6 +65,31 @@ def test_runs_that_are_not_there(tmp_path):
     create_run(tmp_path, "a")
     with pytest.raises(UsageError, match=r"no run 'b' in .* \(runs: a\)"):
         find_run(tmp_path, "b")
+
+
+def test_a_folder_with_other_files_never_becomes_a_run(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match=r"mine holds files but no run.json"):
+        create_run(tmp_path, "mine")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("error", [UsageError("no such game"), BusyError("the GPU is taken")])
+def test_only_a_run_of_this_command_without_work_is_discarded(tmp_path, error):
+    def refuse(run):
+        with pytest.raises(type(error)), discarded_when_refused(run):
+            raise error
+
+    run = create_run(tmp_path, "a")
+    refuse(Run(run.path))
+    assert run.state()["name"] == "a"
+    run.study_file.write_bytes(b"")
+    refuse(run)
+    assert run.study_file.exists()
+    run.study_file.unlink()
+    refuse(run)
+    assert not run.path.exists()
 
 
 def test_a_damaged_run_is_named(tmp_path):

@@ -33,7 +33,8 @@ def open_training_run(path: Path, manifest: Manifest, root: Path, *, name: str |
             same = name is None or run.name == name
             if same and _holds(run, manifest) and (name is not None or not run.state().get("finished")):
                 return run
-    run = create_run(root, name or next_name(root, manifest.name), command="train", finished=False)
+    chosen = next_name(root, manifest.name[:80]) if name is None else name
+    run = create_run(root, chosen, command="train", finished=False)
     save_manifest(run.manifest_file, manifest)
     return run
 

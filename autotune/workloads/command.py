@@ -119,6 +119,9 @@ class CommandWorkload:
         self.placeholders = placeholders(settings.argv)
         if any("\0" in argument for argument in settings.argv) or not settings.argv[0]:
             raise UsageError(f"the command {list(settings.argv)} has an empty program or a NUL character")
+        for name, value in settings.environment.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise UsageError(f"environment variable {name!r} = {value!r} has an impossible name or a NUL character")
 
     def check(self, point: Point, jobs: Sequence[Job]) -> None:
         """Refuse unknown placeholders, a missing folder or a program that cannot be found.
