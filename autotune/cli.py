@@ -73,7 +73,8 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def say_recipe(recipe: Recipe, ctx: click.Context, options: dict[str, Any]) -> None:
     """Which recipe is used, and how to tune one's own where none was named."""
-    hint = "" if options["recipe"] or ctx.obj["command"] else " (yours: autotune search -- python train.py {num_envs})"
+    named = options["recipe"] or ctx.obj["command"] or recipe.workload == "replay"
+    hint = "" if named else " (yours: autotune search -- python train.py --num-envs {num_envs})"
     say(f"recipe {recipe.name}, from {recipe.source}{hint}")
 
 
