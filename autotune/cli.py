@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,9 @@ from autotune.errors import (
     InfeasibleError,
 )
 from autotune.options import (
-    COUNTS,
     DEVICE,
     DURATION,
+    GRID,
     JSON,
     NAMING,
     OUTPUT_FILE,
@@ -33,13 +34,13 @@ from autotune.options import (
     WORK,
     choose_executor,
     choose_recipe,
+    grid_values,
     open_run,
     options,
-    parse_knob_value,
     point_of,
     recorded_price,
 )
-from autotune.records import Recipe, to_json
+from autotune.records import DeviceInfo, ProbeResult, Recipe, to_json
 
 if TYPE_CHECKING:
     from autotune.runs import Run
@@ -104,11 +105,7 @@ def doctor(device: str, as_json: bool) -> int:
 @cli.command()
 @options(
     WORK,
-    click.option("--num-envs", type=COUNTS, help="Values to measure."),
-    click.option("--batch-size", type=COUNTS, help="Values to measure."),
-    click.option("--concurrency", type=COUNTS, help="Values to measure."),
-    click.option("--knob", "knobs", multiple=True, metavar="NAME=V,V", help="Values of a further knob."),
-    click.option("--final", is_flag=True, help="Long windows, for figures that are published."),
+    GRID,
     click.option("--csv", "csv_file", type=OUTPUT_FILE, help="Also write the rows as CSV."),
 )
 @click.pass_context
@@ -118,27 +115,75 @@ def probe(ctx: click.Context, /, **options: Any) -> int:
     RECIPE: atari, cartpole, cartpole-jax, busywork, a TOML file, or your own command after ``--``.
     """
     from autotune import views
+
+    measured = measure_grid("probe", ctx, options)
+    rows = measured.rows
+    table = views.probe_rows(rows, price=None)
+    if options["as_json"]:
+        show_json({"rows": table})
+    else:
+        click.echo(views.probe_table(rows))
+    if options["csv_file"]:
+        views.write_csv(options["csv_file"], table)
+    return measured.exit_code
+
+
+@cli.command()
+@options(
+    WORK,
+    GRID,
+    click.option("--out", type=OUTPUT_FILE, required=True, help="The surface file to write."),
+    click.option("--price", type=PRICE, help="US dollars per hour of this machine, kept in the file."),
+)
+@click.pass_context
+def record(ctx: click.Context, /, **options: Any) -> int:
+    """Record a surface: every point of the grid, as a CSV file that `search --executor replay:FILE` searches.
+
+    Knobs without an option take every value of the recipe. The same command goes on where it was stopped.
+    """
+    from autotune import views
+    from autotune.executors.surface import surface_text
+    from autotune.store import durable_write
+
+    measured = measure_grid("record", ctx, options)
+    durable_write(options["out"], surface_text(measured.rows, measured.recipe, measured.device, options["price"]))
+    say(f"wrote {options['out']}: {len(measured.rows)} points")
+    if options["as_json"]:
+        show_json({"rows": views.probe_rows(measured.rows, price=options["price"])})
+    return measured.exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredGrid:
+    """A grid that `probe` or `record` measured."""
+
+    recipe: Recipe
+    device: DeviceInfo
+    rows: list[ProbeResult]
+    exit_code: int
+
+
+def measure_grid(command: str, ctx: click.Context, options: dict[str, Any]) -> MeasuredGrid:
+    """Measure the grid that the options name; `record` takes every value of a knob without one, and resumes."""
+    from autotune import views
     from autotune.device.inspect import inspect_device
     from autotune.executors.isolated import IsolatedExecutor
     from autotune.probe.grid import grid_points, run_grid
-    from autotune.runs import hold_device
-    from autotune.search.study import add_probe_trial
+    from autotune.runs import discarded_when_refused, hold_device
+    from autotune.search.study import add_probe_trial, load_trials
     from autotune.signals import StopSignals
 
     recipe = choose_recipe(ctx.obj["command"], options)
     say_recipe(recipe, ctx, options)
     device = inspect_device(options["device"])
-    wanted = {name: options[name] for name in ("num_envs", "batch_size", "concurrency") if options[name]}
-    for text in options["knobs"]:
-        name, _, values = text.partition("=")
-        wanted[name] = tuple(parse_knob_value(value) for value in values.split(","))
-    points = grid_points(recipe, wanted)
+    every = replace(recipe, grid=recipe.knobs) if command == "record" else recipe
+    points = grid_points(every, grid_values(options))
     stop = StopSignals()
     executor = IsolatedExecutor(device, stop.requested)
     executor.check(recipe, points)
-    run = open_run("probe", recipe, device, options)
+    run = open_run(command, recipe, device, options)
     print_run(run)
-    with run.hold(), hold_device(device), stop, views.ProbeView(len(points)) as view:
+    with discarded_when_refused(run), run.hold(), hold_device(device), stop, views.ProbeView(len(points)) as view:
         rows = run_grid(
             recipe,
             points,
@@ -147,19 +192,12 @@ def probe(ctx: click.Context, /, **options: Any) -> int:
             device=device,
             grade="final" if options["final"] else "quick",
             record=lambda result: add_probe_trial(run, "grid", result),
+            done={trial.result.requested: trial.result for trial in load_trials(run)},
             on_event=view.update,
             should_stop=stop.requested,
         )
-    table = views.probe_rows(rows, price=None)
-    if options["as_json"]:
-        show_json({"rows": table})
-    else:
-        click.echo(views.probe_table(rows))
-    if options["csv_file"]:
-        views.write_csv(options["csv_file"], table)
-    if stop.exit_code:
-        return stop.exit_code
-    return EXIT_OK if any(row.ok for row in rows) else EXIT_INFEASIBLE
+    measured = EXIT_OK if any(row.ok for row in rows) else EXIT_INFEASIBLE
+    return MeasuredGrid(recipe=recipe, device=device, rows=rows, exit_code=stop.exit_code or measured)
 
 
 @cli.command()

@@ -125,6 +125,22 @@ WORK = options(
     NAMING,
     JSON,
 )
+GRID = options(
+    click.option("--num-envs", type=COUNTS, help="Values to measure."),
+    click.option("--batch-size", type=COUNTS, help="Values to measure."),
+    click.option("--concurrency", type=COUNTS, help="Values to measure."),
+    click.option("--knob", "knobs", multiple=True, metavar="NAME=V,V", help="Values of a further knob."),
+    click.option("--final", is_flag=True, help="Long windows, for figures that are published."),
+)
+
+
+def grid_values(options: dict[str, Any]) -> dict[str, tuple[KnobValue, ...]]:
+    """The knob values that the grid's options name."""
+    wanted = {name: options[name] for name in KNOBS if options[name]}
+    for text in options["knobs"]:
+        name, _, values = text.partition("=")
+        wanted[name] = tuple(parse_knob_value(value) for value in values.split(","))
+    return wanted
 
 
 def choose_recipe(argv: list[str], options: dict[str, Any]) -> Recipe:

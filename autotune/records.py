@@ -266,6 +266,7 @@ class ProbeResult:
         sps_low: lower end of the 95 % interval.
         sps_high: upper end.
         job_sps: of each process.
+        noise_fraction: deviation of the rate over 10 s, relative to it.
         cost_s: wall time the probe took, start to clean device.
         startup_s: launch to the slowest process's ready.
         first_iteration_s: the slowest process's first iteration (compile included).
@@ -295,6 +296,7 @@ class ProbeResult:
     sps_low: float | None = None
     sps_high: float | None = None
     job_sps: tuple[float, ...] = ()
+    noise_fraction: float | None = None
     cost_s: float = 0.0
     startup_s: float | None = None
     first_iteration_s: float | None = None

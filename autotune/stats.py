@@ -79,20 +79,38 @@ def shrunk_correlation(values: NDArray[np.float64], batch_size: int) -> float:
     return min(max(mixed, 0.0), _CORRELATION_MAX)
 
 
+def sampling_error(trace: Trace) -> float:
+    """Standard error of a rate in steps per second, s * sqrt((1 + r) / (1 - r) / n); infinite for one iteration."""
+    rates, size = batch_rates(trace)
+    if len(rates) < 2:
+        return math.inf
+    correlation = shrunk_correlation(rates, size)
+    return float(rates.std(ddof=1)) * math.sqrt((1 + correlation) / (1 - correlation) / len(rates))
+
+
 def sampling_half_width(trace: Trace) -> tuple[float, float]:
     """Half-width of the sampling error and the drift between half windows, both in steps per second.
 
-    Half-width = t * s * sqrt((1 + r) / (1 - r) / n), METHOD.md section 1.6; infinite for one iteration.
+    Half-width = t * error (`sampling_error`), METHOD.md section 1.6; infinite for one iteration.
     """
-    rates, size = batch_rates(trace)
+    rates, _ = batch_rates(trace)
     count = len(rates)
     if count < 2:
         return math.inf, 0.0
-    correlation = shrunk_correlation(rates, size)
-    error = float(rates.std(ddof=1)) * math.sqrt((1 + correlation) / (1 - correlation) / count)
     half = count // 2
     drift = abs(float(rates[:half].mean()) - float(rates[count - half :].mean()))
-    return float(stdtrit(count - 1, 0.975)) * error, drift
+    return float(stdtrit(count - 1, 0.975)) * sampling_error(trace), drift
+
+
+def window_noise(traces: Sequence[Trace], window_s: float) -> float | None:
+    """Deviation of the summed rate over windows of `window_s` seconds, relative to it; None when unknown.
+
+    Errors of means of independent spans fall with the square root of their length.
+    """
+    rate = sum(total_rate(trace) for trace in traces)
+    errors = [sampling_error(trace) * math.sqrt(sum(trace.seconds) / window_s) for trace in traces]
+    noise = math.sqrt(sum(error**2 for error in errors)) / rate if rate else math.inf
+    return noise if math.isfinite(noise) else None
 
 
 def estimate(traces: Sequence[Trace], *, launch_fraction: float = LAUNCH_FRACTION) -> Estimate:

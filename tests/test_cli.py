@@ -313,3 +313,21 @@ def test_parsers():
     for text in ("", "8", "=8", "num_envs="):
         with pytest.raises(UsageError):
             parse_settings(text)
+
+
+def test_a_recorded_surface_is_searched_in_replay(here, capsys):
+    write_recipe(here, 'fail = "oom"\nfail_num_envs = 16\nfail_concurrency = 2')
+    grid = ["--num-envs", "4,16", "--batch-size", "64", "--concurrency", "1,2"]
+    assert run("record", *grid, "--out", "surface.csv", "--price", "1.5", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "oom"]
+    lines = (here / "surface.csv").read_text().splitlines()
+    assert "# price_usd_per_hour: 1.5" in lines
+    assert "# baseline: num_envs=4 batch_size=64 concurrency=1" in lines
+    assert len([line for line in lines if not line.startswith("#")]) == 1 + 4
+    assert run("search", "--executor", "replay:surface.csv", "--budget", "10m", "--seed", "1", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    best = max((row for row in rows if row["status"] == "ok"), key=lambda row: row["sps"])
+    assert found["sps"] == pytest.approx(best["sps"], rel=0.1)
+    assert found["goodput_per_usd"] == pytest.approx(3600 * found["sps"] / 1.5)
+    assert not (here / "runs" / "surface-1" / "manifest.json").exists()  # a recorded machine cannot be trained on

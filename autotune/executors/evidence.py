@@ -13,10 +13,11 @@ from autotune.executors.process import Message, WorkerProcess
 from autotune.executors.window import Step
 from autotune.meters.summary import energy_j, mean, peak, rate
 from autotune.records import DeviceInfo, ProbeRequest, ProbeResult, Reading, Status, to_json
-from autotune.stats import estimate
+from autotune.stats import estimate, window_noise
 from autotune.store import canonical_json, durable_write, make_folder
 
 _BRAKE_SHARE_MAX = 0.05
+_NOISE_WINDOW_S = 10.0
 
 
 @dataclass
@@ -87,7 +88,8 @@ def _measured(
     readings: Sequence[Reading],
     device: DeviceInfo,
 ) -> ProbeResult:
-    figures = estimate([window.trace(steps) for steps in opened])
+    traces = [window.trace(steps) for steps in opened]
+    figures = estimate(traces)
     begin_s, end_s = min(steps[0].t for steps in opened), max(steps[-1].t for steps in opened)
     sums = window.totals(opened)
     rows = sums["env_steps"] + sums["reset_rows"]
@@ -99,6 +101,7 @@ def _measured(
         sps_low=figures.low if bounded else None,
         sps_high=figures.high if bounded else None,
         job_sps=figures.per_process,
+        noise_fraction=window_noise(traces, _NOISE_WINDOW_S),
         window_s=end_s - begin_s,
         iterations=figures.iterations,
         phase_seconds=window.phase_seconds(opened),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
@@ -80,14 +81,18 @@ def run_grid(
     device: DeviceInfo,
     grade: Grade,
     record: Callable[[ProbeResult], None],
+    done: Mapping[Point, ProbeResult] = MappingProxyType({}),
     on_event: Callable[[GridEvent], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[ProbeResult]:
-    """Measure every point; rows are recorded as they are measured. Returns those that were."""
+    """Measure every point that is not `done`; rows are recorded as they are measured. Returns all there are."""
     rows: list[ProbeResult] = []
     for number, point in enumerate(points):
         if should_stop():
             break
+        if point in done:
+            rows.append(done[point])
+            continue
         on_event(GridEvent(number=number, total=len(points), point=point))
         try:
             result = run_probe(recipe, point, executor, grade=grade, run=run, label=f"{number:04d}", device=device)
