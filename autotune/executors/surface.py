@@ -105,7 +105,7 @@ def load_surface(path: Path) -> Surface:
     numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip() and not line.startswith("#")]
     names = [cell.strip() for cell in numbered[0][1].split(",")] if numbered else []
     if not set(COLUMNS) <= set(names):
-        raise UsageError(f"surface {path}: the first line after the header must name {','.join(COLUMNS)}")
+        raise UsageError(f"surface {path}: the first line after the header must be {','.join(COLUMNS)}")
     rows = [
         _row(dict(zip(names, next(csv.reader([line])), strict=False)), f"{path}, line {n}") for n, line in numbered[1:]
     ]
