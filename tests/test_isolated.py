@@ -181,6 +181,13 @@ def test_questions_work_where_only_the_temporary_folder_is_writable(executor, mo
     assert not folders[0].exists()
 
 
+def test_a_question_ends_when_a_stop_is_asked_for(executor):
+    stopped = IsolatedExecutor(executor.device, lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.ceilings(recipe_with(fail="hang"), POINT)
+    assert no_workers_left()
+
+
 def test_an_answer_that_does_not_come_shows_the_log(executor):
     recipe = recipe_with(fail="exit")
     with pytest.raises(
