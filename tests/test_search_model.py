@@ -12,6 +12,7 @@ from autotune.records import Limits, Point, ProbeResult
 from autotune.search import memory, model
 from autotune.search.confirm import lighter, next_finalist, pool, published, winner
 from autotune.search.memory import MemoryLimits, safe, upper_bound
+from autotune.search.plan import final_cost_s, final_reserve_s
 from autotune.search.propose import Problem, predict_cost_s, propose
 from autotune.search.space import Space, counts, grid, space_of
 
@@ -289,6 +290,16 @@ def test_without_finals_the_measurements_decide():
     best, tied = winner(SPACE, few)
     assert best.point == at(8, 64)
     assert {entry.point for entry in tied} == {at(16, 256), at(256, 2048)}
+
+
+def test_room_for_finals_is_that_of_the_finalist_not_of_the_slowest_point():
+    recipe = parse_recipe(RECIPE, source="", name="r")
+    longer_s = recipe.final.discard_s + recipe.final.window_s - recipe.quick.discard_s - recipe.quick.window_s
+    history = [stable(at(8, 64), cost_s=20.0), stable(at(256, 2048), cost_s=250.0)]
+    assert final_cost_s(recipe, history, 1.0, at(8, 64)) == 20.0 + longer_s
+    assert final_cost_s(recipe, history, 1.0) == 250.0 + longer_s
+    assert final_reserve_s(600.0, 20.0 + longer_s) == 120.0
+    assert final_reserve_s(600.0, 250.0 + longer_s) == 0.0
 
 
 def test_finalists_take_turns_then_end():

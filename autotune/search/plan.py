@@ -56,7 +56,7 @@ def final_reserve_s(budget_s: float, final_cost_s: float) -> float:
 def final_cost_s(
     recipe: Recipe, history: Sequence[ProbeResult], fallback_s: float, point: Point | None = None
 ) -> float:
-    """Seconds of a final probe: what a quick one of this point (or on average) took, and the longer plan."""
+    """Seconds of a final probe: what a quick one of this point (else the slowest) took, and the longer plan."""
     longer_s = recipe.final.discard_s + recipe.final.window_s - recipe.quick.discard_s - recipe.quick.window_s
     stable = [result for result in history if result.ok and result.cost_s > 0]
     finals = [result.cost_s for result in stable if result.grade == "final" and result.requested == point]

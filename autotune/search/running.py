@@ -135,7 +135,8 @@ class Search:
 
     def _next(self) -> Step | None:
         """The next probe that fits into what is left; None ends the search."""
-        left_s, final_s = self.left_s(), plan.final_cost_s(self.recipe, self.history, self._predict_final_s())
+        left_s, finalist = self.left_s(), confirm.next_finalist(self.space, self.history)
+        final_s = plan.final_cost_s(self.recipe, self.history, self._predict_final_s(), finalist)
         searching_s = left_s - plan.final_reserve_s(self.budget_s, final_s)
         step = self._opening_step(left_s) or self._search_step(searching_s)
         return step or self._final_step(left_s)
