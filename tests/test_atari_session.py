@@ -423,3 +423,20 @@ def test_cartpole_learns_with_the_recipe():
     session.close()
     assert statistics.fmean(returns[:20]) < 50
     assert statistics.fmean(returns[-20:]) > 150
+
+
+def test_an_iteration_of_one_reset_row_teaches_nothing_and_goes_on():
+    session = open_session(num_envs=1, batch_size=1, rollout=1)
+    works = [session.step() for _ in range(80)]
+    assert sum(work.reset_rows for work in works) >= 2
+    assert all(work.env_steps + work.reset_rows == 1 for work in works)
+    assert all((work.minibatches == 0) == (work.env_steps == 0) for work in works)
+    session.close()
+
+
+def test_ceilings_are_rates_of_every_part():
+    session = open_session(num_envs=4, batch_size=32)
+    rates = session.ceilings(0.05)
+    session.close()
+    assert set(rates) == {"env", "infer", "learn"}
+    assert min(rates.values()) > 0

@@ -84,11 +84,12 @@ class IsolatedExecutor:
         self.ask("check", recipe.workload, recipe.hyperparameters, recipe.jobs, recipe.baseline)
         self._start_s = _START_PER_CHECK * (time.monotonic() - started_s)
 
-    def ceilings(self, recipe: Recipe, point: Point) -> dict[str, float]:
-        """Env steps per second of the workload's parts alone, empty where it cannot tell."""
+    def ceilings(self, recipe: Recipe, point: Point, timeout_s: float) -> dict[str, float]:
+        """Env steps per second of the workload's parts alone, empty where it cannot tell in time."""
+        jobs = recipe.jobs[:1]
         try:
-            answer = self.ask("ceilings", recipe.workload, recipe.hyperparameters, recipe.jobs[:1], point)
-        except WorkerError:  # a point that cannot run has no ceilings; its probe will say why
+            answer = self.ask("ceilings", recipe.workload, recipe.hyperparameters, jobs, point, timeout_s=timeout_s)
+        except (UsageError, WorkerError):  # a point that cannot run has no ceilings; its probe will say why
             return {}
         return dict(answer[-1]["ceilings"])
 

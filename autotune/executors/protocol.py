@@ -33,7 +33,7 @@ class Executor(Protocol):
         """
         ...
 
-    def ceilings(self, recipe: Recipe, point: Point) -> Mapping[str, float]:
+    def ceilings(self, recipe: Recipe, point: Point, timeout_s: float) -> Mapping[str, float]:
         """Env steps per second of the workload's parts alone; a simulated executor is never asked."""
         ...
 

@@ -46,7 +46,7 @@ class ReplayExecutor:
     def check(self, recipe: Recipe, points: Sequence[Point] = ()) -> None:
         """Every recipe can be answered: points off the grid go to the nearest row."""
 
-    def ceilings(self, recipe: Recipe, point: Point) -> dict[str, float]:
+    def ceilings(self, recipe: Recipe, point: Point, timeout_s: float) -> dict[str, float]:
         """None: a surface knows whole points only."""
         return {}
 

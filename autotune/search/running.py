@@ -27,6 +27,7 @@ from autotune.units import format_duration
 _REFUSALS_MAX = 30
 _COST_SHARE_MAX = 0.15
 _LONG_TIMEOUT = 3.0
+_CEILINGS_SHARE_MAX = 0.2
 _CEILINGS_FROM_S = 120.0
 """Budgets below this have no seconds to spare for ceilings."""
 
@@ -130,7 +131,8 @@ class Search:
         if self.executor.simulated or self.budget_s < _CEILINGS_FROM_S or "ceilings" in self.run.state():
             return
         point = plan.thumb_point(self.recipe, self.space, self.executor.device)
-        found = {"point": point.knobs(), "sps": self.executor.ceilings(self.recipe, point)}
+        rates = self.executor.ceilings(self.recipe, point, timeout_s=_CEILINGS_SHARE_MAX * self.budget_s)
+        found = {"point": point.knobs(), "sps": rates}
         self.run.update(ceilings=found, spent_s=self.budget_s - self.left_s())
 
     def _next(self) -> Step | None:

@@ -12,7 +12,7 @@ from autotune.records import Work, to_json
 from autotune.workloads.protocol import Finished, Session
 
 _SLICES_WHEN_LONG = 4
-_FIRST_SLICE_ROWS = 2048
+_FIRST_SLICE_ROWS = 512
 _STEPS_TO_SETTLE = 2
 _PEAK_PERIOD_S = 1.0
 

@@ -82,6 +82,8 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        if len(samples.rows) == 0:  # nothing but a reset: one environment, one step
+            return dict.fromkeys(TERMS, 0.0)
         first = self.updates + 1
         if self.settings.advantage_normalisation == "rollout":
             kept = samples.advantages[samples.rows]
