@@ -26,6 +26,8 @@ WORTHWHILE = 3e-4
 
 _STEPS_MIN = 8
 """Steps of a probe whose steps are long: those that settle, are discarded and are measured."""
+_COSTS_MIN = 5
+"""Probes before their costs alone are believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +121,10 @@ def best_log_sps(space: Space, history: Sequence[ProbeResult], belief: Belief) -
 
 
 def predict_cost_s(problem: Problem, history: Sequence[ProbeResult], belief: Belief) -> Array:
-    """(n,) seconds that a quick probe takes: a constant, a share per process and a multiple of its shortest step.
+    """(n,) seconds that a quick probe takes: a constant, shares per process and environment, multiples of a step.
 
-    Non-negative least squares on the costs of the stable quick probes so far; while there are few,
-    their mean with `_STEPS_MIN` steps of this point in place of theirs.
+    Non-negative least squares on the costs of the stable quick probes so far. While there are few, their
+    mean, changed by `_STEPS_MIN` steps and by what the starts seen so far say of environments.
     """
     space = problem.space
     quick = [result for result in measured(history) if result.grade == "quick" and result.cost_s > 0]
@@ -132,19 +134,22 @@ def predict_cost_s(problem: Problem, history: Sequence[ProbeResult], belief: Bel
     log_sps = np.log([float(result.sps or 1.0) for result in quick])
     here = _cost_terms(problem, counts([result.requested for result in quick], space.rollout), log_sps)
     there = _cost_terms(problem, space.counts, belief.mean)
-    if len(quick) < 4:
-        few: Array = np.maximum(costs.mean() + _STEPS_MIN * (there[:, 2] - here[:, 2].mean()), 0.5 * costs.min())
-        return few
-    result: Array = np.maximum(there @ fit_relative(here, costs), 0.5 * costs.min())
+    if len(quick) < _COSTS_MIN:
+        starts = np.array([result.startup_s or 1.0 for result in quick])
+        weights = np.array([0.0, 0.0, fit_relative(here[:, [0, 2]], starts)[1], _STEPS_MIN])
+        predicted = costs.mean() + (there - here.mean(axis=0)) @ weights
+    else:
+        predicted = there @ fit_relative(here, costs)
+    result: Array = np.maximum(predicted, 0.5 * costs.min())
     return result
 
 
 def _cost_terms(problem: Problem, rows: Array, log_sps: Array) -> Array:
-    """(n, 3): one, processes, seconds of a step: an iteration of one process, or its shortest slice (a minibatch)."""
+    """(n, 4): one, processes, environments, seconds of a step (an iteration, or its shortest slice: a minibatch)."""
     samples_s = rows[:, 2] / np.exp(log_sps)
     iteration_s = samples_s * rows[:, 0] * (problem.space.rollout or 1)
     step_s = np.minimum(iteration_s, np.maximum(samples_s * rows[:, 1], problem.slice_s))
-    return np.column_stack([np.ones(len(rows)), rows[:, 2], step_s])
+    return np.column_stack([np.ones(len(rows)), rows[:, 2], rows[:, 0] * rows[:, 2], step_s])
 
 
 def _neighbour(space: Space, history: Sequence[ProbeResult], belief: Belief, open_: Array) -> int | None:
