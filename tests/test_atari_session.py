@@ -121,7 +121,7 @@ def test_work_counts_steps_resets_samples_and_minibatches():
     for _ in range(4):
         work = session.step()
         assert work.env_steps + work.reset_rows == 6 * 16
-        assert work.env_steps == work.metrics["elapsed_steps"]
+        assert session.env_steps == work.metrics["elapsed_steps"]
         assert work.reset_rows > 0
         assert work.samples == 2 * work.env_steps
         assert work.minibatches == 2 * math.ceil(work.env_steps / 20)

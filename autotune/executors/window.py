@@ -27,6 +27,7 @@ class Step:
     settled: bool = True
     seconds: Mapping[str, float] = field(default_factory=dict)
     lengths: tuple[int, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> Step:

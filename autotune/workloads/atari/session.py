@@ -63,7 +63,6 @@ class PPOSession:
         environment = self.environment
         steps = self._slice_steps(parts)
         executed, resets = environment.executed_steps, environment.reset_rows
-        elapsed = environment.elapsed_steps
         seconds = self._collect(steps)
         env_steps = environment.executed_steps - executed
         self.env_steps += env_steps
@@ -73,8 +72,8 @@ class PPOSession:
         metrics, updates = self._learn(samples)
         self._buffer.write_observations(0, environment.observations)
         seconds["learn"] = perf_counter() - start
-        if elapsed is not None and environment.elapsed_steps is not None:
-            metrics["elapsed_steps"] = environment.elapsed_steps - elapsed
+        if environment.elapsed_steps is not None:
+            metrics["elapsed_steps"] = environment.elapsed_steps
         returns, lengths = environment.take_games()
         self._episodes += len(returns)
         return Work(

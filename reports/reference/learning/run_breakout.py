@@ -56,12 +56,12 @@ def train(options, curve_path):
         writer.writerows(kept)
         iteration = 0
         while session.env_steps < options.steps:
-            started = time.monotonic()
+            started, counted = time.monotonic(), session.environment.elapsed_steps
             work = session.step()
             took = time.monotonic() - started
             totals["seconds"] += took
             totals["games"] += work.episodes
-            totals["elapsed"] += int(work.metrics["elapsed_steps"])
+            totals["elapsed"] += session.environment.elapsed_steps - counted
             totals["recent"] = [*totals["recent"], *work.returns][-100:]
             iteration += 1
             if iteration % 5 and session.env_steps < options.steps:
