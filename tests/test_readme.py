@@ -1,0 +1,91 @@
+"""The README says what is there: its file tree, links, commands, exit codes and excerpts."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from autotune import errors
+from autotune.cli import cli
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def section(title: str) -> str:
+    return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def tree() -> set[str]:
+    """Paths of the README's file tree: two more blanks are one folder deeper."""
+    paths, folders = set(), []
+    for line in re.findall(r"^    ( *)(\S+) ", section("Files"), re.MULTILINE):
+        depth, name = len(line[0]) // 2, line[1]
+        folders[depth:] = [name]
+        paths.add("".join(folders))
+    return paths
+
+
+def test_the_file_tree_matches_the_files():
+    listed = tree()
+    missing = sorted(path for path in listed if not (ROOT / path).exists())
+    assert missing == [], "in the README's file tree, but not there"
+    files = {
+        str(path.relative_to(ROOT))
+        for pattern in ("autotune/**/*.py", "autotune/**/*.toml", "probes/*", "manifests/*.json")
+        for path in ROOT.glob(pattern)
+        if path.name != "__init__.py" and "data" not in path.relative_to(ROOT).parts
+    }
+    assert sorted(files - listed) == [], "there, but without a line in the README's file tree"
+
+
+def test_relative_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def commands() -> list[str]:
+    """Every `autotune ...` command line in the README's code."""
+    code = re.findall(r"^    (.+)$", TEXT.split("\n## Files\n")[0], re.MULTILINE) + re.findall(r"`([^`\n]+)`", TEXT)
+    return [line.split("#")[0].strip() for line in code if re.match(r"autotune [a-z-]", line)]
+
+
+@pytest.mark.parametrize("line", sorted(set(commands())))
+def test_commands_and_options_exist(line):
+    words = line.split(" -- ")[0].split()[1:]
+    if words[0].startswith("-"):
+        assert words[0] in {option for parameter in cli.params for option in parameter.opts}
+        return
+    command = cli.commands[words[0]]
+    known = {option for parameter in command.params for option in (*parameter.opts, "--help")}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_every_command_is_shown():
+    shown = {line.split()[1] for line in commands()}
+    assert set(cli.commands) <= shown
+    assert isinstance(cli, click.Group)
+
+
+def test_make_targets_exist():
+    named = set(re.findall(r"(?:^    |`)make ([a-z-]+)", TEXT, re.MULTILINE))
+    assert {"demo", "test"} <= named <= MAKE_TARGETS
+
+
+def test_exit_codes_are_those_of_the_program():
+    rows = {int(code) for code in re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)}
+    ours = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert rows == ours
+
+
+def test_excerpts_are_what_the_evidence_says():
+    excerpt = TEXT.split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
+    sources = re.findall(r"\]\((reports/reference/[^)]+)\)", excerpt)
+    lines = re.findall(r"^    (.+)$", excerpt, re.MULTILINE)
+    assert sources
+    assert len(lines) > 5
+    known = {line.rstrip() for source in sources for line in (ROOT / source).read_text().splitlines()}
+    assert [line for line in lines if line.rstrip() not in known] == []
