@@ -180,7 +180,7 @@ def test_questions_work_where_only_the_temporary_folder_is_writable(executor, mo
 def test_a_question_ends_when_a_stop_is_asked_for(executor):
     stopped = IsolatedExecutor(executor.device, lambda: True)
     with pytest.raises(KeyboardInterrupt):
-        stopped.ceilings(recipe_with(fail="hang"), POINT)
+        stopped.ceilings(recipe_with(fail="hang"), POINT, 20.0)
     assert no_workers_left()
 
 
