@@ -441,6 +441,24 @@ def test_probe_of_the_own_script(tmp_path):
     assert result.effective["num_envs"] == 8
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a daemon escapes")
+def test_a_daemon_ends_with_the_probe(tmp_path):
+    code = (
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        f"        open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        "        time.sleep(600)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+        "for n in range(10**6): print('steps:', n, flush=True); time.sleep(0.01)\n"
+    )
+    result = probe(tmp_path, POINT, python(code), PLAN, counter=COUNTER)
+    assert result.ok, result.detail
+    assert wait_until(lambda: gone(int((tmp_path / "pid").read_text())))
+
+
 def test_probe_of_the_own_script_running_out_of_memory(tmp_path):
     result = probe(tmp_path, POINT, [*OWN, "--fail-above", "2"], PLAN)
     assert result.status == "oom" and "CUDA out of memory" in result.detail + result.log_tail

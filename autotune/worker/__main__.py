@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ Send = Callable[[dict[str, Any]], None]
 
 _CEILING_S = 1.5
 _ORPHAN_GRACE_S = 8.0
+_PR_SET_CHILD_SUBREAPER = 36
 _OUT_OF_MEMORY = ("out of memory", "resource_exhausted", "bad_alloc", "cannot allocate memory")
 
 
@@ -44,9 +46,7 @@ class Commands:
         self.stop.set()
         self.go.set()
         time.sleep(self._grace_s)
-        for child in psutil.Process().children(recursive=True):  # one may have left the group
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+        end_descendants()
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
@@ -59,6 +59,19 @@ def classify(error: BaseException) -> str:
     if names & {"OutOfMemoryError", "MemoryError"} or any(words in text for words in _OUT_OF_MEMORY):
         return "oom"
     return "crashed"
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants that lose theirs, so that a daemon ends with this process (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_descendants() -> None:
+    """Kill whatever still runs below this process; one may have left the group."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
@@ -93,6 +106,7 @@ def main(arguments: list[str]) -> int:
     command_pipe = os.fdopen(int(arguments[0]), "r", encoding="utf-8")
     message_pipe = os.fdopen(int(arguments[1]), "w", buffering=1, encoding="utf-8")
     task: WorkerTask = from_json(WorkerTask, json.loads(command_pipe.readline()))
+    adopt_orphans()
     commands = Commands(command_pipe, grace_s=_ORPHAN_GRACE_S if task.mode == "train" else 0.5)
     if task.mode == "train":
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -112,6 +126,8 @@ def main(arguments: list[str]) -> int:
         with contextlib.suppress(BrokenPipeError):  # the parent is gone: the log has it
             send({"type": "error", "kind": classify(error), "detail": detail[:2000], "traceback": text[-8000:]})
         return 1
+    finally:
+        end_descendants()
     return 0
 
 
