@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -286,7 +288,7 @@ def report(run_word: str | None, price: float | None, runs: Path, as_json: bool)
     if as_json:
         show_json(report_json(priced_facts(run, price=price)))
     else:
-        click.echo(files.markdown.read_text())
+        click.echo(files.markdown.read_text(encoding="utf-8"))
     if not files.priced:
         say("no price is known for this device: give one, such as --price 2.0, to see dollars")
     say(f"wrote {files.markdown}, {files.html} and {len(files.plots)} picture(s)")
@@ -306,7 +308,7 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
     from autotune import resources, views
     from autotune.device.inspect import inspect_device
     from autotune.manifest import check_manifest, load_manifest
-    from autotune.runs import hold_device
+    from autotune.runs import discarded_when_refused, hold_device
     from autotune.signals import StopSignals
     from autotune.train.folder import open_training_run
     from autotune.train.supervisor import supervise
@@ -317,7 +319,13 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
     info = inspect_device(device)
     run = open_training_run(path, loaded, runs, name=name, new=new)
     print_run(run)
-    with run.hold(), hold_device(info), StopSignals() as stop, views.TrainView() as view:
+    with (
+        discarded_when_refused(run),
+        run.hold(),
+        hold_device(info),
+        StopSignals() as stop,
+        views.TrainView() as view,
+    ):
         result = supervise(loaded, run, device=info, on_event=view.update, warn=say, should_stop=stop.requested)
     if as_json:
         show_json(to_json(result))
@@ -364,6 +372,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
     context: dict[str, Any] = {"command": given[cut + 1 :], "debug": False}
+    if given[cut:] == ["--"]:
+        return fail("nothing follows --: write your command after it, such as -- python train.py --seed {seed}", 2)
     try:
         code = cli.main(
             given[:cut], prog_name="autotune", obj=context, standalone_mode=False, auto_envvar_prefix="AUTOTUNE"
@@ -374,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except AutotuneError as error:
         if context["debug"]:
-            raise
+            say(traceback.format_exc())
         return fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return fail("stopped", 130)
@@ -382,7 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except OSError as error:
         if context["debug"]:
-            raise
+            say(traceback.format_exc())
         return fail(
             f"{error}. Check permissions and free space of the folder, or choose another with --runs.", EXIT_ERROR
         )
@@ -390,4 +400,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """Console script."""
+    for descriptor in range(3):  # closed by some daemons: a pipe to a worker must not become its standard output
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     sys.exit(main())

@@ -162,7 +162,12 @@ def choose_recipe(argv: list[str], options: dict[str, Any]) -> Recipe:
             jobs=max(options["jobs"], *(options.get("concurrency") or (1,))),
             steps=options["steps"],
         )
+        if options["games"] is not None and not any("{env}" in argument for argument in argv):
+            raise UsageError("--games needs {env} in the command: it is where the name of the game goes")
     else:
+        for name in ("counter", "rate", "progress"):
+            if options[name] is not None:
+                raise UsageError(f"--{name} is for your own command: write it after --, such as -- python train.py")
         chosen = recipes.load_recipe(options["recipe"])
     if options["games"] is not None:
         chosen = recipes.restrict_games(chosen, [name.strip() for name in options["games"].split(",")])

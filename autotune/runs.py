@@ -71,11 +71,13 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """The run's own facts: command, recipe, device fingerprint, budget, spent seconds, finished, created."""
-        data = read_json(self.path / "run.json")
-        if not isinstance(data, dict):
-            raise FileError(
-                f"{self.path / 'run.json'} is damaged: expected an object. Move the folder away and start anew."
-            )
+        file = self.path / "run.json"
+        try:
+            data = read_json(file)
+        except FileError as error:
+            raise FileError(f"{error}. The run is damaged: move the folder {self.path} away.") from error
+        if not isinstance(data, dict) or not isinstance(data.get("created", ""), str):
+            raise FileError(f"{file} is damaged: expected an object. Move the folder {self.path} away.")
         return data
 
     def update(self, **facts: Any) -> None:
@@ -105,7 +107,7 @@ def hold(path: Path, what: str, remedy: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.5)
     except Timeout:
-        holder = owner.read_text().strip() if owner.exists() else "another process"
+        holder = owner.read_text(encoding="utf-8", errors="replace").strip() if owner.exists() else "another process"
         raise BusyError(f"{what} is in use by {holder}. {remedy}") from None
     except OSError as error:
         raise FileError(

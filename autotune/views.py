@@ -30,8 +30,14 @@ if TYPE_CHECKING:
 def describe(result: ProbeResult) -> str:
     """One line for a measured or failed point: ``num_envs=8 ...: 412 SPS +- 3 %``."""
     if result.sps is None or result.status != "ok":
-        return f"{result.requested.label()}: {result.status} ({result.detail.splitlines()[0] if result.detail else ''})"
+        return f"{result.requested.label()}: {result.status} ({brief(result.detail)})"
     return f"{result.requested.label()}: {format_sps(result)}"
+
+
+def brief(detail: str) -> str:
+    """The first line, and the last where a program's own output follows."""
+    lines = detail.splitlines()
+    return " ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
 
 
 def format_sps(result: ProbeResult) -> str:

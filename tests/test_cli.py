@@ -183,6 +183,11 @@ BAD = [
     (["probe", "--num-envs", "9" * 30], "at least 1"),
     (["probe", "--csv", ""], "in a folder that exists"),
     (["probe", "--csv", "none/rows.csv"], "in a folder that exists"),
+    (["probe", "--counter", "(x)"], "write it after --"),
+    (["probe", "--counter", "", "--", "true"], "needs parentheses"),
+    (["probe", "--games", "Pong", "--", "true"], "{env}"),
+    (["probe", "--"], "nothing follows --"),
+    (["--debug", "probe", "--games", ","], "game '' is not a name"),
     (["probe", "--games", ""], "game '' is not a name"),
     (["search", "--try", "num_envs=99999999999"], "at most 2,147,483,647"),
     (["search", "--price", "1e-310"], "above zero"),
@@ -210,8 +215,8 @@ def test_bad_input_is_exit_code_2_with_a_message(here, capsys, arguments, messag
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
-    assert "Traceback" not in err
-    assert not list(here.glob("runs/*/study.db"))
+    assert ("Traceback" in err) == ("--debug" in arguments)
+    assert not list(here.glob("runs/*"))
 
 
 @pytest.mark.parametrize(
@@ -297,6 +302,33 @@ def test_help_names_every_command(capsys):
     text = capsys.readouterr().out
     for command in ("doctor", "probe", "search", "report", "train", "status"):
         assert command in text
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_do_no_harm(here, closed):
+    write_recipe(here)
+    command = f"{sys.executable} -m autotune probe --num-envs 8 --batch-size 64 --csv rows.csv {closed}"
+    assert subprocess.run(["sh", "-c", command], timeout=60, check=False).returncode == 0
+    assert ",ok," in (here / "rows.csv").read_text()
+
+
+def test_a_report_is_read_as_written_whatever_the_locale(here):
+    write_recipe(here)
+    assert run("probe", "--num-envs", "8", "--batch-size", "64") == 0
+    plain = dict(os.environ, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    command = [sys.executable, "-m", "autotune", "report"]
+    ended = subprocess.run(command, env=plain, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.decode("utf-8", "replace").strip() == (here / "runs/fast-probe-1/report.md").read_text().strip()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"created": 3}'])
+def test_a_damaged_run_is_named_with_the_remedy(here, capsys, content):
+    (here / "runs" / "bad").mkdir(parents=True)
+    (here / "runs" / "bad" / "run.json").write_text(content)
+    for command in ("status", "report"):
+        assert run(command) == 1
+        assert "move the folder runs/bad away" in capsys.readouterr().err.lower()
 
 
 def test_options_can_come_from_the_environment(here, capsys, monkeypatch):

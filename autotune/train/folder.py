@@ -42,4 +42,8 @@ def open_training_run(path: Path, manifest: Manifest, root: Path, *, name: str |
 def _holds(run: Run, manifest: Manifest) -> bool:
     """Whether a run was made by `train` for this very manifest."""
     file = run.manifest_file
-    return run.state().get("command") == "train" and file.is_file() and file.read_text() == manifest_text(manifest)
+    return (
+        run.state().get("command") == "train"
+        and file.is_file()
+        and file.read_bytes() == manifest_text(manifest).encode()
+    )

@@ -87,16 +87,16 @@ def make_rule(*, counter: str | None, rate: str | None, mark: str | None, preset
     Raises:
         UsageError: options that contradict each other, an unknown preset, or a bad expression.
     """
-    given = [name for name, value in (("counter", counter), ("rate", rate), ("progress", preset)) if value]
+    given = [name for name, value in (("counter", counter), ("rate", rate), ("progress", preset)) if value is not None]
     if len(given) > 1:
         raise UsageError(f"--{' and --'.join(given)} were given together: choose one of them")
-    if preset:
+    if preset is not None:
         if preset not in PROGRESS:
             raise UsageError(f"unknown --progress {preset!r}. There are: {', '.join(PROGRESS)}.")
         counter, mark = PROGRESS[preset]["counter"], mark or PROGRESS[preset].get("mark")
     return ProgressRule(
-        counter=compile_pattern("--counter", counter) if counter else None,
-        rate=compile_pattern("--rate", rate) if rate else None,
+        counter=compile_pattern("--counter", counter) if counter is not None else None,
+        rate=compile_pattern("--rate", rate) if rate is not None else None,
         mark=compile_pattern("mark", mark, groups=0) if mark else None,
     )
 
