@@ -323,6 +323,9 @@ def test_damaged_device_file_is_named(tmp_path: Path) -> None:
     durable_write(run.device_file, '{"kind": ')
     with pytest.raises(FileError, match=r"device\.json is not valid JSON"):
         render_report(run)
+    durable_write(run.device_file, "[3]")
+    with pytest.raises(FileError, match=r"device\.json is damaged"):
+        render_report(run)
 
 
 def test_facts_frame_and_round_trip(tmp_path: Path) -> None:

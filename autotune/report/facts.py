@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from autotune.errors import FileError
 from autotune.manifest import load_manifest
 from autotune.manifest_schema import Manifest
 from autotune.probe.recipe import load_recipe, rule_of_thumb
@@ -147,6 +148,16 @@ def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
+def _device(run: Run) -> DeviceInfo | None:
+    if not run.device_file.exists():
+        return None
+    try:
+        device: DeviceInfo = from_json(DeviceInfo, read_json(run.device_file))
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise FileError(f"{run.device_file} is damaged ({error}): move it away, the report does without") from error
+    return device
+
+
 def gather(run: Run, price: Price | None = None) -> Facts:
     """Read a run's folder: a search, a probe, a training, or any mixture.
 
@@ -158,7 +169,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
     records = load_trials(run) if run.study_file.exists() else ()
     recipe = load_recipe(str(run.recipe_file)) if run.recipe_file.exists() else None
     manifest = load_manifest(run.manifest_file) if run.manifest_file.exists() else None
-    device = from_json(DeviceInfo, read_json(run.device_file)) if run.device_file.exists() else None
+    device = _device(run)
     training = load_training(run)
     history = [record.result for record in records if record.counts]
     best = winner(space_of(recipe), history) if recipe else None

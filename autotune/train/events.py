@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autotune.device.host import boot_id
+from autotune.errors import FileError
 from autotune.runs import Run
 from autotune.store import append_line, make_folder, read_lines
 
@@ -41,7 +42,14 @@ def read_events(run: Run) -> list[Event]:
     Raises:
         FileError: a line other than the last is damaged.
     """
-    return read_lines(run.train_folder / "events.jsonl")
+    file = run.train_folder / "events.jsonl"
+    events = read_lines(file)
+    for event in events:
+        if not isinstance(event, dict) or not {"kind", "job"} <= set(event):
+            raise FileError(
+                f"{file} is damaged: {event!r} is no event. Move the file away: training goes on from its checkpoints."
+            )
+    return events
 
 
 def last_event(events: list[Event], kinds: set[str], job: str | None = None) -> Event | None:

@@ -167,6 +167,8 @@ class _Training:
         if path is None and self._plan.resume_from is not None:
             path = Path(self._plan.resume_from)
         if path is None:
+            if (self._folder / "metrics.csv").exists():
+                self._tell("warning", detail=f"no checkpoint in {self._folder}: training starts from the beginning")
             return Progress()
         state = load_checkpoint(path)
         self._session.restore(SessionState(arrays=state.arrays, meta=state.meta["session"]))
