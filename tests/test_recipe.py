@@ -218,6 +218,11 @@ def test_a_game_without_a_job_gets_the_first_ones_budget():
     recipe = restrict_games(games(), ["Boxing"])
     assert recipe.jobs == (Job(id="boxing", env="Boxing-v5", seed=1, budget=Budget(unit="episodes", amount=100)),)
     assert recipe.knobs["concurrency"] == (1,)
+    job = restrict_games(games(), ["MiniGrid-Empty-5x5-v0", "phys2d/CartPole-v1"]).jobs
+    assert [(j.id, j.env) for j in job] == [
+        ("minigrid-empty-5x5", "MiniGrid-Empty-5x5-v0"),
+        ("phys2d-cartpole", "phys2d/CartPole-v1"),
+    ]
     with pytest.raises(UsageError, match="not a name such as Breakout"):
         restrict_games(games(), ["../Boxing"])
 

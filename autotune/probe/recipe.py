@@ -39,7 +39,8 @@ __all__ = [
 
 DEFAULT_FILE = "autotune.toml"
 DEFAULT_NAME = "atari"
-_GAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(-v\d+)?")
+_GAME = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,99}")
+_JOBS_MAX = 10_000
 
 
 def recipe_path(word: str | None) -> Path:
@@ -104,7 +105,7 @@ def _bare(env: str) -> str:
 def _new_job(like: Job, game: str) -> Job:
     version = re.search(r"-v\d+$", like.env)
     env = game if re.search(r"-v\d+$", game) or version is None else game + version[0]
-    return replace(like, id=_bare(game).lower(), env=env)
+    return replace(like, id=_bare(game).lower().replace("/", "-"), env=env)
 
 
 def with_jobs(recipe: Recipe, jobs: Sequence[Job]) -> Recipe:
@@ -170,6 +171,8 @@ def command_recipe(
     """
     from autotune.workloads.command import CommandWorkload, placeholders
 
+    if jobs > _JOBS_MAX:
+        raise UsageError(f"{jobs:,} jobs are more than a manifest holds: at most {_JOBS_MAX:,}")
     given = {"counter": counter, "rate": rate, "progress": progress}
     told = {name: value for name, value in given.items() if value is not None}
     hyperparameters = {"argv": list(argv), "cwd": str(Path.cwd()), **told}
