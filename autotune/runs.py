@@ -232,6 +232,23 @@ def next_name(root: Path, stem: str) -> str:
     return f"{stem}-{max(taken, default=0) + 1}"
 
 
+def numbered_run(root: Path, stem: str, **facts: Any) -> Run:
+    """A new run ``<stem>-<n>``; commands that start at the same moment get different numbers.
+
+    Raises:
+        FileError: it cannot be created.
+    """
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:80] or "run"
+    make_folder(root)
+    while True:
+        name = next_name(root, stem)
+        try:
+            (root / name).mkdir()
+        except FileExistsError:
+            continue
+        return create_run(root, name, **facts)
+
+
 def open_run(
     root: Path, *, command: str, stem: str, recipe: str, device: str, name: str | None, new: bool, **facts: Any
 ) -> Run:
@@ -264,4 +281,6 @@ def open_run(
             state = run.state()
             if not state.get("finished") and all(state.get(key) == value for key, value in wanted.items()):
                 return run
-    return create_run(root, next_name(root, stem) if name is None else name, finished=False, **wanted)
+    if name is not None:
+        return create_run(root, name, finished=False, **wanted)
+    return numbered_run(root, stem, finished=False, **wanted)

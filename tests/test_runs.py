@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_host import host
@@ -18,6 +19,7 @@ from autotune.runs import (
     hold,
     hold_device,
     next_name,
+    numbered_run,
     open_run,
 )
 
@@ -197,3 +199,9 @@ def test_the_device_lock_refuses_a_planted_link(tmp_path, monkeypatch):
     (tmp_path / f"autotune-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileError, match="not this user's own folder"), hold_device(gpu_machine("GPU-1")):
         pass
+
+
+def test_numbered_runs_of_commands_that_start_together_differ(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: numbered_run(tmp_path, "my surface (1)"), range(24)))
+    assert {run.name for run in runs} == {f"my-surface-1-{n}" for n in range(1, 25)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autotune.manifest import Manifest, manifest_text, save_manifest
-from autotune.runs import Run, all_runs, create_run, next_name
+from autotune.runs import Run, all_runs, create_run, numbered_run
 
 
 def open_training_run(path: Path, manifest: Manifest, root: Path, *, name: str | None = None, new: bool = False) -> Run:
@@ -33,8 +33,8 @@ def open_training_run(path: Path, manifest: Manifest, root: Path, *, name: str |
             same = name is None or run.name == name
             if same and _holds(run, manifest) and (name is not None or not run.state().get("finished")):
                 return run
-    chosen = next_name(root, manifest.name[:80]) if name is None else name
-    run = create_run(root, chosen, command="train", finished=False)
+    facts = {"command": "train", "finished": False}
+    run = numbered_run(root, manifest.name, **facts) if name is None else create_run(root, name, **facts)
     save_manifest(run.manifest_file, manifest)
     return run
 
