@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.report.facts import Facts, Measured
+from autotune.units import format_count
 
 LOUD_FACTOR = 2.0
 
@@ -50,7 +51,7 @@ def loud_change(facts: Facts) -> str | None:
     if tuned is None or baseline is None:
         return None
     parts = [
-        f"{change(after, before):.3g} times {'more' if after > before else 'fewer'} {name}"
+        f"{format_count(change(after, before))} times {'more' if after > before else 'fewer'} {name}"
         for name, after, before in (
             ("samples per update", tuned.samples_per_update, baseline.samples_per_update),
             ("optimizer steps per env step", tuned.updates_per_step, baseline.updates_per_step),

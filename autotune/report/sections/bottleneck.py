@@ -42,7 +42,10 @@ def _ceilings(facts: Facts) -> str:
     words = f"Alone, the parts make these env steps per second at `{settings}`: {alone}"
     words += f"; taking turns, {format_count(bound)}."
     if facts.tuned is not None and facts.tuned.result.sps:
-        words += f" The {facts.tuned.role} point reaches {percent(facts.tuned.result.sps / bound)} of that."
+        share = facts.tuned.result.sps / bound
+        words += f" The {facts.tuned.role} point reaches {percent(share)} of that."
+        if share > 1:
+            words += " (More than all: its environments, minibatch and processes are others than those.)"
     return words
 
 
