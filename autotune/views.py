@@ -265,10 +265,15 @@ def train_text(result: TrainResult, run: Run) -> str:
 def _compared(result: TrainResult) -> str:
     if result.sps is None:
         return "too short to measure a rate after warm-up"
-    measured = f"measured {format_count(result.sps)} SPS over all jobs at once"
     if result.predicted_sps is None:
-        return f"{measured}; the manifest predicts none"
-    return f"{measured}, predicted {format_count(result.predicted_sps)} ({result.sps / result.predicted_sps - 1:+.1%})"
+        return f"measured {format_count(result.sps)} SPS over all jobs at once; the manifest predicts none"
+    return _against_prediction(result.sps, result.predicted_sps)
+
+
+def _against_prediction(measured_sps: float, predicted_sps: float) -> str:
+    difference = f"({measured_sps / predicted_sps - 1:+.1%})"
+    measured = f"measured {format_count(measured_sps)} SPS over all jobs at once"
+    return f"{measured}, predicted {format_count(predicted_sps)} {difference}"
 
 
 def status_text(run: Run) -> str:
@@ -296,9 +301,7 @@ def status_text(run: Run) -> str:
         headers = ["job", "status", "env steps", "games", "done", "SPS", "return (100)", "VRAM", "left"]
         lines += [f"training: {snapshot.state} at {snapshot.point}", tabulate(rows, headers, disable_numparse=True)]
         if snapshot.measured_sps is not None and snapshot.predicted_sps:
-            ratio = snapshot.measured_sps / snapshot.predicted_sps - 1
-            predicted = format_count(snapshot.predicted_sps)
-            lines.append(f"measured {format_count(snapshot.measured_sps)} SPS, predicted {predicted} ({ratio:+.1%})")
+            lines.append(_against_prediction(snapshot.measured_sps, snapshot.predicted_sps))
     return "\n".join(lines)
 
 

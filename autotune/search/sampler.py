@@ -54,7 +54,21 @@ def result_of(trial: FrozenTrial) -> ProbeResult | None:
     )
 
 
-class HistorySampler(BaseSampler):
+class PointSampler(BaseSampler):
+    """A sampler that chooses whole points and gives out their knobs one by one."""
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Empty: the knobs of a point are given out one by one."""
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+class HistorySampler(PointSampler):
     """A sampler whose next point is a function of the study's history; subclasses say which.
 
     Parameters of a study beyond the standard knobs are drawn at random.
@@ -85,16 +99,6 @@ class HistorySampler(BaseSampler):
         if problem is None:
             raise UsageError("the knobs are known after the first trial, or make the sampler with knobs=...")
         return self.propose(problem, history_of(trials))
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Empty: the knobs of a point are given out one by one."""
-        return {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Nothing."""
-        return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -177,21 +181,11 @@ class GoodputSampler(HistorySampler):
         return propose(problem, history)
 
 
-class FixedSampler(BaseSampler):
+class FixedSampler(PointSampler):
     """Gives one point, whatever the study holds."""
 
     def __init__(self, point: Point) -> None:
         self._knobs = point.knobs()
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Empty."""
-        return {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Nothing."""
-        return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
