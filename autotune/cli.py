@@ -279,14 +279,14 @@ def search(ctx: click.Context, /, **options: Any) -> int:
 def report(run_word: str | None, price: float | None, runs: Path, as_json: bool) -> int:
     """Write the time and cost report of a run (the newest, unless named)."""
     from autotune.report.export import report_json
-    from autotune.report.render import priced_facts, render_report
+    from autotune.report.render import render_report
     from autotune.runs import find_run
 
     run = find_run(runs, run_word)
     print_run(run)
     files = render_report(run, price=price)
     if as_json:
-        show_json(report_json(priced_facts(run, price=price)))
+        show_json(report_json(files.facts))
     else:
         click.echo(files.markdown.read_text(encoding="utf-8"))
     if not files.priced:

@@ -39,13 +39,18 @@ class ReportFiles:
         markdown: ``report.md``.
         html: ``report.html``, one self-contained page.
         plots: PNG files.
-        priced: whether the report holds dollars; without, `--price` is asked for.
+        facts: what they say.
     """
 
     markdown: Path
     html: Path
     plots: tuple[Path, ...]
-    priced: bool
+    facts: Facts
+
+    @property
+    def priced(self) -> bool:
+        """Whether the report holds dollars; without, `--price` is asked for."""
+        return self.facts.price is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ def render_report(run: Run, *, price: float | None = None, price_note: str = "")
     page = run.report_file.with_suffix(".html")
     durable_write(run.report_file, _fill("report.md.jinja", facts, sections))
     durable_write(page, _fill("report.html.jinja", facts, sections))
-    return ReportFiles(markdown=run.report_file, html=page, plots=tuple(files), priced=facts.price is not None)
+    return ReportFiles(markdown=run.report_file, html=page, plots=tuple(files), facts=facts)
 
 
 def priced_facts(run: Run, *, price: float | None = None, price_note: str = "") -> Facts:
