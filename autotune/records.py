@@ -21,6 +21,9 @@ Phase = Literal["env", "infer", "transfer", "learn"]
 STATUSES: tuple[Status, ...] = typing.get_args(Status)
 PHASES: tuple[Phase, ...] = typing.get_args(Phase)
 KNOBS = ("num_envs", "batch_size", "concurrency")
+SHARING = "sharing"
+"""A further knob: how processes share a GPU. The executor honours it; workloads never see it."""
+SHARINGS = ("time-slice", "cuda-mps")
 COUNT_MAX = 2**31 - 1
 """Of a standard knob: what every framework's sizes hold."""
 
@@ -267,6 +270,7 @@ class ProbeResult:
         sps_high: upper end.
         job_sps: of each process.
         noise_fraction: deviation of the rate over 10 s, relative to it.
+        batch_sps: aggregate steps per second of each batch of the window (`stats.summed_batch_rates`).
         cost_s: wall time the probe took, start to clean device.
         startup_s: launch to the slowest process's ready.
         first_iteration_s: the slowest process's first iteration (compile included).
@@ -277,13 +281,21 @@ class ProbeResult:
         episode_steps: mean env steps per finished game in the window.
         vram_peak_bytes: all processes, framework and context included, None without a GPU.
         framework_peak_bytes: the framework's own peak, summed over processes.
+        vram_process_bytes: peak of what NVML attributes to the probe's processes, None where it does not.
+        vram_device_delta_bytes: peak of the device's use above `vram_idle_bytes`, neighbours' growth included.
+        vram_idle_bytes: device memory in use before the probe.
         ram_peak_bytes: proportional set size of all processes.
+        shm_peak_bytes: growth of ``/dev/shm`` above what was in use before the probe.
+        processes_peak: processes of the probe at once, all descendants included.
+        threads_peak: their threads at once (what a pids limit counts).
         cpu_cores: cores kept busy by the processes.
+        others_cpu_cores: cores that other processes kept busy meanwhile.
+        neighbours: other processes on the GPU before or during the probe, each with its peak.
         gpu_utilisation: mean, 0 to 1.
         power_w: mean board power.
         energy_j: over the window.
         limited_by: one sentence: what holds this point back.
-        flags: ``extrapolated``, ``shared``, ``one launch`` ...
+        flags: ``extrapolated``, ``shared``, ``shared cpu``, ``slowing``, ``one launch`` ...
         log_tail: end of the failing process's log.
     """
 
@@ -297,6 +309,7 @@ class ProbeResult:
     sps_high: float | None = None
     job_sps: tuple[float, ...] = ()
     noise_fraction: float | None = None
+    batch_sps: tuple[float, ...] = ()
     cost_s: float = 0.0
     startup_s: float | None = None
     first_iteration_s: float | None = None
@@ -307,8 +320,16 @@ class ProbeResult:
     episode_steps: float | None = None
     vram_peak_bytes: int | None = None
     framework_peak_bytes: int | None = None
+    vram_process_bytes: int | None = None
+    vram_device_delta_bytes: int | None = None
+    vram_idle_bytes: int | None = None
     ram_peak_bytes: int | None = None
+    shm_peak_bytes: int | None = None
+    processes_peak: int | None = None
+    threads_peak: int | None = None
     cpu_cores: float | None = None
+    others_cpu_cores: float | None = None
+    neighbours: tuple[GpuProcess, ...] = ()
     gpu_utilisation: float | None = None
     power_w: float | None = None
     energy_j: float | None = None

@@ -61,6 +61,8 @@ def test_rate_matches_the_cost_model(executor, tmp_path):
     assert result.first_iteration_s > 0.4  # the slow first iteration is reported apart
     assert result.vram_peak_bytes is None
     assert result.ram_peak_bytes > 2**20
+    assert result.threads_peak >= result.processes_peak >= 1
+    assert result.shm_peak_bytes >= 0
     assert no_workers_left()
 
 

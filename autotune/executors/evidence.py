@@ -11,9 +11,9 @@ from typing import Any
 from autotune.executors import window
 from autotune.executors.process import Message, WorkerProcess
 from autotune.executors.window import Step
-from autotune.meters.summary import energy_j, mean, peak, rate
+from autotune.meters.summary import energy_j, first, mean, peak, rate
 from autotune.records import DeviceInfo, ProbeRequest, ProbeResult, Reading, Status, to_json
-from autotune.stats import estimate, window_noise
+from autotune.stats import estimate, summed_batch_rates, window_noise
 from autotune.store import canonical_json, durable_write, make_folder
 
 _BRAKE_SHARE_MAX = 0.05
@@ -68,7 +68,13 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
         first_iteration_s=max((s.t - s.started for s in first_steps if s), default=None),
         vram_peak_bytes=_whole(_vram_peak(readings)),
         framework_peak_bytes=sum(state.peaks.values()) if state.peaks else None,
+        vram_process_bytes=_whole(peak(readings, "vram_process_bytes")),
+        vram_device_delta_bytes=_whole(peak(readings, "vram_delta_bytes")),
+        vram_idle_bytes=_whole(first(readings, "vram_device_used_bytes")),
         ram_peak_bytes=_whole(peak(readings, "ram_pss_bytes")),
+        shm_peak_bytes=_shm_peak(readings),
+        processes_peak=_whole(peak(readings, "processes")),
+        threads_peak=_whole(peak(readings, "threads")),
         log_tail="" if state.status == "ok" or not state.workers else state.workers[culprit].log_tail(),
     )
     return result if state.opened is None else _measured(request, result, state.opened, readings, device)
@@ -102,6 +108,7 @@ def _measured(
         sps_high=figures.high if bounded else None,
         job_sps=figures.per_process,
         noise_fraction=window_noise(traces, _NOISE_WINDOW_S),
+        batch_sps=summed_batch_rates(traces),
         window_s=end_s - begin_s,
         iterations=figures.iterations,
         phase_seconds=window.phase_seconds(opened),
@@ -135,6 +142,11 @@ def _vram_peak(readings: Sequence[Reading]) -> float | None:
     """The larger of what the processes hold and what the device gained."""
     known = [v for name in ("vram_process_bytes", "vram_delta_bytes") if (v := peak(readings, name)) is not None]
     return max(known, default=None)
+
+
+def _shm_peak(readings: Sequence[Reading]) -> int | None:
+    before, most = first(readings, "shm_used_bytes"), peak(readings, "shm_used_bytes")
+    return None if before is None or most is None else int(most - before)
 
 
 def _whole(value: float | None) -> int | None:

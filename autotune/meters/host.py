@@ -49,7 +49,7 @@ def private_bytes(pid: int, root: Path = ROOT) -> int:
 
 
 class HostMeter(SampledMeter):
-    """``ram_pss_bytes``, ``cpu_seconds`` (cumulative), ``processes``, ``shm_used_bytes``,
+    """``ram_pss_bytes``, ``cpu_seconds`` (cumulative), ``processes``, ``threads``, ``shm_used_bytes``,
     ``host_ram_available_bytes``, ``cpu_pressure`` and ``memory_pressure`` (0 to 1).
 
     The kernel counts a proportional set size page by page (0.1 s for some GiB), so that each process's
@@ -88,28 +88,30 @@ class HostMeter(SampledMeter):
         grown = [private_bytes(pid, self._root) - known.private_bytes for pid, known in self._sizes.items()]
         return sum(known.pss_bytes for known in self._sizes.values()) + sum(grown) if self._sizes else None
 
-    def _cpu_seconds(self, pids: Sequence[int]) -> tuple[float, int]:
-        """(CPU seconds of all processes seen so far, how many run now); an ended one keeps its last value."""
-        running = 0
+    def _cpu_seconds(self, pids: Sequence[int]) -> tuple[float, int, int]:
+        """(CPU seconds of all seen so far, processes and threads that run now); an ended one keeps its last value."""
+        running = threads = 0
         for pid in pids:
             try:
                 process = psutil.Process(pid)
                 times = process.cpu_times()
                 self._cpu_s[pid, process.create_time()] = times.user + times.system
+                threads += process.num_threads()
             except psutil.Error:
                 continue
             running += 1
-        return sum(self._cpu_s.values()), running
+        return sum(self._cpu_s.values()), running, threads
 
     def read(self) -> Mapping[str, float | None]:
         """Values now."""
         pids = self.pids()
-        cpu_seconds, running = self._cpu_seconds(pids)
+        cpu_seconds, running, threads = self._cpu_seconds(pids)
         shm = shm_space_bytes(self._root)
         return {
             "ram_pss_bytes": self._ram_pss_bytes(pids),
             "cpu_seconds": cpu_seconds,
             "processes": running,
+            "threads": threads,
             "shm_used_bytes": shm[0] - shm[1] if shm else None,
             "host_ram_available_bytes": ram_available_bytes(self._root),
             "cpu_pressure": pressure("cpu", self._root),

@@ -24,6 +24,11 @@ def peak(readings: Iterable[Reading], name: str, start_s: float = -math.inf, end
     return max((value for _, value in series(readings, name, start_s, end_s)), default=None)
 
 
+def first(readings: Iterable[Reading], name: str) -> float | None:
+    """The first known value: the state before the probe."""
+    return next((value for _, value in series(readings, name)), None)
+
+
 def mean(readings: Iterable[Reading], name: str, start_s: float = -math.inf, end_s: float = math.inf) -> float | None:
     """The mean of the known values in the span."""
     values = [value for _, value in series(readings, name, start_s, end_s)]
