@@ -1,4 +1,4 @@
-"""Rates with honest intervals from aligned, autocorrelated iteration traces (METHOD.md section 1)."""
+"""Rates with honest intervals from aligned, autocorrelated iteration traces."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _SINGLE_BELOW = 16
 _PRIOR_CORRELATION = 0.4
 _PRIOR_WEIGHT = 8.0
 _CORRELATION_MAX = 0.8
+_PRIOR_LAUNCHES = 4.0
+"""Degrees of freedom that the launch-to-launch spread assumed beforehand counts as."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,16 @@ def batch_rates(trace: Trace) -> tuple[NDArray[np.float64], int]:
     return steps / np.maximum(seconds, 1e-12), size
 
 
+def summed_batch_rates(traces: Sequence[Trace]) -> tuple[float, ...]:
+    """Steps per second over all processes in each batch, the n-th from the end of one beside that of the others.
+
+    As many as every process has; none without a trace.
+    """
+    batches = [batch_rates(trace)[0] for trace in traces if trace.seconds]
+    count = min((len(rates) for rates in batches), default=0)
+    return tuple(float(sum(rates[len(rates) - count + i] for rates in batches)) for i in range(count))
+
+
 def shrunk_correlation(values: NDArray[np.float64], batch_size: int) -> float:
     """Lag-1 correlation, shrunk towards 0.4 / (iterations a batch) with the weight of 8 observations."""
     count = len(values)
@@ -91,7 +103,7 @@ def sampling_error(trace: Trace) -> float:
 def sampling_half_width(trace: Trace) -> tuple[float, float]:
     """Half-width of the sampling error and the drift between half windows, both in steps per second.
 
-    Half-width = t * error (`sampling_error`), METHOD.md section 1.6; infinite for one iteration.
+    Half-width = t * error (`sampling_error`); infinite for one iteration.
     """
     rates, _ = batch_rates(trace)
     count = len(rates)
@@ -133,3 +145,29 @@ def estimate(traces: Sequence[Trace], *, launch_fraction: float = LAUNCH_FRACTIO
         per_process=tuple(rates),
         iterations=sum(len(trace.seconds) for trace in traces),
     )
+
+
+def launch_spread(groups: Sequence[Sequence[tuple[float, float]]], *, prior: float = LAUNCH_FRACTION) -> float:
+    """Launch-to-launch standard deviation, relative, pooled over settings that were launched again.
+
+    The between-launch component of a one-way random-effects model by the method of moments (Searle, Casella and
+    McCulloch 1992, Variance Components, section 3.5): squared deviations of the log rates of one setting beyond
+    what the windows' own errors explain. A setting counts by how much its windows can tell,
+    ``1 / (1 + v / prior^2)^2`` with v the mean squared window error, and `prior` counts as four degrees of
+    freedom, so that a spread is the prior until repeats say otherwise.
+
+    Args:
+        groups: for each setting, the (rate, relative standard error of its window) of its launches.
+        prior: relative deviation assumed beforehand.
+    """
+    squares, freedom = _PRIOR_LAUNCHES * prior**2, _PRIOR_LAUNCHES
+    for group in groups:
+        if len(group) < 2:
+            continue
+        logs = np.log([rate for rate, _ in group])
+        window_variance = float(np.mean([error**2 for _, error in group]))
+        weight = (1 + window_variance / prior**2) ** -2
+        degrees = len(group) - 1
+        squares += weight * (float(((logs - logs.mean()) ** 2).sum()) - degrees * window_variance)
+        freedom += weight * degrees
+    return math.sqrt(max(0.0, squares / freedom))

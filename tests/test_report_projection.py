@@ -14,13 +14,13 @@ from autotune.report.availability import (
 from autotune.report.projection import (
     Quantity,
     job_hours,
-    makespan,
     project,
     project_episode_rates,
     ratio,
     savings,
     tied,
 )
+from autotune.search.worth import makespan
 
 # The facts of a real ten-game effort at 2.00 USD per hour; episodes, hours and dollars are its own arithmetic.
 EPISODES = {

@@ -12,6 +12,7 @@ import numpy as np
 
 from autotune.executors.surface import FINAL_S, QUICK_S, Row, load_surface, surface_device, surface_recipe
 from autotune.records import KNOBS, Point, ProbeRequest, ProbeResult, Recipe
+from autotune.stats import LAUNCH_FRACTION
 
 __all__ = ["ReplayExecutor", "load_surface", "surface_device", "surface_recipe"]
 
@@ -101,12 +102,14 @@ def _measured(result: ProbeResult, row: Row, normal: float) -> ProbeResult:
     assert row.sps is not None
     window_s = _WINDOWS_S[result.grade]
     deviation = row.sd_fraction * math.sqrt(_NOISE_WINDOW_S / window_s)
+    error = math.hypot(deviation, LAUNCH_FRACTION)  # what one launch can state; it does not know that replays repeat
     sps = row.sps * max(0.01, 1 + deviation * normal)
     changes: dict[str, Any] = {
         "sps": sps,
-        "sps_low": sps * (1 - _NORMAL_95 * deviation),
-        "sps_high": sps * (1 + _NORMAL_95 * deviation),
+        "sps_low": sps * (1 - _NORMAL_95 * error),
+        "sps_high": sps * (1 + _NORMAL_95 * error),
         "job_sps": (sps / row.point.concurrency,) * row.point.concurrency,
+        "noise_fraction": row.sd_fraction,
         "window_s": window_s,
         "vram_peak_bytes": row.vram_bytes,
         "ram_peak_bytes": row.ram_bytes,

@@ -6,13 +6,13 @@ by its ends. Sources of the formulas stand in the docstrings.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.errors import UsageError
 from autotune.records import Budget, Job
+from autotune.search.worth import job_steps, makespan
 
 HOUR_S = 3600.0
 DAY_HOURS = 24.0
@@ -107,15 +107,6 @@ class Savings:
     tied: bool
 
 
-def job_steps(budget: Budget, steps_per_episode: float | None) -> float | None:
-    """Agent steps in a budget; episodes by the measured steps per episode, None for hours or unknown."""
-    if budget.unit == "steps":
-        return budget.amount
-    if budget.unit == "episodes" and steps_per_episode:
-        return budget.amount * steps_per_episode
-    return None
-
-
 def job_hours(budget: Budget, job_sps: Quantity, steps_per_episode: float | None) -> Quantity | None:
     """Wall hours of one job at its own speed: steps / SPS / 3600; an hours budget is its own answer."""
     if budget.unit == "hours":
@@ -126,24 +117,6 @@ def job_hours(budget: Budget, job_sps: Quantity, steps_per_episode: float | None
     low = steps / job_sps.high / HOUR_S if job_sps.high else None
     high = steps / job_sps.low / HOUR_S if job_sps.low else None
     return Quantity(value=steps / job_sps.value / HOUR_S, low=low, high=high)
-
-
-def makespan(lengths: Sequence[float], slots: int) -> float:
-    """When the last job ends if each starts, in order, as soon as one of `slots` is free.
-
-    List scheduling (Graham 1969, "Bounds on Multiprocessing Timing Anomalies"). A job keeps its
-    length when fewer than `slots` are left, though it would then run faster: the answer errs
-    towards too long.
-
-    Raises:
-        UsageError: `slots` below 1.
-    """
-    if slots < 1:
-        raise UsageError(f"jobs at once must be at least 1, not {slots}")
-    free_at = [0.0] * min(slots, max(1, len(lengths)))
-    for length in lengths:
-        heapq.heappush(free_at, heapq.heappop(free_at) + length)
-    return max(free_at)
 
 
 def project(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import ndtr
 
 from autotune.records import Point, ProbeResult
-from autotune.search.model import NORMAL_95, Belief, believe, measured, relative_error
+from autotune.search.model import Belief, believe, measured
+from autotune.search.precision import NORMAL_95, launch_fraction, relative_error
 from autotune.search.space import Space
 
 FINALISTS = 3
@@ -51,21 +53,33 @@ class Pooled:
 def pool(history: Sequence[ProbeResult]) -> list[Pooled]:
     """Every point that was stable each time it was measured, the fastest first.
 
-    Weights are 1 / variance, the variance of the mean 1 / sum of weights (independent launches).
+    Weights are 1 / variance, the variance of the mean 1 / sum of weights (independent launches). A point that
+    slowed down within its window in two launches is not stable.
     """
     failed = {result.requested for result in history if not result.ok}
     by_point: dict[Point, list[ProbeResult]] = {}
     for result in measured(history):
         if result.requested not in failed:
             by_point.setdefault(result.requested, []).append(result)
-    pooled = [_pool(point, results) for point, results in by_point.items()]
+    spread = launch_fraction(history)
+    pooled = [_pool(point, results, spread) for point, results in by_point.items() if not _slows(results)]
     return sorted(pooled, key=lambda entry: -entry.sps)
 
 
-def _pool(point: Point, results: Sequence[ProbeResult]) -> Pooled:
+def _slows(results: Sequence[ProbeResult]) -> bool:
+    return sum("slowing" in result.flags for result in results) >= 2
+
+
+def observed_s(history: Sequence[ProbeResult], point: Point) -> float:
+    """Seconds for which a point's processes ran, over all its stable launches."""
+    own = [result for result in history if result.requested == point and result.ok]
+    return sum(max(0.0, result.cost_s - (result.startup_s or 0.0)) for result in own)
+
+
+def _pool(point: Point, results: Sequence[ProbeResult], launch_spread: float) -> Pooled:
     values = np.array([float(result.sps or 0.0) for result in results])
     typical = float(np.median(values))
-    weights = np.array([(relative_error(result) * typical) ** -2.0 for result in results])
+    weights = np.array([(relative_error(result, launch_spread) * typical) ** -2.0 for result in results])
     return Pooled(
         point=point,
         sps=float((weights * values).sum() / weights.sum()),
@@ -94,14 +108,41 @@ def _drawn(entry: Pooled, belief: Belief, index: int | None) -> Pooled:
     return replace(entry, sps=sps, error_sps=sps * float(belief.deviation[index]))
 
 
-def next_finalist(space: Space, history: Sequence[ProbeResult]) -> Point | None:
-    """The finalist to measure next, the least often measured first; None when every one had its rounds."""
+def next_finalist(
+    space: Space, history: Sequence[ProbeResult], wanted: Callable[[Point, float], bool] = lambda _point, _gain: True
+) -> Point | None:
+    """The finalist to measure next, the least often measured first; None when every one had its rounds.
+
+    Args:
+        space: the points.
+        history: what was measured.
+        wanted: asked whether to measure a point for an expected gain, as a fraction of the throughput; the
+            gain is infinite for the first confirmation of the leader.
+    """
     entries = smooth(space, history)
     if not entries:
         return None
     near = [entry for entry in entries[:FINALISTS] if entry.sps >= (1 - WITHIN) * entries[0].sps]
-    due = [entry for entry in near if entry.finals < ROUNDS]
-    return min(due, key=lambda entry: (entry.finals, -entry.sps)).point if due else None
+    due = sorted((entry for entry in near if entry.finals < ROUNDS), key=lambda entry: (entry.finals, -entry.sps))
+    for entry in due:
+        first = entry is entries[0] and not entry.finals
+        if wanted(entry.point, np.inf if first else _regret_left(entry, near)):
+            return entry.point
+    return None
+
+
+def _regret_left(entry: Pooled, near: Sequence[Pooled]) -> float:
+    """Expected loss, as a fraction, of taking the leader although this (or, for it, another) finalist is faster.
+
+    The expected positive part of a normal difference, with both errors (Jones et al. 1998, eq. 15).
+    """
+    leader = near[0]
+    losses = [0.0]
+    for other in near[1:] if entry is leader else [entry]:
+        error = float(np.hypot(leader.error_sps, other.error_sps))
+        z = (other.sps - leader.sps) / error
+        losses.append(error * float(z * ndtr(z) + np.exp(-z * z / 2) / np.sqrt(2 * np.pi)) / leader.sps)
+    return max(losses)
 
 
 def winner(space: Space, history: Sequence[ProbeResult]) -> tuple[Pooled, tuple[Pooled, ...]] | None:
@@ -135,7 +176,7 @@ def published(history: Sequence[ProbeResult], point: Point) -> ProbeResult:
     finals = [result for result in own if result.grade == "final"]
     if not finals:
         return _flagged(own[-1], "quick, one launch")
-    entry = _pool(point, finals)
+    entry = _pool(point, finals, launch_fraction(history))
     last = replace(finals[-1], sps=entry.sps, sps_low=entry.low, sps_high=entry.high)
     return _flagged(last, "one launch" if len(finals) == 1 else f"{len(finals)} launches")
 

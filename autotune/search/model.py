@@ -3,7 +3,7 @@
 The prior is a law for the seconds that one env step costs: one process takes
 ``t = a + b / num_envs + c / batch_size``, and every further process that shares the device adds its
 demand ``d`` of the same form on the bottleneck, so K processes make ``K / (t + (K - 1) d)`` steps a
-second. The process models the log residual over the grid (METHOD.md 2.5).
+second. The process models the log residual over the grid.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from scipy.linalg import solve_triangular
 
 from autotune.records import ProbeResult
 from autotune.search.least_squares import fit_relative
+from autotune.search.precision import launch_fraction, relative_error
 from autotune.search.space import Array, Space, counts
 
-NORMAL_95 = 1.96
-DEFAULT_ERROR = 0.03
 _LENGTHS_OCTAVES = (2.0, 5.0, 12.0)
 _LENGTH_CONCURRENCY_OCTAVES = 2.4
 _AMPLITUDES = (0.06, 0.15, 0.35)
@@ -38,13 +37,6 @@ class Belief:
 
     mean: Array
     deviation: Array
-
-
-def relative_error(result: ProbeResult) -> float:
-    """Standard error of a result as a fraction, from its 95 % interval; 3 % where it states none."""
-    if result.sps is None or result.sps_low is None or result.sps_high is None or result.sps <= 0:
-        return DEFAULT_ERROR
-    return max(_LEVEL_ERROR, (result.sps_high - result.sps_low) / (2 * NORMAL_95 * result.sps))
 
 
 def measured(history: Sequence[ProbeResult]) -> list[ProbeResult]:
@@ -86,7 +78,8 @@ def believe(space: Space, history: Sequence[ProbeResult]) -> Belief:
     results = measured(history)
     rows = counts([result.requested for result in results], space.rollout)
     log_sps = np.log([float(result.sps or 1.0) for result in results])
-    variance = np.array([relative_error(result) for result in results]) ** 2 + _LEVEL_ERROR**2
+    spread = launch_fraction(results)
+    variance = np.array([relative_error(result, spread) for result in results]) ** 2 + _LEVEL_ERROR**2
     if len(results) >= 3:
         law = fit_prior(rows, log_sps)
         here, there = prior_log_sps(rows, *law), prior_log_sps(space.counts, *law)

@@ -1,4 +1,4 @@
-"""Which point to measure next: a pure function of what was measured so far (METHOD.md 2.3, 2.5, 2.6)."""
+"""Which point to measure next: a pure function of what was measured so far."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ ROUGHNESS = 0.04
 """Deviation of a surface from any smooth model, added to every expectation."""
 WORTHWHILE = 3e-4
 """Expected improvement (of the log) below which the model is no longer asked."""
+
+UNKNOWN_GAIN = 0.1
+"""Gain expected of a probe while too little is known for the model to say."""
 
 _STEPS_MIN = 8
 """Steps of a probe whose steps are long: those that settle, are discarded and are measured."""
@@ -49,11 +52,20 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """The next point, the stage that it belongs to, and the seconds it will take where that is known."""
+    """The next point.
+
+    Attributes:
+        point: to measure.
+        stage: that it belongs to.
+        predicted_s: seconds it will take, None where that is not known.
+        gain_per_s: the most that any open point promises, as a fraction of the throughput per second of
+            measuring; None where that is not known.
+    """
 
     point: Point
     stage: Stage
     predicted_s: float | None = None
+    gain_per_s: float | None = None
 
 
 def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None:
@@ -71,17 +83,32 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
     open_ &= cost_s <= problem.cost_max_s
     if not open_.any():
         return None
-    if (index := _spread(space, history, open_)) is not None:
-        return _proposal(space, index, "spread", cost_s)
     gain = np.where(open_, expected_improvement(space, history, belief), 0.0)
-    if gain.max() >= WORTHWHILE:
-        return _proposal(space, int(np.argmax(gain / cost_s)), "model", cost_s)
-    index = _neighbour(space, history, belief, open_)
-    return None if index is None else _proposal(space, index, "neighbours", cost_s)
+    stage: Stage = "spread"
+    if (index := _spread(space, history, open_)) is not None:
+        gain = np.maximum(gain, np.where(open_, UNKNOWN_GAIN, 0.0))
+    elif gain.max() >= WORTHWHILE:
+        stage, index = "model", int(np.argmax(gain / cost_s))
+    elif (index := _neighbour(space, history, belief, open_)) is not None:
+        stage = "neighbours"
+    else:
+        return None
+    return Proposal(
+        point=space.points[index],
+        stage=stage,
+        predicted_s=float(cost_s[index]),
+        gain_per_s=float((gain / cost_s).max()),
+    )
 
 
-def _proposal(space: Space, index: int, stage: Stage, cost_s: Array) -> Proposal:
-    return Proposal(point=space.points[index], stage=stage, predicted_s=float(cost_s[index]))
+def too_costly(problem: Problem, history: Sequence[ProbeResult]) -> list[tuple[Point, float]]:
+    """Safe points that were not measured because their probe is predicted to take too long, and how long."""
+    if not measured(history):
+        return []
+    space, seen = problem.space, {result.requested for result in history}
+    cost_s = predict_cost_s(problem, history, believe(space, history))
+    left_out = (cost_s > problem.cost_max_s) & safe(space, history, problem.limits)
+    return [(p, float(cost_s[i])) for i, p in enumerate(space.points) if left_out[i] and p not in seen]
 
 
 def _lightest(space: Space, open_: Array) -> int:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.records import Point, ProbeResult
-from autotune.search.model import NORMAL_95, relative_error
+from autotune.search.plan import Ending
+from autotune.search.precision import NORMAL_95, stated_error
 from autotune.search.trials import TrialRecord
+from autotune.stats import LAUNCH_FRACTION
 from autotune.units import format_count, format_duration, format_usd
 
 
@@ -29,6 +31,15 @@ class StudyResult:
         budget_s: what was allowed.
         interrupted: whether it was stopped before the plan ended.
         price_usd_per_hour: of the machine, None when unknown.
+        ended: why it ended.
+        skipped: points that were left out because their probe would take over 15 % of the budget, and its
+            predicted seconds.
+        observed_s: seconds for which the recommended point's processes ran.
+        training_s: seconds of the planned training there, None where the jobs' length is not known.
+        baseline_training_s: at the baseline.
+        rule_of_thumb_training_s: at the rule of thumb.
+        launch_fraction: launch-to-launch deviation over the repeats, 1 % until known.
+        epochs: how often the machine changed while it was searched, plus one.
     """
 
     point: Point
@@ -44,6 +55,14 @@ class StudyResult:
     budget_s: float
     interrupted: bool
     price_usd_per_hour: float | None
+    ended: Ending = "budget"
+    skipped: tuple[tuple[Point, float], ...] = ()
+    observed_s: float = 0.0
+    training_s: float | None = None
+    baseline_training_s: float | None = None
+    rule_of_thumb_training_s: float | None = None
+    launch_fraction: float = LAUNCH_FRACTION
+    epochs: int = 1
 
     @property
     def goodput_per_usd(self) -> float | None:
@@ -61,7 +80,7 @@ def ratio(tuned: ProbeResult, other: ProbeResult) -> tuple[float, float, float] 
     if not tuned.sps or not other.sps:
         return None
     value = tuned.sps / other.sps
-    error = NORMAL_95 * (relative_error(tuned) ** 2 + relative_error(other) ** 2) ** 0.5
+    error = NORMAL_95 * (stated_error(tuned) ** 2 + stated_error(other) ** 2) ** 0.5
     return value, value * (1 - error), value * (1 + error)
 
 
@@ -81,6 +100,49 @@ def sentence(found: StudyResult) -> str:
     if found.tied:
         parts.append(f"tied with {len(found.tied)} other point{'s' if len(found.tied) > 1 else ''}")
     return "; ".join(parts) + "."
+
+
+_ENDINGS = {
+    "budget": "the budget was spent",
+    "known": "nothing was left worth measuring",
+    "worth": "the next probe would have cost more than it was expected to save (--no-early-stop goes on)",
+    "stopped": "it was stopped",
+}
+
+
+def economy(found: StudyResult) -> str:
+    """What the search cost, what the planned training saves by it, how long the point was seen to run, why it ended."""
+    parts = [f"The search took {_amount(found, found.spent_s)}"]
+    if found.training_s is not None:
+        parts.append(f"the planned training takes {_amount(found, found.training_s)} at this point")
+        parts.append(_saved("the baseline", found, found.baseline, found.baseline_training_s))
+        parts.append(_saved("the rule of thumb", found, found.rule_of_thumb, found.rule_of_thumb_training_s))
+    hours = found.observed_s / 3600
+    if hours > 0:
+        parts.append(f"no failure in {format_duration(found.observed_s)} there, so at most {3 / hours:.2g} per hour")
+    if found.skipped:
+        parts.append(f"{len(found.skipped)} points were left out: each would take over 15 % of the budget to measure")
+    if found.epochs > 1:
+        parts.append(f"the machine's speed changed {found.epochs - 1} times meanwhile, results are put on its last one")
+    parts.append(f"it ended because {_ENDINGS[found.ended]}")
+    return "; ".join(part for part in parts if part) + "."
+
+
+def _amount(found: StudyResult, seconds: float) -> str:
+    price = found.price_usd_per_hour
+    return format_duration(seconds) + ("" if price is None else f" ({format_usd(price * seconds / 3600)})")
+
+
+def _saved(name: str, found: StudyResult, other: ProbeResult | None, other_s: float | None) -> str:
+    """What is saved against a reference, nothing where there is none to compare with."""
+    if other is None or other_s is None or found.training_s is None or other.requested == found.point:
+        return ""
+    compared = ratio(found.result, other)
+    saved_s = other_s - found.training_s
+    if compared is None or compared[1] <= 1 <= compared[2]:
+        return f"no saving against {name} is shown"
+    verb = "saves" if saved_s >= 0 else "loses"
+    return f"that {verb} {_amount(found, abs(saved_s))} against {name}"
 
 
 def _interval(result: ProbeResult) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,18 +10,20 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
-from autotune.errors import InfeasibleError, UsageError
+from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
 from autotune.probe.run import build_request, run_probe
-from autotune.records import Point, ProbeResult, Recipe
+from autotune.records import Grade, Point, ProbeResult, Recipe
 from autotune.runs import Run
-from autotune.search import confirm, plan, samplers, trials
-from autotune.search.memory import memory_limits, safe_points
-from autotune.search.plan import Step
+from autotune.search import confirm, epochs, plan, samplers, trials
+from autotune.search.memory import memory_limits
+from autotune.search.outcome import conclude
+from autotune.search.plan import Ending, Situation, Step
 from autotune.search.propose import Problem
 from autotune.search.result import StudyResult
 from autotune.search.sampler import IGNORED, FixedSampler, HistorySampler, history_of
 from autotune.search.space import space_of
+from autotune.search.worth import episode_steps, pays, training_s
 from autotune.units import format_duration
 
 _REFUSALS_MAX = 30
@@ -74,6 +76,7 @@ class Search:
     tries: Sequence[Point]
     study: Any = None
     price: float = 1.0
+    early_stop: bool = True
     on_event: Callable[[SearchEvent], None] = ignore
     history: list[ProbeResult] = field(default_factory=list)
 
@@ -101,30 +104,28 @@ class Search:
         self.history = history_of(self.study.get_trials(deepcopy=False))
 
     def _refuse_short_budget(self) -> None:
-        needed_s = 2 * self._predict_s(self.recipe.baseline)
+        needed_s = 2 * self._first_s(self.recipe.baseline, "quick")
         if self.budget_s < needed_s:
             raise UsageError(
                 f"--budget {format_duration(self.budget_s)} is too short: two probes of recipe {self.recipe.name!r} "
                 f"take about {format_duration(needed_s)}; give at least that, better {format_duration(10 * needed_s)}"
             )
 
-    def go(self, should_stop: Callable[[], bool]) -> bool:
-        """Probe until the plan ends; True when it was stopped before."""
+    def go(self, should_stop: Callable[[], bool]) -> Ending:
+        """Probe until the plan ends; says why it did."""
+        ended: Ending = "stopped"
         try:
             self._measure_ceilings()
-        except KeyboardInterrupt:
-            return True
-        while not (stopped := should_stop()):
-            step = self._next()
-            if step is None:
-                break
-            try:
+            while not should_stop():
+                step = plan.next_step(self._situation(), self._search_step)
+                if not isinstance(step, Step):
+                    ended = step
+                    break
                 self._probe(step)
-            except KeyboardInterrupt:
-                stopped = True
-                break
-        self.run.update(spent_s=self.budget_s - self.left_s())
-        return stopped
+        except KeyboardInterrupt:
+            ended = "stopped"
+        self.run.update(spent_s=self.budget_s - self.left_s(), ended=ended)
+        return ended
 
     def _measure_ceilings(self) -> None:
         """What the workload's parts can do alone at the rule of thumb, once a run, where the budget has room."""
@@ -135,59 +136,47 @@ class Search:
         found = {"point": point.knobs(), "sps": rates}
         self.run.update(ceilings=found, spent_s=self.budget_s - self.left_s())
 
-    def _next(self) -> Step | None:
-        """The next probe that fits into what is left; None ends the search."""
-        left_s, finalist = self.left_s(), confirm.next_finalist(self.space, self.history)
-        final_s = plan.final_cost_s(self.recipe, self.history, self._predict_final_s(), finalist)
-        searching_s = left_s - plan.final_reserve_s(self.budget_s, final_s)
-        step = self._opening_step(left_s) or self._search_step(searching_s)
-        return step or self._final_step(left_s)
+    def _situation(self) -> Situation:
+        return Situation(
+            recipe=self.recipe,
+            problem=self.problem,
+            opening=self.opening,
+            history=self.history,
+            budget_s=self.budget_s,
+            left_s=self.left_s(),
+            first_quick_s=self._first_s(self.recipe.baseline, "quick"),
+            first_final_s=self._first_s(self.recipe.baseline, "final"),
+            planned_s=self._planned_s(),
+            drifts=not self.executor.simulated,
+        )
 
-    def _opening_step(self, left_s: float) -> Step | None:
-        seen = {result.requested for result in self.history}
-        for step in self.opening:
-            assert step.point is not None
-            predicted_s = self._predict_s(step.point)
-            if step.point not in seen and predicted_s <= left_s and self._is_safe(step.point):
-                return replace(step, predicted_s=predicted_s)
-        return None
+    def _planned_s(self) -> float | None:
+        """Seconds of the planned training at the fastest point so far, None where nothing ends early for it."""
+        leader = confirm.pool(self.history)
+        if self.executor.simulated or not self.early_stop or not leader:
+            return None
+        best = confirm.published(self.history, leader[0].point)
+        return training_s(self.recipe.jobs, best, episode_steps(self.history))
 
-    def _search_step(self, left_s: float) -> Step | None:
-        """What the sampler proposes, None when nothing is worth measuring or it does not fit."""
+    def _search_step(self, left_s: float) -> Step | Ending:
+        """What the sampler proposes for these seconds, or why it proposes nothing."""
+        predicted_s = self._situation().quick_s()
         if not isinstance(self.optuna_sampler, HistorySampler):
-            predicted_s = self._predict_s(self.recipe.baseline)
-            return Step(stage="model", point=None, predicted_s=predicted_s) if predicted_s <= left_s else None
+            return Step(stage="model", point=None, predicted_s=predicted_s) if predicted_s <= left_s else "budget"
         self.optuna_sampler.limit_cost(min(self.problem.cost_max_s, left_s))
         proposal = self.optuna_sampler.upcoming(self.study)
         if proposal is None:
-            return None
-        predicted_s = proposal.predicted_s or self._predict_s(proposal.point)
+            return "known" if left_s >= self.problem.cost_max_s else "budget"
+        predicted_s = proposal.predicted_s or predicted_s
         if predicted_s > left_s:
-            return None
+            return "budget"
+        if proposal.gain_per_s is not None and not pays(proposal.gain_per_s, 1.0, self._planned_s()):
+            return "worth"
         return Step(stage=proposal.stage, point=proposal.point, predicted_s=predicted_s)
 
-    def _final_step(self, left_s: float) -> Step | None:
-        point = confirm.next_finalist(self.space, self.history)
-        if point is None:
-            return None
-        predicted_s = plan.final_cost_s(self.recipe, self.history, self._predict_final_s(), point)
-        if predicted_s > left_s:
-            return None
-        return Step(stage="final", point=point, grade="final", predicted_s=predicted_s)
-
-    def _is_safe(self, point: Point) -> bool:
-        return bool(safe_points([point], self.history, self.problem.limits, self.space.rollout)[0])
-
-    def _predict_s(self, point: Point) -> float:
-        """Seconds of a quick probe: the mean so far, else what the executor says, else the plan's."""
-        costs = [result.cost_s for result in self.history if result.ok and result.grade == "quick"]
-        if costs:
-            return sum(costs) / len(costs)
-        request = build_request(self.recipe, point, grade="quick", run=self.run, label="predict")
-        return self.executor.predict_cost_s(request) or request.plan.discard_s + request.plan.window_s
-
-    def _predict_final_s(self) -> float:
-        request = build_request(self.recipe, self.recipe.baseline, grade="final", run=self.run, label="predict")
+    def _first_s(self, point: Point, grade: Grade) -> float:
+        """Seconds of a probe that goes well, before any was measured."""
+        request = build_request(self.recipe, point, grade=grade, run=self.run, label="predict")
         return self.executor.predict_cost_s(request) or request.plan.discard_s + request.plan.window_s
 
     def _ask(self, step: Step) -> tuple[Trial, Point] | None:
@@ -200,7 +189,7 @@ class Search:
         for _ in range(_REFUSALS_MAX):
             trial = self.study.ask(wide)
             point = self.space.nearest(trial.params)
-            if self._is_safe(point):
+            if plan.is_safe(self.problem, self.history, point):
                 return trial, point
             self._refuse(trial, point)
         return None
@@ -243,10 +232,15 @@ class Search:
             result = replace(result, flags=(*result.flags, IGNORED), detail=f"cut by the budget: {result.detail}")
         worst = trials.worst_value(self.study)
         value = 3600 * result.sps / self.price if result.ok and result.sps else worst
-        trials.finish(self.study, trial, result, value)
+        trials.finish(self.study, trial, result, value, self._epoch(result))
         self.run.update(spent_s=self.budget_s - self.left_s())
         self._read()
         self._tell_viewer("end", step, point, result)
+
+    def _epoch(self, result: ProbeResult) -> int:
+        """The machine's epoch with this newest result."""
+        measured = [record.result for record in trials.records_of(self.study) if record.counts]
+        return epochs.epochs_of([*measured, result], self.recipe.baseline)[-1]
 
     def _tell_viewer(self, kind: Literal["start", "end"], step: Step, point: Point, result: ProbeResult | None) -> None:
         leader = confirm.pool(self.history)
@@ -263,36 +257,22 @@ class Search:
             )
         )
 
-    def result(self, *, price: float | None, interrupted: bool) -> StudyResult:
+    def result(self, *, price: float | None, ended: Ending) -> StudyResult:
         """What came out.
 
         Raises:
             InfeasibleError: nothing was stable.
         """
-        records = trials.records_of(self.study)
-        counted: Mapping[str, int] = {
-            status: sum(r.counts and r.result.status == status for r in records)
-            for status in ("oom", "crashed", "host_lost", "timeout", "unstable")
-        }
-        found = confirm.winner(self.space, self.history)
-        if found is None:
-            raise InfeasibleError(_nothing(self.recipe, self.history))
-        best, tied = found
-        thumb = plan.thumb_point(self.recipe, self.space, self.executor.device)
-        return StudyResult(
-            point=best.point,
-            result=confirm.published(self.history, best.point),
-            baseline=_stated(self.history, self.recipe.baseline),
-            rule_of_thumb=_stated(self.history, thumb),
-            tied=tuple(entry.point for entry in tied),
-            ladder=confirm.lighter(self.history, best.point),
-            counts=counted,
-            trials=records,
-            points_measured=len(confirm.pool(self.history)),
+        return conclude(
+            self.recipe,
+            self.problem,
+            self.history,
+            trials.records_of(self.study),
+            thumb=plan.thumb_point(self.recipe, self.space, self.executor.device),
+            ended=ended,
             spent_s=self.budget_s - self.left_s(),
             budget_s=self.budget_s,
-            interrupted=interrupted,
-            price_usd_per_hour=price,
+            price=price,
         )
 
 
@@ -302,23 +282,4 @@ def _patient(recipe: Recipe, timeout_s: float) -> Recipe:
         recipe,
         quick=replace(recipe.quick, timeout_s=max(recipe.quick.timeout_s, timeout_s)),
         final=replace(recipe.final, timeout_s=max(recipe.final.timeout_s, timeout_s)),
-    )
-
-
-def _stated(history: Sequence[ProbeResult], point: Point) -> ProbeResult | None:
-    """The published result of a point, or its failure; None when it was not measured."""
-    own = [result for result in history if result.requested == point]
-    if any(result.ok for result in own):
-        return confirm.published(history, point)
-    return own[-1] if own else None
-
-
-def _nothing(recipe: Recipe, history: Sequence[ProbeResult]) -> str:
-    if not history:
-        return f"no point of recipe {recipe.name!r} was measured before the search was stopped; run it again to go on"
-    last = history[-1]
-    return (
-        f"no point of recipe {recipe.name!r} ran stably: {len(history)} probes failed, the last one "
-        f"({last.requested.label()}) with {last.status}: {last.detail or 'no detail'}. "
-        "Look at the logs in the run's folder, and allow lighter points in the recipe."
     )

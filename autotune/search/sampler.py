@@ -14,21 +14,28 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.errors import UsageError
 from autotune.probe.schema import CONCURRENCY_LEVELS
 from autotune.records import KNOBS, KnobValue, Point, ProbeResult, from_json
+from autotune.search.epochs import comparable
 from autotune.search.memory import MemoryLimits
 from autotune.search.propose import Problem, Proposal, propose
 from autotune.search.space import Space, grid
 
 RESULT = "result"
 """User attribute of a trial: its `ProbeResult` as JSON."""
+EPOCH = "epoch"
+"""User attribute of a trial: the epoch of the machine in which it was measured."""
 IGNORED = "ignored"
 """Flag of a result that says nothing about its point (cut short by the end of the budget, lost with the parent)."""
 
 
 def history_of(trials: Sequence[FrozenTrial]) -> list[ProbeResult]:
-    """What completed trials measured, in order of their numbers; results flagged `IGNORED` are left out."""
+    """What completed trials measured, in order of their numbers; results flagged `IGNORED` are left out.
+
+    Where the machine has changed meanwhile, all are put on its last footing (`autotune.search.epochs`).
+    """
     done = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda trial: trial.number)
-    results = [result_of(trial) for trial in done]
-    return [result for result in results if result is not None and IGNORED not in result.flags]
+    pairs = [(result_of(trial), int(trial.user_attrs.get(EPOCH, 0))) for trial in done]
+    kept = [(result, epoch) for result, epoch in pairs if result is not None and IGNORED not in result.flags]
+    return comparable([result for result, _ in kept], [epoch for _, epoch in kept])
 
 
 def result_of(trial: FrozenTrial) -> ProbeResult | None:

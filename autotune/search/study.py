@@ -32,6 +32,7 @@ def run_study(
     tries: Sequence[Point] = (),
     on_event: Callable[[SearchEvent], None] = ignore,
     should_stop: Callable[[], bool] = _never,
+    early_stop: bool = True,
     study: optuna.Study | None = None,
 ) -> StudyResult:
     """Find the best stable point of a recipe within a budget; goes on where an earlier call on this run ended.
@@ -49,6 +50,7 @@ def run_study(
         tries: points that the user wants measured.
         on_event: called before and after every probe.
         should_stop: asked between probes; the search then ends with the best so far.
+        early_stop: end when the next probe cannot pay for itself over the planned training (never in a replay).
         study: instead of the run's own, such as one in memory.
 
     Raises:
@@ -60,9 +62,9 @@ def run_study(
         check_point(recipe, point)
     with trials.storage_errors(run):
         search = Search(recipe, executor, run, budget_s=budget_s, sampler=sampler, seed=seed, tries=tries, study=study)
-        search.price, search.on_event = price or 1.0, on_event
-        interrupted = search.go(should_stop)
-        return search.result(price=price, interrupted=interrupted)
+        search.price, search.on_event, search.early_stop = price or 1.0, on_event, early_stop
+        ended = search.go(should_stop)
+        return search.result(price=price, ended=ended)
 
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,7 +20,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from autotune.errors import FileError
 from autotune.records import KNOBS, Point, ProbeResult, from_json, to_json
 from autotune.runs import Run
-from autotune.search.sampler import IGNORED, RESULT
+from autotune.search.epochs import comparable
+from autotune.search.sampler import EPOCH, IGNORED, RESULT
 
 STUDY_NAME = "autotune"
 
@@ -31,15 +32,18 @@ class TrialRecord:
 
     Attributes:
         number: Optuna's.
-        stage: ``baseline``, ``rule of thumb``, ``try``, ``spread``, ``model``, ``neighbours``, ``final``, ``probe``.
+        stage: ``baseline``, ``rule of thumb``, ``try``, ``sentinel``, ``spread``, ``model``, ``neighbours``,
+            ``final``, ``soak``, ``probe``, ``grid``.
         result: what was measured.
         started: boot id, process id and time, recorded before the probe began.
+        epoch: of the machine, see `autotune.search.epochs`.
     """
 
     number: int
     stage: str
     result: ProbeResult
     started: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int = 0
 
     @property
     def counts(self) -> bool:
@@ -109,7 +113,14 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         stage=str(trial.user_attrs.get("stage", "")),
         result=from_json(ProbeResult, trial.user_attrs[RESULT]),
         started=trial.user_attrs.get("started", {}),
+        epoch=int(trial.user_attrs.get(EPOCH, 0)),
     )
+
+
+def comparable_history(records: Sequence[TrialRecord]) -> list[ProbeResult]:
+    """What the trials of a run say of its machine as it was last, in order (`autotune.search.epochs`)."""
+    kept = [record for record in records if record.counts]
+    return comparable([record.result for record in kept], [record.epoch for record in kept])
 
 
 def add_probe_trial(run: Run, stage: str, result: ProbeResult) -> None:
@@ -148,9 +159,10 @@ def start(trial: Trial, stage: str, point: Point, boot_id: str, clock_s: float, 
     trial.set_user_attr("started", started | {"clock_s": clock_s, "predicted_s": predicted_s})
 
 
-def finish(study: optuna.Study, trial: Trial, result: ProbeResult, value: float) -> None:
+def finish(study: optuna.Study, trial: Trial, result: ProbeResult, value: float, epoch: int = 0) -> None:
     """Tell a measurement, durably; a failure is complete with a violated constraint."""
     trial.set_user_attr(RESULT, to_json(result))
+    trial.set_user_attr(EPOCH, epoch)
     for name, violation in constraints(result).items():
         trial.set_constraint(name, violation)
     study.tell(trial, value)

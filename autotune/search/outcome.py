@@ -1,0 +1,99 @@
+"""From the trials of a search to what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from autotune.errors import InfeasibleError
+from autotune.records import Point, ProbeResult, Recipe
+from autotune.search import confirm
+from autotune.search.plan import Ending
+from autotune.search.precision import launch_fraction
+from autotune.search.propose import Problem, too_costly
+from autotune.search.result import StudyResult
+from autotune.search.trials import TrialRecord
+from autotune.search.worth import episode_steps, training_s
+
+
+def conclude(
+    recipe: Recipe,
+    problem: Problem,
+    history: Sequence[ProbeResult],
+    records: tuple[TrialRecord, ...],
+    *,
+    thumb: Point,
+    ended: Ending,
+    spent_s: float,
+    budget_s: float,
+    price: float | None,
+) -> StudyResult:
+    """What came out.
+
+    Args:
+        recipe: what was searched.
+        problem: its points and limits.
+        history: results that count, on the machine's last footing.
+        records: every trial.
+        thumb: the rule of thumb.
+        ended: why the search ended.
+        spent_s: seconds, over all resumptions.
+        budget_s: what was allowed.
+        price: US dollars per hour.
+
+    Raises:
+        InfeasibleError: nothing was stable.
+    """
+    found = confirm.winner(problem.space, history)
+    if found is None:
+        raise InfeasibleError(_nothing(recipe, history))
+    best, tied = found
+    result = confirm.published(history, best.point)
+    baseline, rule_of_thumb = _stated(history, recipe.baseline), _stated(history, thumb)
+    length = episode_steps(history)
+    return StudyResult(
+        point=best.point,
+        result=result,
+        baseline=baseline,
+        rule_of_thumb=rule_of_thumb,
+        tied=tuple(entry.point for entry in tied),
+        ladder=confirm.lighter(history, best.point),
+        counts=_counts(records),
+        trials=records,
+        points_measured=len(confirm.pool(history)),
+        spent_s=spent_s,
+        budget_s=budget_s,
+        interrupted=ended == "stopped",
+        price_usd_per_hour=price,
+        ended=ended,
+        skipped=tuple(too_costly(problem, history)),
+        observed_s=confirm.observed_s(history, best.point),
+        training_s=training_s(recipe.jobs, result, length),
+        baseline_training_s=training_s(recipe.jobs, baseline, length) if baseline else None,
+        rule_of_thumb_training_s=training_s(recipe.jobs, rule_of_thumb, length) if rule_of_thumb else None,
+        launch_fraction=launch_fraction(history),
+        epochs=1 + max((record.epoch for record in records), default=0),
+    )
+
+
+def _counts(records: Sequence[TrialRecord]) -> Mapping[str, int]:
+    failures = ("oom", "crashed", "host_lost", "timeout", "unstable")
+    return {status: sum(r.counts and r.result.status == status for r in records) for status in failures}
+
+
+def _stated(history: Sequence[ProbeResult], point: Point) -> ProbeResult | None:
+    """The published result of a point, or its failure; None when it was not measured."""
+    own = [result for result in history if result.requested == point]
+    if any(result.ok for result in own):
+        return confirm.published(history, point)
+    return own[-1] if own else None
+
+
+def _nothing(recipe: Recipe, history: Sequence[ProbeResult]) -> str:
+    if not history:
+        return f"no point of recipe {recipe.name!r} was measured before the search was stopped; run it again to go on"
+    last = history[-1]
+    return (
+        f"no point of recipe {recipe.name!r} ran stably: {len(history)} probes failed, the last one "
+        f"({last.requested.label()}) with {last.status}: {last.detail or 'no detail'}. "
+        "Look at the logs in the run's folder, and allow lighter points in the recipe."
+    )
