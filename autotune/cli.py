@@ -7,7 +7,6 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +15,15 @@ import click
 from autotune import __version__
 from autotune.errors import (
     EXIT_ERROR,
-    EXIT_INFEASIBLE,
     EXIT_OK,
     EXIT_UNFINISHED,
     EXIT_UNFIT,
     AutotuneError,
-    InfeasibleError,
 )
 from autotune.options import (
     DEVICE,
     DURATION,
+    EXPORT,
     GRID,
     JSON,
     NAMING,
@@ -34,15 +32,9 @@ from autotune.options import (
     RUNS,
     SETTINGS,
     WORK,
-    choose_executor,
-    choose_recipe,
-    grid_values,
-    open_run,
     options,
-    point_of,
-    recorded_price,
 )
-from autotune.records import DeviceInfo, ProbeResult, Recipe, to_json
+from autotune.records import to_json
 
 if TYPE_CHECKING:
     from autotune.runs import Run
@@ -74,13 +66,6 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.ensure_object(dict)["debug"] = debug
 
 
-def say_recipe(recipe: Recipe, ctx: click.Context, options: dict[str, Any]) -> None:
-    """Which recipe is used, and how to tune one's own where none was named."""
-    named = options["recipe"] or ctx.obj["command"] or recipe.workload == "replay"
-    hint = "" if named else " (yours: autotune search -- python train.py --num-envs {num_envs})"
-    say(f"recipe {recipe.name}, from {recipe.source}{hint}")
-
-
 def print_run(run: Run) -> None:
     """Every command says which run it uses."""
     say(f"run {run.path}")
@@ -105,11 +90,7 @@ def doctor(device: str, as_json: bool) -> int:
 
 
 @cli.command()
-@options(
-    WORK,
-    GRID,
-    click.option("--csv", "csv_file", type=OUTPUT_FILE, help="Also write the rows as CSV."),
-)
+@options(WORK, GRID, EXPORT)
 @click.pass_context
 def probe(ctx: click.Context, /, **options: Any) -> int:
     """Measure throughput, VRAM, RAM and power over a grid of knobs.
@@ -117,16 +98,15 @@ def probe(ctx: click.Context, /, **options: Any) -> int:
     RECIPE: atari, cartpole, cartpole-jax, busywork, a TOML file, or your own command after ``--``.
     """
     from autotune import views
+    from autotune.export.rows import probe_rows
+    from autotune.measuring import measure_grid
 
-    measured = measure_grid("probe", ctx, options)
-    rows = measured.rows
-    table = views.probe_rows(rows, price=None)
+    measured = measure_grid("probe", ctx.obj["command"], options, say)
     if options["as_json"]:
-        show_json({"rows": table})
+        show_json({"rows": probe_rows(measured.rows, price=None)})
     else:
-        click.echo(views.probe_table(rows))
-    if options["csv_file"]:
-        views.write_csv(options["csv_file"], table)
+        click.echo(views.probe_table(measured.rows))
+    write_exports(options["exports"], measured.run, price=None)
     return measured.exit_code
 
 
@@ -143,63 +123,17 @@ def record(ctx: click.Context, /, **options: Any) -> int:
 
     Knobs without an option take every value of the recipe. The same command goes on where it was stopped.
     """
-    from autotune import views
     from autotune.executors.surface import surface_text
+    from autotune.export.rows import probe_rows
+    from autotune.measuring import measure_grid
     from autotune.store import durable_write
 
-    measured = measure_grid("record", ctx, options)
+    measured = measure_grid("record", ctx.obj["command"], options, say)
     durable_write(options["out"], surface_text(measured.rows, measured.recipe, measured.device, options["price"]))
     say(f"wrote {options['out']}: {len(measured.rows)} points")
     if options["as_json"]:
-        show_json({"rows": views.probe_rows(measured.rows, price=options["price"])})
+        show_json({"rows": probe_rows(measured.rows, price=options["price"])})
     return measured.exit_code
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredGrid:
-    """A grid that `probe` or `record` measured."""
-
-    recipe: Recipe
-    device: DeviceInfo
-    rows: list[ProbeResult]
-    exit_code: int
-
-
-def measure_grid(command: str, ctx: click.Context, options: dict[str, Any]) -> MeasuredGrid:
-    """Measure the grid that the options name; `record` takes every value of a knob without one, and resumes."""
-    from autotune import views
-    from autotune.device.inspect import inspect_device
-    from autotune.executors.isolated import IsolatedExecutor
-    from autotune.probe.grid import grid_points, run_grid
-    from autotune.runs import discarded_when_refused, hold_device
-    from autotune.search.study import add_probe_trial, load_trials
-    from autotune.signals import StopSignals
-
-    recipe = choose_recipe(ctx.obj["command"], options)
-    say_recipe(recipe, ctx, options)
-    device = inspect_device(options["device"])
-    every = replace(recipe, grid=recipe.knobs) if command == "record" else recipe
-    points = grid_points(every, grid_values(options))
-    stop = StopSignals()
-    executor = IsolatedExecutor(device, stop.requested)
-    executor.check(recipe, points)
-    run = open_run(command, recipe, device, options)
-    print_run(run)
-    with discarded_when_refused(run), run.hold(), hold_device(device), stop, views.ProbeView(len(points)) as view:
-        rows = run_grid(
-            recipe,
-            points,
-            executor,
-            run,
-            device=device,
-            grade="final" if options["final"] else "quick",
-            record=lambda result: add_probe_trial(run, "grid", result),
-            done={trial.result.requested: trial.result for trial in load_trials(run)},
-            on_event=view.update,
-            should_stop=stop.requested,
-        )
-    measured = EXIT_OK if any(row.ok for row in rows) else EXIT_INFEASIBLE
-    return MeasuredGrid(recipe=recipe, device=device, rows=rows, exit_code=stop.exit_code or measured)
 
 
 @cli.command()
@@ -211,6 +145,7 @@ def measure_grid(command: str, ctx: click.Context, options: dict[str, Any]) -> M
     click.option("--sampler", default="autotune", help="autotune, tpe, gp, random or grid."),
     click.option("--executor", default="isolated", help="isolated, or replay:FILE for a recorded surface."),
     click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of the search."),
+    EXPORT,
 )
 @click.pass_context
 def search(ctx: click.Context, /, **options: Any) -> int:
@@ -219,66 +154,36 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     The same command resumes an interrupted search; Ctrl-C keeps everything and emits the best so far.
     """
     from autotune import views
-    from autotune.manifest import build_manifest
-    from autotune.runs import discarded_when_refused, hold_device
-    from autotune.search.emit import emit_manifest
-    from autotune.search.study import run_study
-    from autotune.signals import StopSignals
+    from autotune.measuring import run_search
 
-    stop = StopSignals()
-    executor, recipe = choose_executor(ctx.obj["command"], options, stop.requested)
-    say_recipe(recipe, ctx, options)
-    tries = [point_of(recipe, settings) for settings in options["tries"]]
-    executor.check(recipe, [recipe.baseline, *tries])
-    if not executor.simulated:
-        build_manifest(recipe, recipe.baseline)  # what cannot become a manifest is refused before hours are spent
-    facts = {name: options[name] for name in ("sampler", "seed", "executor")}
-    run = open_run("search", recipe, executor.device, options, **facts)
-    print_run(run)
-    try:
-        with (
-            discarded_when_refused(run),
-            run.hold(),
-            hold_device(executor.device),
-            stop,
-            views.SearchView(options["budget"]) as view,
-        ):
-            run.update(budget_s=options["budget"])
-            found = run_study(
-                recipe,
-                executor,
-                run,
-                budget_s=options["budget"],
-                sampler=options["sampler"],
-                seed=options["seed"],
-                price=options["price"] or recorded_price(executor),
-                tries=tries,
-                on_event=view.update,
-                should_stop=stop.requested,
-            )
-    except InfeasibleError as error:
-        run.update(finished=not stop.exit_code)  # the same command then searches anew, with a budget
-        return fail(str(error), stop.exit_code or error.exit_code)
-    if not executor.simulated:
-        emit_manifest(found, recipe, run, executor.device)
-    run.update(finished=not found.interrupted)
+    ended = run_search(ctx.obj["command"], options, say)
     if options["as_json"]:
-        show_json(views.search_json(found, run))
+        show_json(views.search_json(ended.found, ended.run))
     else:
-        click.echo(views.search_text(found, run))
-    return stop.exit_code or EXIT_OK
+        click.echo(views.search_text(ended.found, ended.run))
+    write_exports(options["exports"], ended.run, price=ended.found.price_usd_per_hour)
+    return ended.exit_code
+
+
+def write_exports(files: Sequence[Path], run: Run, price: float | None) -> None:
+    """Write a run's rows to files, and say so."""
+    from autotune.export.files import export_run
+
+    for line in export_run(files, run, price):
+        say(line)
 
 
 @cli.command()
 @options(
     click.argument("run_word", metavar="[RUN]", required=False),
     click.option("--price", type=PRICE, help="US dollars per hour of this machine."),
+    EXPORT,
     RUNS,
     JSON,
 )
-def report(run_word: str | None, price: float | None, runs: Path, as_json: bool) -> int:
+def report(run_word: str | None, price: float | None, exports: tuple[Path, ...], runs: Path, as_json: bool) -> int:
     """Write the time and cost report of a run (the newest, unless named)."""
-    from autotune.report.export import report_json
+    from autotune.report.figures import report_json
     from autotune.report.render import render_report
     from autotune.runs import find_run
 
@@ -292,6 +197,7 @@ def report(run_word: str | None, price: float | None, runs: Path, as_json: bool)
     if not files.priced:
         say("no price is known for this device: give one, such as --price 2.0, to see dollars")
     say(f"wrote {files.markdown}, {files.html} and {len(files.plots)} picture(s)")
+    write_exports(exports, run, price=files.facts.price.usd_per_hour if files.facts.price else None)
     return EXIT_OK
 
 
@@ -305,7 +211,7 @@ def report(run_word: str | None, price: float | None, runs: Path, as_json: bool)
 )
 def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, as_json: bool) -> int:
     """Execute a manifest (a file, or mini, pilot, full); the same command resumes."""
-    from autotune import resources, views
+    from autotune import live, resources, views
     from autotune.device.inspect import inspect_device
     from autotune.manifest import check_manifest, load_manifest
     from autotune.runs import discarded_when_refused, hold_device
@@ -324,7 +230,7 @@ def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, a
         run.hold(),
         hold_device(info),
         StopSignals() as stop,
-        views.TrainView() as view,
+        live.TrainView() as view,
     ):
         result = supervise(loaded, run, device=info, on_event=view.update, warn=say, should_stop=stop.requested)
     if as_json:

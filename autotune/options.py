@@ -76,20 +76,20 @@ def parse_settings(text: str) -> dict[str, KnobValue]:
     return {name: parse_knob_value(value) for name, _, value in pairs}
 
 
-def parse_output_file(text: str) -> Path:
-    """A file that can be written when the work is done.
+def _parse_output_file(text: str) -> Path:
+    from autotune.export.files import check_writable
 
-    Raises:
-        UsageError: it is a folder, or in no folder.
-    """
-    path = Path(text)
-    if not text or path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"{text!r} must be a file in a folder that exists, such as rows.csv")
-    return path
+    return check_writable(text)
+
+
+def _parse_export(text: str) -> Path:
+    from autotune.export.files import check_export
+
+    return check_export(text)
 
 
 DURATION, PRICE = Parsed("duration", parse_duration), Parsed("usd/h", parse_price)
-OUTPUT_FILE = Parsed("file", parse_output_file)
+OUTPUT_FILE, EXPORT_FILE = Parsed("file", _parse_output_file), Parsed("file", _parse_export)
 COUNTS, SETTINGS = Parsed("n,n,...", parse_counts), Parsed("knob=value,...", parse_settings)
 
 
@@ -105,6 +105,13 @@ def options(*decorators: Option) -> Option:
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there.")
+EXPORT = click.option(
+    "--export",
+    "exports",
+    type=EXPORT_FILE,
+    multiple=True,
+    help="Also write the rows: .csv, .jsonl, or .json for pytest-benchmark; may be given again.",
+)
 RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder that holds the runs.")
 DEVICE = click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]|mps", help="Device to use.")
 NAMING = options(

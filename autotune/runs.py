@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from autotune.errors import BusyError, FileError, UsageError
-from autotune.records import DeviceInfo
+from autotune.records import DeviceInfo, from_json
 from autotune.store import content_hash, durable_write, make_folder, read_json, write_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -154,6 +154,21 @@ def is_held(path: Path) -> bool:
         return True
     lock.release()
     return False
+
+
+def load_device(run: Run) -> DeviceInfo | None:
+    """The machine that a run was measured on, None when it does not say.
+
+    Raises:
+        FileError: the file is damaged.
+    """
+    if not run.device_file.exists():
+        return None
+    try:
+        device: DeviceInfo = from_json(DeviceInfo, read_json(run.device_file))
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise FileError(f"{run.device_file} is damaged ({error}): move it away, the report does without") from error
+    return device
 
 
 def all_runs(root: Path) -> list[Run]:

@@ -1,30 +1,20 @@
-"""What the command line shows: live views on stderr, tables and JSON objects for stdout."""
+"""What the command line shows: tables and JSON objects for stdout."""
 
 from __future__ import annotations
 
-import csv
-import io
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tabulate import tabulate
 
+from autotune.export.rows import probe_row, trial_rows
 from autotune.records import ProbeResult, TrainResult, to_json
 from autotune.runs import Run, is_held
 from autotune.search.result import StudyResult, sentence
 from autotune.search.trials import load_trials
-from autotune.store import canonical_json, durable_write
-from autotune.train.status import JobSnapshot, Snapshot, read_snapshot, status_file
+from autotune.train.status import JobSnapshot, read_snapshot, status_file
 from autotune.units import format_bytes, format_count, format_duration
-
-if TYPE_CHECKING:
-    from autotune.probe.grid import GridEvent
-    from autotune.search.study import SearchEvent
 
 
 def describe(result: ProbeResult) -> str:
@@ -52,20 +42,6 @@ def _half_width(result: ProbeResult) -> float | None:
     return (result.sps_high - result.sps) / result.sps
 
 
-def probe_rows(results: Sequence[ProbeResult], price: float | None) -> list[dict[str, Any]]:
-    """Rows for JSON and CSV: knobs, status, figures; None where unknown."""
-    return [probe_row(result, price) for result in results]
-
-
-def probe_row(result: ProbeResult, price: float | None) -> dict[str, Any]:
-    """One row: knobs, status, SPS with interval, memory, goodput per dollar, and the rest by its record's names."""
-    figures = to_json(result)
-    for left_out in ("requested", "log_tail"):
-        del figures[left_out]
-    goodput = 3600 * result.sps / price if price and result.sps and result.ok else None
-    return {**result.requested.knobs(), **figures, "goodput_per_usd": goodput}
-
-
 def probe_table(results: Sequence[ProbeResult]) -> str:
     """A table of probes for people."""
     rows = []
@@ -88,88 +64,6 @@ def probe_table(results: Sequence[ProbeResult]) -> str:
     return tabulate(rows, headers=headers, disable_numparse=True)
 
 
-def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV; lists and objects as JSON in their cell."""
-    output = io.StringIO()
-    writer = csv.DictWriter(output, fieldnames=list(rows[0]) if rows else [])
-    writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    return output.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return canonical_json(value, indent=None) if isinstance(value, (dict, list)) else value
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as a CSV file."""
-    durable_write(path, csv_text(rows))
-
-
-class _Live:
-    """A progress bar on a terminal, one line an event elsewhere; all on stderr."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self.terminal = self.console.is_terminal
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.terminal,
-        )
-
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.progress.stop()
-
-    def line(self, text: str) -> None:
-        """A lasting line above the bar."""
-        self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-class ProbeView(_Live):
-    """Progress of a grid of probes."""
-
-    def __init__(self, total: int) -> None:
-        super().__init__()
-        self.task = self.progress.add_task("probing", total=total, note="")
-
-    def update(self, event: GridEvent) -> None:
-        """A probe began or ended."""
-        if event.result is None:
-            self.progress.update(self.task, note=event.point.label())
-            return
-        self.progress.advance(self.task)
-        self.line(f"[{event.number + 1}/{event.total}] {describe(event.result)}")
-
-
-class SearchView(_Live):
-    """Live view of a search: best so far, current point, time left."""
-
-    def __init__(self, budget_s: float) -> None:
-        super().__init__()
-        self._budget_s = budget_s
-        self.task = self.progress.add_task("searching", total=budget_s, note="")
-
-    def update(self, event: SearchEvent) -> None:
-        """A probe began or ended."""
-        best = "no stable point yet" if event.best is None else f"best {describe(event.best)}"
-        note = f"{event.stage}: {event.point.label()} | {best}"
-        self.progress.update(self.task, completed=self._budget_s - event.left_s, note=note)
-        if event.result is not None:
-            left = format_duration(max(0.0, event.left_s))
-            self.line(f"[{event.trials_done}] {event.stage}: {describe(event.result)}  ({left} left)")
-
-
 def search_json(found: StudyResult, run: Run) -> dict[str, Any]:
     """The JSON object of a search: the point, its figures, trials and counts."""
     price = found.price_usd_per_hour
@@ -179,9 +73,7 @@ def search_json(found: StudyResult, run: Run) -> dict[str, Any]:
         "point": found.point.knobs(),
         **probe_row(found.result, price),
         **{name: result and probe_row(result, price) for name, result in named.items()},
-        "trials": [
-            {"number": t.number, "stage": t.stage, **probe_row(t.result, price)} for t in found.trials if t.counts
-        ],
+        "trials": trial_rows(found.trials, price),
         **{status: found.counts[status] for status in ("oom", "crashed", "host_lost", "timeout", "unstable")},
         "tied": [point.knobs() for point in found.tied],
         "spent_s": found.spent_s,
@@ -201,30 +93,6 @@ def search_text(found: StudyResult, run: Run) -> str:
         lines.append(f"train with it:   autotune train {run.manifest_file}")
     lines.append(f"time and cost:   autotune report {run.name}{price}")
     return "\n".join(lines)
-
-
-class TrainView(_Live):
-    """Live view of a training: one line a job on a terminal, one line a while elsewhere."""
-
-    LINE_EVERY_S = 30.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._tasks: dict[str, Any] = {}
-        self._last_line_s = 0.0
-
-    def update(self, snapshot: Snapshot) -> None:
-        """Show a new snapshot."""
-        for job in snapshot.jobs:
-            if job.id not in self._tasks:
-                self._tasks[job.id] = self.progress.add_task(job.id, total=1.0, note="")
-            self.progress.update(self._tasks[job.id], completed=job.fraction, note=job_note(job))
-        now_s = time.monotonic()
-        if not self.terminal and now_s - self._last_line_s >= self.LINE_EVERY_S:
-            self._last_line_s = now_s
-            for job in snapshot.jobs:
-                if job.status == "running":
-                    self.line(f"{job.id}: {job_note(job)}")
 
 
 def job_note(job: JobSnapshot) -> str:
@@ -317,12 +185,11 @@ def _search_status(run: Run, state: dict[str, Any]) -> str:
 
 def status_json(run: Run) -> dict[str, Any]:
     """The same as one JSON object."""
-    trials = [trial for trial in load_trials(run) if trial.counts]
     return {
         "run": str(run.path),
         **run.state(),
         "active": is_held(run.path),
-        "trials": [{"number": t.number, "stage": t.stage, **probe_row(t.result, None)} for t in trials],
+        "trials": trial_rows(load_trials(run), None),
         "training": to_json(read_snapshot(run)) if status_file(run).exists() else None,
     }
 

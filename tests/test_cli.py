@@ -106,11 +106,11 @@ def test_whole_line_from_search_to_report(here, capsys):
 
 def test_probe_rows_and_failures_are_values(here, capsys):
     write_recipe(here, 'fail = "oom"\nfail_num_envs = 16')
-    assert run("probe", "--num-envs", "8,16", "--batch-size", "64", "--json", "--csv", "rows.csv") == 0
+    assert run("probe", "--num-envs", "8,16", "--batch-size", "64", "--json", "--export", "rows.csv") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["num_envs"], row["status"]) for row in rows] == [(8, "ok"), (16, "oom")]
     assert rows[1]["sps"] is None
-    assert (here / "rows.csv").read_text().startswith("num_envs,batch_size,concurrency,")
+    assert (here / "rows.csv").read_text().startswith("number,stage,num_envs,batch_size,concurrency,")
     cells = list(csv.DictReader((here / "rows.csv").read_text().splitlines()))
     assert [cell["status"] for cell in cells] == ["ok", "oom"]
     assert json.loads(cells[0]["job_sps"]) == rows[0]["job_sps"]
@@ -181,8 +181,11 @@ BAD = [
     (["search", "--baseline", "speed=4"], "unknown knob 'speed'"),
     (["search", "--try", "num_envs=8.5"], "whole number"),
     (["probe", "--num-envs", "9" * 30], "at least 1"),
-    (["probe", "--csv", ""], "in a folder that exists"),
-    (["probe", "--csv", "none/rows.csv"], "in a folder that exists"),
+    (["probe", "--export", ""], "must end in .csv, .jsonl or .json"),
+    (["probe", "--export", "rows.xlsx"], "must end in .csv, .jsonl or .json"),
+    (["search", "--export", "rows"], "must end in .csv, .jsonl or .json"),
+    (["search", "--export", "none/rows.csv"], "in a folder that exists"),
+    (["record", "--out", "none/rows.csv"], "in a folder that exists"),
     (["probe", "--concurrency", "999999999", "--", "true"], "at most 10,000"),
     (["search", "--jobs", "999999999", "--", "true"], "at most 10,000"),
     (["search", "--steps", "9" * 30, "--", "true"], "--steps"),
@@ -310,7 +313,7 @@ def test_help_names_every_command(capsys):
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_do_no_harm(here, closed):
     write_recipe(here)
-    command = f"{sys.executable} -m autotune probe --num-envs 8 --batch-size 64 --csv rows.csv {closed}"
+    command = f"{sys.executable} -m autotune probe --num-envs 8 --batch-size 64 --export rows.csv {closed}"
     assert subprocess.run(["sh", "-c", command], timeout=60, check=False).returncode == 0
     assert ",ok," in (here / "rows.csv").read_text()
 

@@ -22,8 +22,10 @@ LAYERS = [
     {"manifest_schema", "probe"},
     {"manifest"},
     {"search", "train"},
-    {"report"},
+    {"export", "report"},
     {"options", "views"},
+    {"live"},
+    {"measuring"},
     {"cli"},
     {"__main__", "testing"},
 ]

@@ -10,8 +10,8 @@ from report_run import device, make_run, recipe, result, search_trials
 
 from autotune.errors import FileError
 from autotune.records import Budget, Job, Point, to_json
-from autotune.report.export import report_json
 from autotune.report.facts import Facts, Price, gather
+from autotune.report.figures import report_json
 from autotune.report.render import priced_facts, render_report, render_sections, to_html
 from autotune.report.wording import block, code, percent, text
 from autotune.runs import Run, create_run

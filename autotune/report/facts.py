@@ -9,19 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from autotune.errors import FileError
 from autotune.manifest import load_manifest
 from autotune.manifest_schema import Manifest
 from autotune.probe.recipe import load_recipe, rule_of_thumb
-from autotune.records import DeviceInfo, Job, Point, ProbeResult, Recipe, from_json
+from autotune.records import DeviceInfo, Job, Point, ProbeResult, Recipe
 from autotune.report.projection import Projection, Quantity, project
 from autotune.report.training import Training, load_training
-from autotune.runs import Run
+from autotune.runs import Run, load_device
 from autotune.search.confirm import published, winner
 from autotune.search.model import measured
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, load_trials
-from autotune.store import read_json
 
 COLUMNS = (
     *("number", "stage", "num_envs", "batch_size", "concurrency", "extra", "status", "grade"),
@@ -148,16 +146,6 @@ def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _device(run: Run) -> DeviceInfo | None:
-    if not run.device_file.exists():
-        return None
-    try:
-        device: DeviceInfo = from_json(DeviceInfo, read_json(run.device_file))
-    except (TypeError, AttributeError, KeyError, ValueError) as error:
-        raise FileError(f"{run.device_file} is damaged ({error}): move it away, the report does without") from error
-    return device
-
-
 def gather(run: Run, price: Price | None = None) -> Facts:
     """Read a run's folder: a search, a probe, a training, or any mixture.
 
@@ -169,7 +157,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
     records = load_trials(run) if run.study_file.exists() else ()
     recipe = load_recipe(str(run.recipe_file)) if run.recipe_file.exists() else None
     manifest = load_manifest(run.manifest_file) if run.manifest_file.exists() else None
-    device = _device(run)
+    device = load_device(run)
     training = load_training(run)
     history = [record.result for record in records if record.counts]
     best = winner(space_of(recipe), history) if recipe else None

@@ -1,0 +1,35 @@
+"""A measurement as one flat row: what `--json` prints and `--export` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from autotune.records import ProbeResult, to_json
+from autotune.search.trials import TrialRecord
+
+
+def probe_row(result: ProbeResult, price: float | None) -> dict[str, Any]:
+    """One row: knobs, status, SPS with interval, memory, goodput per dollar, and the rest by its record's names.
+
+    None is unknown. `price` is in US dollars per hour.
+    """
+    figures = to_json(result)
+    for left_out in ("requested", "log_tail"):
+        del figures[left_out]
+    goodput = 3600 * result.sps / price if price and result.sps and result.ok else None
+    return {**result.requested.knobs(), **figures, "goodput_per_usd": goodput}
+
+
+def probe_rows(results: Sequence[ProbeResult], price: float | None) -> list[dict[str, Any]]:
+    """A row for each result."""
+    return [probe_row(result, price) for result in results]
+
+
+def trial_rows(records: Sequence[TrialRecord], price: float | None) -> list[dict[str, Any]]:
+    """A row for each trial that was run, led by its number and stage."""
+    return [
+        {"number": record.number, "stage": record.stage, **probe_row(record.result, price)}
+        for record in records
+        if record.counts
+    ]

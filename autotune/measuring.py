@@ -1,0 +1,142 @@
+"""What `probe`, `record` and `search` do between their options and their output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from autotune.device.inspect import inspect_device
+from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, InfeasibleError
+from autotune.executors.isolated import IsolatedExecutor
+from autotune.live import ProbeView, SearchView
+from autotune.manifest import build_manifest
+from autotune.options import choose_executor, choose_recipe, grid_values, open_run, point_of, recorded_price
+from autotune.probe.grid import grid_points, run_grid
+from autotune.records import DeviceInfo, ProbeResult, Recipe
+from autotune.runs import Run, discarded_when_refused, hold_device
+from autotune.search.emit import emit_manifest
+from autotune.search.study import StudyResult, add_probe_trial, load_trials, run_study
+from autotune.signals import StopSignals
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredGrid:
+    """A grid that `probe` or `record` measured."""
+
+    recipe: Recipe
+    device: DeviceInfo
+    run: Run
+    rows: list[ProbeResult]
+    exit_code: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedSearch:
+    """A search that found something, finished or stopped."""
+
+    recipe: Recipe
+    device: DeviceInfo
+    run: Run
+    found: StudyResult
+    exit_code: int
+
+
+def say_recipe(say: Say, recipe: Recipe, named: bool) -> None:
+    """Which recipe is used, and how to tune one's own where none was named."""
+    hint = "" if named else " (yours: autotune search -- python train.py --num-envs {num_envs})"
+    say(f"recipe {recipe.name}, from {recipe.source}{hint}")
+
+
+def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Say) -> MeasuredGrid:
+    """Measure the grid that the options name; `record` takes every value of a knob without one, and resumes.
+
+    Args:
+        command: ``probe`` or ``record``.
+        argv: the user's own command, empty for a recipe.
+        options: the command line's.
+        say: shows progress and warnings.
+
+    Raises:
+        UsageError: a value that cannot be used.
+        BusyError: another process holds the run or the device.
+    """
+    recipe = choose_recipe(argv, options)
+    say_recipe(say, recipe, bool(options["recipe"] or argv))
+    device = inspect_device(options["device"])
+    every = replace(recipe, grid=recipe.knobs) if command == "record" else recipe
+    points = grid_points(every, grid_values(options))
+    stop = StopSignals()
+    executor = IsolatedExecutor(device, stop.requested)
+    executor.check(recipe, points)
+    run = open_run(command, recipe, device, options)
+    say(f"run {run.path}")
+    with discarded_when_refused(run), run.hold(), hold_device(device), stop, ProbeView(len(points)) as view:
+        rows = run_grid(
+            recipe,
+            points,
+            executor,
+            run,
+            device=device,
+            grade="final" if options["final"] else "quick",
+            record=lambda result: add_probe_trial(run, "grid", result),
+            done={trial.result.requested: trial.result for trial in load_trials(run)},
+            on_event=view.update,
+            should_stop=stop.requested,
+        )
+    measured = EXIT_OK if any(row.ok for row in rows) else EXIT_INFEASIBLE
+    return MeasuredGrid(recipe=recipe, device=device, run=run, rows=rows, exit_code=stop.exit_code or measured)
+
+
+def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSearch:
+    """Search as the options say, and emit the manifest.
+
+    Args:
+        argv: the user's own command, empty for a recipe.
+        options: the command line's.
+        say: shows progress and warnings.
+
+    Raises:
+        UsageError: a value that cannot be used.
+        BusyError: another process holds the run or the device.
+        InfeasibleError: nothing was stable; it carries a signal's exit code where one stopped the search.
+    """
+    stop = StopSignals()
+    executor, recipe = choose_executor(argv, options, stop.requested)
+    say_recipe(say, recipe, bool(options["recipe"] or argv or recipe.workload == "replay"))
+    executor.check(recipe, [recipe.baseline, *(point_of(recipe, settings) for settings in options["tries"])])
+    if not executor.simulated:
+        build_manifest(recipe, recipe.baseline)  # what cannot become a manifest is refused before hours are spent
+    facts = {name: options[name] for name in ("sampler", "seed", "executor")}
+    run = open_run("search", recipe, executor.device, options, **facts)
+    say(f"run {run.path}")
+    try:
+        found = _study(recipe, executor, run, options, stop)
+    except InfeasibleError as error:
+        run.update(finished=not stop.exit_code)  # the same command then searches anew, with a budget
+        error.exit_code = stop.exit_code or error.exit_code
+        raise
+    if not executor.simulated:
+        emit_manifest(found, recipe, run, executor.device)
+    run.update(finished=not found.interrupted)
+    return FinishedSearch(recipe=recipe, device=executor.device, run=run, found=found, exit_code=stop.exit_code)
+
+
+def _study(recipe: Recipe, executor: Any, run: Run, options: dict[str, Any], stop: StopSignals) -> StudyResult:
+    device, budget_s = executor.device, options["budget"]
+    with discarded_when_refused(run), run.hold(), hold_device(device), stop, SearchView(budget_s) as view:
+        run.update(budget_s=budget_s)
+        return run_study(
+            recipe,
+            executor,
+            run,
+            budget_s=budget_s,
+            sampler=options["sampler"],
+            seed=options["seed"],
+            price=options["price"] or recorded_price(executor),
+            tries=[point_of(recipe, settings) for settings in options["tries"]],
+            on_event=view.update,
+            should_stop=stop.requested,
+        )
