@@ -130,18 +130,26 @@ def inspect_device(
         nvml_problem=problem,
         mps_active=mps_active(root, environment) if answer.gpus else None,
     )
-    shown = visible_gpus(answer.gpus, variable)
-    healthy = [index for index in shown if next(g for g in answer.gpus if g.index == index).problem is None]
-    if kind == "cpu" or (kind == "auto" and not healthy and not apple_gpu):
+    chosen = _choose(device, kind, number or 0, visible_gpus(answer.gpus, variable), apple_gpu)
+    if chosen is None:
+        raise _missing(want, device, visible_gpus(answer.gpus, variable), variable, apple_gpu)
+    return chosen
+
+
+def _choose(device: DeviceInfo, kind: str, number: int, shown: list[int], apple_gpu: bool) -> DeviceInfo | None:
+    """The machine with the wanted device in use, None where it is not there; `shown` are the GPUs that CUDA shows."""
+    by_index = {gpu.index: gpu for gpu in device.gpus}
+    healthy = [index for index in shown if by_index[index].problem is None]
+    if kind == "auto":
+        kind = "cuda" if healthy else "mps" if apple_gpu else "cpu"
+        shown = healthy
+    if kind == "cpu":
         return device
-    if kind == "mps" or (kind == "auto" and not healthy):
-        if not apple_gpu:
-            raise _missing(want, device, shown, variable, apple_gpu)
-        return replace(device, kind="mps", name=f"{host.cpu_model} GPU")
-    candidates = healthy if kind == "auto" else shown
-    if (number or 0) >= len(candidates):
-        raise _missing(want, device, shown, variable, apple_gpu)
-    gpu = next(g for g in answer.gpus if g.index == candidates[number or 0])
+    if kind == "mps":
+        return replace(device, kind="mps", name=f"{device.host.cpu_model} GPU") if apple_gpu else None
+    if number >= len(shown):
+        return None
+    gpu = by_index[shown[number]]
     return replace(device, kind="cuda", name=gpu.name, gpu_index=gpu.index, sku=find_sku(gpu))
 
 
