@@ -19,9 +19,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from autotune import __version__, registry, resources
+from autotune.device.mps import check_sharing
 from autotune.errors import FileError, ManifestError, UsageError
 from autotune.manifest_schema import Manifest
-from autotune.records import Budget, DeviceInfo, Point, ProbeResult, Recipe, to_json
+from autotune.records import SHARING, Budget, DeviceInfo, Point, ProbeResult, Recipe, to_json
 from autotune.store import canonical_json, content_hash, durable_write, make_folder
 
 __all__ = [
@@ -171,6 +172,7 @@ def check_manifest(manifest: Manifest) -> None:
     workload = registry.load("workload", manifest.workload.name)(manifest.workload.hyperparameters)
     for field, knobs in manifest.points():
         try:
+            check_sharing(dict(knobs.record().extra).get(SHARING))
             workload.check(knobs.record(), manifest.job_records())
         except UsageError as error:
             raise ManifestError(f"manifest {manifest.name!r}, {field}: {error}") from error

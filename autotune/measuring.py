@@ -13,7 +13,8 @@ from autotune.live import ProbeView, SearchView
 from autotune.manifest import build_manifest
 from autotune.options import choose_executor, choose_recipe, grid_values, open_run, point_of, recorded_price
 from autotune.probe.grid import grid_points, run_grid
-from autotune.records import DeviceInfo, ProbeResult, Recipe
+from autotune.probe.recipe_file import knob_points
+from autotune.records import KNOBS, DeviceInfo, ProbeResult, Recipe
 from autotune.runs import Run, discarded_when_refused, hold_device
 from autotune.search.emit import emit_manifest
 from autotune.search.study import StudyResult, add_probe_trial, load_trials, run_study
@@ -66,7 +67,8 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
     recipe = choose_recipe(argv, options)
     say_recipe(say, recipe, bool(options["recipe"] or argv))
     device = inspect_device(options["device"])
-    every = replace(recipe, grid=recipe.knobs) if command == "record" else recipe
+    standard = {name: recipe.knobs[name] for name in KNOBS}  # a surface has no further knobs
+    every = replace(recipe, grid={**recipe.grid, **standard}) if command == "record" else recipe
     points = grid_points(every, grid_values(options))
     stop = StopSignals()
     executor = IsolatedExecutor(device, stop.requested)
@@ -106,7 +108,8 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     stop = StopSignals()
     executor, recipe = choose_executor(argv, options, stop.requested)
     say_recipe(say, recipe, bool(options["recipe"] or argv or recipe.workload == "replay"))
-    executor.check(recipe, [recipe.baseline, *(point_of(recipe, settings) for settings in options["tries"])])
+    tries = [point_of(recipe, settings) for settings in options["tries"]]
+    executor.check(recipe, [recipe.baseline, *tries, *knob_points(recipe)])
     if not executor.simulated:
         build_manifest(recipe, recipe.baseline)  # what cannot become a manifest is refused before hours are spent
     facts = {name: options[name] for name in ("sampler", "seed", "executor")}

@@ -76,6 +76,8 @@ def search_json(found: StudyResult, run: Run) -> dict[str, Any]:
         "trials": trial_rows(found.trials, price),
         **{status: found.counts[status] for status in ("oom", "crashed", "host_lost", "timeout", "unstable")},
         "tied": [point.knobs() for point in found.tied],
+        "knobs": to_json(found.knobs),
+        "sharing": found.sharing and {**to_json(found.sharing), "pays": found.sharing.pays},
         "spent_s": found.spent_s,
         "budget_s": found.budget_s,
         "interrupted": found.interrupted,
@@ -86,7 +88,9 @@ def search_json(found: StudyResult, run: Run) -> dict[str, Any]:
 def search_text(found: StudyResult, run: Run) -> str:
     """What a search says at its end."""
     price = "" if found.price_usd_per_hour is None else f" --price {found.price_usd_per_hour:g}"
-    lines = [sentence(found)]
+    lines = [sentence(found), *(decision.sentence for decision in found.knobs)]
+    if found.sharing:
+        lines.append(found.sharing.sentence)
     if found.interrupted:
         lines.append("stopped early; the same command goes on")
     if run.manifest_file.exists():

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from autotune.errors import DeviceError, UsageError
+from autotune.errors import DeviceError, UsageError, WorkerError
 from autotune.records import Budget, Job, Point
 from autotune.resources import find
 from autotune.workloads.atari import AtariWorkload
@@ -80,6 +80,7 @@ def test_recipes_hold_valid_hyperparameters_and_the_campaign():
 
 
 torch = pytest.importorskip("torch")
+from autotune.workloads.atari.model import compiled  # noqa: E402
 from autotune.workloads.atari.precision import choose_device, choose_precision, native_precisions  # noqa: E402
 
 CUDA = torch.device("cuda", 0)
@@ -116,6 +117,13 @@ def test_precision_on_a_cpu(monkeypatch, has_bf16, native):
     if not has_bf16:
         with pytest.raises(UsageError, match="'bf16' is not native on cpu"):
             choose_precision("bf16", found, "cpu")
+
+
+def test_compiling_without_a_compiler_is_refused_in_words(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(WorkerError, match=r"compile = true needs a C\+\+ compiler, and there is no 'g\+\+'"):
+        compiled(torch.nn.Linear(1, 1), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

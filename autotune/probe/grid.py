@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from autotune.device.mps import check_sharing
 from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
+from autotune.probe.recipe_file import batch_size_max
 from autotune.probe.run import run_probe
-from autotune.records import DeviceInfo, Grade, KnobValue, Point, ProbeResult, Recipe
+from autotune.records import SHARING, DeviceInfo, Grade, KnobValue, Point, ProbeResult, Recipe
 from autotune.registry import unknown_name
 from autotune.runs import Run
 
@@ -33,6 +35,8 @@ def check_knob(recipe: Recipe, name: str, values: Sequence[KnobValue]) -> None:
     """
     if name not in recipe.knobs:
         raise UsageError(unknown_name("knob", name, list(recipe.knobs)))
+    for value in values if name == SHARING else ():
+        check_sharing(value)
     numbers = [float(v) for v in recipe.knobs[name] if isinstance(v, (int, float)) and not isinstance(v, bool)]
     shown = f"{min(numbers):g} to {max(numbers):g}" if numbers else ", ".join(map(str, recipe.knobs[name]))
     for value in values:
@@ -62,13 +66,10 @@ def grid_points(recipe: Recipe, wanted: Mapping[str, Sequence[KnobValue]]) -> li
     }
     axes |= {name: values for name, values in wanted.items() if name not in axes}
     points = [Point.from_knobs(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
-    rollout = recipe.hyperparameters.get("rollout")
-    if rollout and "batch_size" not in wanted:
-        points = [point for point in points if point.batch_size <= point.num_envs * rollout]
+    if "batch_size" not in wanted:
+        points = [p for p in points if p.batch_size <= batch_size_max(recipe, p.num_envs, p.extra)]
     if not points:
-        raise UsageError(
-            f"no point of the grid has batch_size within num_envs x rollout ({rollout}): name --batch-size"
-        )
+        raise UsageError("no point of the grid has batch_size within num_envs x rollout: name --batch-size")
     return points
 
 

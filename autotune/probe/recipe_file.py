@@ -8,9 +8,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autotune.device.mps import check_sharing
 from autotune.errors import ManifestError, UsageError
 from autotune.probe import schema
-from autotune.records import COUNT_MAX, FINAL_PLAN, KNOBS, KnobValue, MeasurePlan, Point, Recipe
+from autotune.records import COUNT_MAX, FINAL_PLAN, KNOBS, SHARING, KnobValue, MeasurePlan, Point, Recipe
 
 
 def parse_recipe(text: str, *, source: str, name: str) -> Recipe:
@@ -57,8 +58,11 @@ def _build(file: schema.RecipeFile, source: str, name: str) -> Recipe:
     for knob in [*grid, *file.baseline]:
         if knob not in knobs:
             raise ValueError(f"{knob!r} in [grid] or [baseline] is not a knob; knobs are {', '.join(knobs)}")
-    rollout = file.hyperparameters.get("rollout")
-    baseline = default_baseline(file.baseline, knobs, most, rollout if isinstance(rollout, int) else None)
+    same = {n: v for n, v in file.hyperparameters.items() if n not in KNOBS and v in knobs.get(n, ())}
+    stated = same | file.baseline  # a further knob starts from the hyperparameter of its name
+    check_sharing(stated.get(SHARING))
+    rollout = stated.get("rollout", knobs.get("rollout", (file.hyperparameters.get("rollout"),))[0])
+    baseline = default_baseline(stated, knobs, most, rollout if isinstance(rollout, int) else None)
     return Recipe(
         name=file.name or name,
         workload=file.workload,
@@ -132,17 +136,39 @@ def nearest(values: Sequence[KnobValue], wanted: float) -> KnobValue:
     return min(numbers, key=lambda value: abs(math.log(max(value, 1e-9) / max(wanted, 1e-9))))
 
 
-def batch_size_max(recipe: Recipe, num_envs: int) -> float:
-    """Samples of one rollout, the largest useful minibatch; infinite where the recipe has no ``rollout``."""
-    rollout = recipe.hyperparameters.get("rollout")
-    return num_envs * rollout if isinstance(rollout, int) and rollout > 0 else math.inf
+def rollout_at(recipe: Recipe, extra: Sequence[tuple[str, KnobValue]]) -> int | None:
+    """Vector steps of one iteration: the knob ``rollout``, else the hyperparameter, None where there is neither."""
+    rollout = dict(extra).get("rollout", recipe.hyperparameters.get("rollout"))
+    return rollout if isinstance(rollout, int) and rollout > 0 else None
+
+
+def batch_size_max(recipe: Recipe, num_envs: int, extra: Sequence[tuple[str, KnobValue]] | None = None) -> float:
+    """Samples of one rollout, the largest useful minibatch; infinite where the recipe has no ``rollout``.
+
+    Args:
+        recipe: what is measured.
+        num_envs: of the point.
+        extra: its further knobs, the baseline's when None.
+    """
+    rollout = rollout_at(recipe, recipe.baseline.extra if extra is None else extra)
+    return math.inf if rollout is None else num_envs * rollout
+
+
+def knob_points(recipe: Recipe) -> list[Point]:
+    """The baseline with each other value of each further knob: what the workload must know, too."""
+    knobs = recipe.baseline.knobs()
+    further = {name: values for name, values in recipe.knobs.items() if name not in KNOBS}
+    changed = [knobs | {name: value} for name, values in further.items() for value in values if value != knobs[name]]
+    points = [Point.from_knobs(given) for given in changed]
+    return [point for point in points if point.batch_size <= batch_size_max(recipe, point.num_envs, point.extra)]
 
 
 def check_point(recipe: Recipe, point: Point) -> None:
     """Refuse a point that the recipe cannot run (values off its list are allowed: a user may ask for them).
 
     Raises:
-        UsageError: a value below 1, more processes than jobs, or a minibatch larger than the rollout.
+        UsageError: a value below 1, more processes than jobs, an unknown way of sharing, or a minibatch larger
+            than the rollout.
     """
     for name in KNOBS:
         if not 1 <= getattr(point, name) <= COUNT_MAX:
@@ -152,11 +178,12 @@ def check_point(recipe: Recipe, point: Point) -> None:
             f"concurrency={point.concurrency} is more than the {len(recipe.jobs)} jobs of recipe {recipe.name!r}: "
             "process i runs job i; add jobs or lower concurrency"
         )
-    most = batch_size_max(recipe, point.num_envs)
+    check_sharing(dict(point.extra).get(SHARING))
+    most = batch_size_max(recipe, point.num_envs, point.extra)
     if point.batch_size > most:
         raise UsageError(
             f"batch_size={point.batch_size} is larger than the rollout of {most:g} samples "
-            f"(num_envs {point.num_envs} x rollout {recipe.hyperparameters['rollout']}): lower it or raise num_envs"
+            f"(num_envs {point.num_envs} x rollout {rollout_at(recipe, point.extra)}): lower it or raise num_envs"
         )
 
 

@@ -20,8 +20,19 @@ from pydantic import (
     model_validator,
 )
 
+from autotune.device.mps import check_sharing
 from autotune.errors import ManifestError
-from autotune.records import COUNT_MAX, Budget, BudgetUnit, Job, KnobValue, Limits, MeasurePlan
+from autotune.records import (
+    COUNT_MAX,
+    KNOBS,
+    SHARING,
+    Budget,
+    BudgetUnit,
+    Job,
+    KnobValue,
+    Limits,
+    MeasurePlan,
+)
 
 CONCURRENCY_LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Levels of concurrency that are tried (METHOD.md section 2)."""
@@ -153,14 +164,17 @@ def ascending(name: str, values: Values) -> tuple[KnobValue, ...]:
 
     Raises:
         ValueError: empty, unordered, repeated, of mixed kinds, or (standard knobs) not whole numbers >= 1.
+        UsageError: an unknown way of sharing a GPU.
     """
     if isinstance(values, Range):
         return values.values(name)
     if not values:
         raise ValueError(f"{name} = [] needs at least one value")
-    if name in ("num_envs", "batch_size", "concurrency"):
-        for value in values:
+    for value in values:
+        if name in KNOBS:
             check_count(name, value)
+        elif name == SHARING:
+            check_sharing(value)
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         numbers = [float(value) for value in values]
         if any(b <= a for a, b in itertools.pairwise(numbers)):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from autotune.errors import InfeasibleError
 from autotune.records import Point, ProbeResult, Recipe
-from autotune.search import confirm
+from autotune.search import confirm, knobs
 from autotune.search.plan import Ending
 from autotune.search.precision import launch_fraction
 from autotune.search.propose import Problem, too_costly
 from autotune.search.result import StudyResult
+from autotune.search.sharing import sharing_gain
 from autotune.search.trials import TrialRecord
 from autotune.search.worth import episode_steps, training_s
 
@@ -19,6 +21,7 @@ def conclude(
     recipe: Recipe,
     problem: Problem,
     history: Sequence[ProbeResult],
+    compared: Sequence[ProbeResult],
     records: tuple[TrialRecord, ...],
     *,
     thumb: Point,
@@ -33,6 +36,7 @@ def conclude(
         recipe: what was searched.
         problem: its points and limits.
         history: results that count, on the machine's last footing.
+        compared: those of further knobs, which `history` leaves out.
         records: every trial.
         thumb: the rule of thumb.
         ended: why the search ended.
@@ -43,11 +47,15 @@ def conclude(
     Raises:
         InfeasibleError: nothing was stable.
     """
-    found = confirm.winner(problem.space, history)
+    tuning = knobs.standing(recipe, problem.space, history, compared)
+    found = confirm.winner(*knobs.narrowed(problem.space, history, compared, tuning))
     if found is None:
         raise InfeasibleError(_nothing(recipe, history))
     best, tied = found
-    result = confirm.published(history, best.point)
+    every = [*compared, *history]
+    result = confirm.published(every, best.point)
+    # lighter points were measured before any further knob moved
+    heaviest = replace(best.point, extra=tuning.incumbent.extra) if tuning else best.point
     baseline, rule_of_thumb = _stated(history, recipe.baseline), _stated(history, thumb)
     length = episode_steps(history)
     return StudyResult(
@@ -56,7 +64,7 @@ def conclude(
         baseline=baseline,
         rule_of_thumb=rule_of_thumb,
         tied=tuple(entry.point for entry in tied),
-        ladder=confirm.lighter(history, best.point),
+        ladder=confirm.lighter(history, heaviest),
         counts=_counts(records),
         trials=records,
         points_measured=len(confirm.pool(history)),
@@ -66,11 +74,13 @@ def conclude(
         price_usd_per_hour=price,
         ended=ended,
         skipped=tuple(too_costly(problem, history)),
-        observed_s=confirm.observed_s(history, best.point),
+        observed_s=confirm.observed_s(every, best.point),
         training_s=training_s(recipe.jobs, result, length),
         baseline_training_s=training_s(recipe.jobs, baseline, length) if baseline else None,
         rule_of_thumb_training_s=training_s(recipe.jobs, rule_of_thumb, length) if rule_of_thumb else None,
         launch_fraction=launch_fraction(history),
+        knobs=knobs.concluded(recipe, tuning) if tuning else (),
+        sharing=sharing_gain(history),
         epochs=1 + max((record.epoch for record in records), default=0),
     )
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from autotune.probe.recipe import rule_of_thumb
 from autotune.records import DeviceInfo, Grade, MeasurePlan, Point, ProbeResult, Recipe
-from autotune.search import confirm, epochs
+from autotune.search import confirm, epochs, knobs
 from autotune.search.memory import safe_points
 from autotune.search.propose import Problem
 from autotune.search.space import Space
@@ -51,7 +51,9 @@ class Situation:
         recipe: what is searched.
         problem: its points and limits.
         opening: steps that come first.
-        history: every result that counts, in order, on the machine's last footing.
+        history: every result that counts, in order, on the machine's last footing; comparisons of further knobs
+            left out.
+        compared: those.
         budget_s: of the whole search.
         left_s: of it.
         first_quick_s: predicted seconds of a quick probe while none was measured.
@@ -70,6 +72,7 @@ class Situation:
     first_final_s: float
     planned_s: float | None
     drifts: bool
+    compared: Sequence[ProbeResult] = ()
 
     @property
     def space(self) -> Space:
@@ -96,10 +99,19 @@ def next_step(now: Situation, search: Callable[[float], Step | Ending]) -> Step 
     if (step := _opening_step(now)) is not None:
         return step
     reserve_s = final_reserve_s(now.budget_s, now.final_s(confirm.next_finalist(now.space, now.history)))
-    found = search(now.left_s - reserve_s)
+    knobs_s = knobs.reserve_s(now.recipe, now.budget_s, now.quick_s())
+    if now.compared:  # the search is over
+        found: Step | Ending = "budget" if now.left_s < now.quick_s() else "known"
+    else:
+        found = search(now.left_s - reserve_s - knobs_s)
     if isinstance(found, Step):
         return _sentinel_step(now, now.left_s - reserve_s) or found
-    return _final_step(now) or _reference_step(now) or _soak_step(now) or found
+    tuning = knobs.standing(now.recipe, now.space, now.history, now.compared)
+    if (step := _knob_step(now, tuning, now.left_s - reserve_s)) is not None:
+        return step
+    space, history = knobs.narrowed(now.space, now.history, now.compared, tuning)
+    tuned = replace(now, problem=replace(now.problem, space=space), history=history)
+    return _final_step(tuned) or _reference_step(now) or _soak_step(tuned) or found
 
 
 def opening(recipe: Recipe, space: Space, device: DeviceInfo | None, tries: Sequence[Point]) -> tuple[Step, ...]:
@@ -139,6 +151,15 @@ def _sentinel_step(now: Situation, left_s: float) -> Step | None:
     if not now.drifts or not roomy or not epochs.due(now.history, now.recipe.baseline):
         return None
     return Step(stage="sentinel", point=now.recipe.baseline, predicted_s=predicted_s)
+
+
+def _knob_step(now: Situation, tuning: knobs.Tuning | None, left_s: float) -> Step | None:
+    """The next launch that compares further knobs at the incumbent."""
+    if tuning is None or tuning.upcoming is None:
+        return None
+    own = [r.cost_s for r in (*now.history, *now.compared) if r.ok and r.requested == tuning.incumbent]
+    predicted_s = max([now.quick_s(), *own[-1:]])
+    return Step(stage=knobs.STAGE, point=tuning.upcoming, predicted_s=predicted_s) if predicted_s <= left_s else None
 
 
 def _final_step(now: Situation) -> Step | None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.records import Point, ProbeResult
+from autotune.search.knobs import KnobDecision
 from autotune.search.plan import Ending
 from autotune.search.precision import NORMAL_95, stated_error
+from autotune.search.sharing import SharingGain
 from autotune.search.trials import TrialRecord
 from autotune.stats import LAUNCH_FRACTION
 from autotune.units import format_count, format_duration, format_usd
@@ -40,6 +42,8 @@ class StudyResult:
         rule_of_thumb_training_s: at the rule of thumb.
         launch_fraction: launch-to-launch deviation over the repeats, 1 % until known.
         epochs: how often the machine changed while it was searched, plus one.
+        knobs: what was found of every other value of the recipe's further knobs.
+        sharing: several processes against one, None unless both were measured as stable.
     """
 
     point: Point
@@ -63,6 +67,8 @@ class StudyResult:
     rule_of_thumb_training_s: float | None = None
     launch_fraction: float = LAUNCH_FRACTION
     epochs: int = 1
+    knobs: tuple[KnobDecision, ...] = ()
+    sharing: SharingGain | None = None
 
     @property
     def goodput_per_usd(self) -> float | None:

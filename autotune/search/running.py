@@ -15,13 +15,13 @@ from autotune.executors.protocol import Executor
 from autotune.probe.run import build_request, run_probe
 from autotune.records import Grade, Point, ProbeResult, Recipe
 from autotune.runs import Run
-from autotune.search import confirm, epochs, plan, samplers, trials
+from autotune.search import confirm, epochs, knobs, plan, samplers, trials
 from autotune.search.memory import memory_limits
 from autotune.search.outcome import conclude
 from autotune.search.plan import Ending, Situation, Step
 from autotune.search.propose import Problem
 from autotune.search.result import StudyResult
-from autotune.search.sampler import IGNORED, FixedSampler, HistorySampler, history_of
+from autotune.search.sampler import IGNORED, FixedSampler, HistorySampler
 from autotune.search.space import space_of
 from autotune.search.worth import episode_steps, pays, training_s
 from autotune.units import format_duration
@@ -79,6 +79,7 @@ class Search:
     early_stop: bool = True
     on_event: Callable[[SearchEvent], None] = ignore
     history: list[ProbeResult] = field(default_factory=list)
+    compared: list[ProbeResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.space = space_of(self.recipe)
@@ -101,7 +102,10 @@ class Search:
         return self.deadline_s - self.executor.clock_s()
 
     def _read(self) -> None:
-        self.history = history_of(self.study.get_trials(deepcopy=False))
+        records = [record for record in trials.records_of(self.study) if record.counts]
+        results = list(zip(records, trials.comparable_history(records), strict=True))
+        self.history = [result for record, result in results if record.stage != knobs.STAGE]
+        self.compared = [result for record, result in results if record.stage == knobs.STAGE]
 
     def _refuse_short_budget(self) -> None:
         needed_s = 2 * self._first_s(self.recipe.baseline, "quick")
@@ -142,6 +146,7 @@ class Search:
             problem=self.problem,
             opening=self.opening,
             history=self.history,
+            compared=self.compared,
             budget_s=self.budget_s,
             left_s=self.left_s(),
             first_quick_s=self._first_s(self.recipe.baseline, "quick"),
@@ -228,6 +233,11 @@ class Search:
         except KeyboardInterrupt:
             self.study.tell(trial, state=TrialState.FAIL)
             raise
+        except UsageError as error:
+            if step.stage != knobs.STAGE:
+                raise
+            # a value that this device cannot take is an answer about the knob, and no misuse
+            result = ProbeResult(requested=point, status="crashed", grade=step.grade, detail=str(error))
         if result.status == "timeout" and left_s < recipe.quick.timeout_s:
             result = replace(result, flags=(*result.flags, IGNORED), detail=f"cut by the budget: {result.detail}")
         worst = trials.worst_value(self.study)
@@ -253,7 +263,7 @@ class Search:
                 best=confirm.published(self.history, leader[0].point) if leader else None,
                 left_s=self.left_s(),
                 predicted_s=step.predicted_s,
-                trials_done=len(self.history),
+                trials_done=len(self.history) + len(self.compared),
             )
         )
 
@@ -267,6 +277,7 @@ class Search:
             self.recipe,
             self.problem,
             self.history,
+            self.compared,
             trials.records_of(self.study),
             thumb=plan.thumb_point(self.recipe, self.space, self.executor.device),
             ended=ended,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from autotune.device.inspect import child_environment
-from autotune.device.nvml import LiveGpu
+from autotune.device.mps import shared_if_possible
+from autotune.device.live_gpu import LiveGpu
 from autotune.executors.isolated import IsolatedExecutor, threads_each
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.manifest import Manifest, check_manifest, manifest_hash
@@ -58,14 +59,21 @@ def supervise(
     """
     check_manifest(manifest)
     supervisor = Supervisor(manifest, run, device, warn, plan or MeasurePlan(), stop_grace_s)
-    try:
-        return supervisor.run(on_event, should_stop)
-    finally:
-        supervisor.close()
+    with shared_if_possible(device, manifest.point.record(), warn) as shared:
+        supervisor.environment, supervisor.sharing = shared
+        try:
+            return supervisor.run(on_event, should_stop)
+        finally:
+            supervisor.close()
 
 
 class Supervisor:
-    """The state of one call of `supervise`."""
+    """The state of one call of `supervise`.
+
+    Attributes:
+        environment: of its workers.
+        sharing: how they share the device, where the manifest's point says so.
+    """
 
     def __init__(
         self,
@@ -78,6 +86,7 @@ class Supervisor:
     ) -> None:
         self._manifest, self._run, self._device, self._warn = manifest, run, device, warn
         self._stop_grace_s = stop_grace_s
+        self.environment, self.sharing = child_environment(device), dict[str, str]()
         self._started_s = time.monotonic()
         self._point = manifest.point.record()
         self._events = EventLog(run)
@@ -132,7 +141,7 @@ class Supervisor:
                 "it runs, but another point may be faster here (`autotune search`)"
             )
         content = manifest_hash(self._manifest)
-        facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint}
+        facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint, **self.sharing}
         last = last_event(before, {"opened"})
         if last is not None and last["manifest"] != content:
             self._events.record("edited", manifest=content, point_before=last["point"], **facts)
@@ -169,7 +178,7 @@ class Supervisor:
                 keep=manifest.stability.keep,
             ),
         )
-        return WorkerProcess(task, job.folder / "log", environment=child_environment(self._device))
+        return WorkerProcess(task, job.folder / "log", environment=self.environment)
 
     def _stop(self) -> None:
         self._stop_by_s = time.monotonic() + self._stop_grace_s

@@ -26,7 +26,7 @@ from pydantic import Field
 from autotune.errors import UsageError
 from autotune.records import Job, Point, Work
 from autotune.workloads.protocol import SessionState
-from autotune.workloads.settings import Settings, parse_settings
+from autotune.workloads.settings import Settings, parse_settings, workload_knobs
 
 Failure = Literal["none", "oom", "host_oom", "crash", "exit", "hang", "ignore_sigterm", "segfault", "garbage"]
 
@@ -141,9 +141,10 @@ class BusyworkWorkload:
         return BusyworkSession(self._settings_at(point), point, job)
 
     def _settings_at(self, point: Point) -> BusyworkSettings:
-        if not point.extra:
-            return self.settings
-        return parse_settings(BusyworkSettings, "busywork", self.settings.model_dump() | dict(point.extra))
+        knobs = workload_knobs(point)
+        return (
+            parse_settings(BusyworkSettings, "busywork", self.settings.model_dump() | knobs) if knobs else self.settings
+        )
 
 
 class BusyworkSession:

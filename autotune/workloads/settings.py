@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autotune.errors import UsageError
+from autotune.records import SHARING, KnobValue, Point
 
 
 class Settings(BaseModel):
@@ -32,6 +33,11 @@ def parse_settings(model: type[Model], workload: str, hyperparameters: Mapping[s
         known = list(model.model_fields)
         messages = [_message(workload, dict(problem), known) for problem in error.errors()]
         raise UsageError("\n".join(messages)) from None
+
+
+def workload_knobs(point: Point) -> dict[str, KnobValue]:
+    """The point's further knobs that a workload honours: how processes share a GPU is the executor's affair."""
+    return {name: value for name, value in point.extra if name != SHARING}
 
 
 def _message(workload: str, problem: Mapping[str, Any], known: list[str]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from autotune.errors import WorkerError
 from autotune.workloads.atari import ppo
 from autotune.workloads.atari.environment import EnvironmentSpec
-from autotune.workloads.atari.model import build_model
+from autotune.workloads.atari.model import build_model, compiled
 from autotune.workloads.atari.rollout import Samples
 from autotune.workloads.atari.settings import PPOSettings, Precision
 
@@ -29,6 +29,7 @@ class Learner:
 
     Attributes:
         precision: in effect; float32 for vector observations whatever was asked for.
+        compiled: whether the network runs through torch.compile.
         updates: optimizer steps taken so far.
         generator: source of actions and minibatch orders.
     """
@@ -46,6 +47,8 @@ class Learner:
         self.model = build_model(spec, settings.hidden, seed).to(device)
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.compiled = settings.compile
+        self._forward = compiled(self.model, device) if self.compiled else self.model
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
             lr=settings.learning_rate,
@@ -65,9 +68,14 @@ class Learner:
         with torch.autocast(self.device.type, dtype=low, enabled=low is not None):
             yield
 
+    def values(self, observations: Tensor) -> Tensor:
+        """What the network expects from here: (batch,)."""
+        values: Tensor = self._forward(observations)[1]
+        return values
+
     def act(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sample actions: (actions, log probabilities, values), each (batch,), on the device."""
-        logits, values = self.model(observations)
+        logits, values = self._forward(observations)
         log_probs = logits.log_softmax(-1)
         # argmax of p / Exp(1) draws from p without waiting for the device.
         noise = torch.empty_like(log_probs).exponential_(generator=self.generator)
@@ -101,7 +109,7 @@ class Learner:
         """One optimizer step; returns the loss terms, detached, without waiting for the device."""
         settings = self.settings
         with self.autocast():
-            logits, values = self.model(samples.images(rows))
+            logits, values = self._forward(samples.images(rows))
         advantages = samples.advantages[rows]
         if settings.advantage_normalisation == "minibatch":
             advantages = ppo.normalised(advantages)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import shutil
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from autotune.workloads.atari.environment import EnvironmentSpec
+from autotune.errors import WorkerError
+from autotune.workloads.atari.environment import EnvironmentSpec, allowed_threads
 
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 """Channels, kernel and stride of each layer (Mnih et al. 2015, doi:10.1038/nature14236)."""
@@ -77,6 +81,23 @@ def build_model(spec: EnvironmentSpec, hidden: int, seed: int) -> nn.Module:
     if spec.kind == "image":
         return ImageActorCritic(spec.shape, spec.actions, generator)
     return VectorActorCritic(spec.shape, spec.actions, hidden, generator)
+
+
+def compiled(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network through torch.compile: same parameters, compiled when it is first called.
+
+    Raises:
+        WorkerError: what the compiler needs is not installed.
+    """
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        raise WorkerError(f"compile = true needs a C++ compiler, and there is no {compiler!r}: install one (g++)")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise WorkerError("compile = true needs Triton on a GPU: install the package triton")
+    # One compiling process per core of this process's share, not of the machine; read once, when torch loads it.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(allowed_threads()))
+    network: nn.Module = torch.compile(model)  # type: ignore[assignment]
+    return network
 
 
 def _initialise(layers: Sequence[nn.Linear | nn.Conv2d], gain: float, generator: torch.Generator) -> None:

@@ -166,7 +166,7 @@ class PPOSession:
                 env += stepped - acted
                 transfer += written - stepped
                 before = written
-            buffer.values[steps] = learner.model(buffer.observations(steps))[1]
+            buffer.values[steps] = learner.values(buffer.observations(steps))
             infer += perf_counter() - before
         return {"env": env, "infer": infer, "transfer": transfer}
 
@@ -213,6 +213,7 @@ class PPOSession:
             "env_threads": self.environment.threads,
             "torch_threads": torch.get_num_threads(),
             "precision": self._learner.precision,
+            "compile": self._learner.compiled,
             "channels_last": self._learner.channels_last,
             "device": str(self._device),
             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),

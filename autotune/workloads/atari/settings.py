@@ -9,7 +9,7 @@ from pydantic import Field
 
 from autotune.errors import UsageError
 from autotune.records import Point
-from autotune.workloads.settings import Settings, parse_settings
+from autotune.workloads.settings import Settings, parse_settings, workload_knobs
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Option = bool | int | float | str
@@ -36,6 +36,7 @@ class PPOSettings(Settings):
         advantage_normalisation: over the whole rollout (independent of batch_size), each
             minibatch, or not at all.
         precision: ``auto`` takes bf16 or fp16 on a CUDA device that computes it natively, else fp32.
+        compile: whether the network goes through torch.compile (a C++ compiler on a CPU, Triton on a GPU).
         channels_last: memory layout of images; ``auto`` is true but for MPS.
         episodic_life: whether a lost life ends an episode for learning (Atari).
         reward_clip: whether learning sees the sign of the reward only (Atari).
@@ -60,6 +61,7 @@ class PPOSettings(Settings):
     max_gradient_norm: float = Field(default=0.5, gt=0)
     advantage_normalisation: Literal["rollout", "minibatch", "none"] = "rollout"
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    compile: bool = False
     channels_last: Literal["auto"] | bool = "auto"
     episodic_life: bool = True
     reward_clip: bool = True
@@ -82,7 +84,7 @@ class PPOSettings(Settings):
         Raises:
             UsageError: a knob that is no setting, or a value out of range.
         """
-        return self.parse({**self.model_dump(), **dict(point.extra)})
+        return self.parse({**self.model_dump(), **workload_knobs(point)})
 
 
 def check_point(settings: PPOSettings, point: Point) -> None:

@@ -80,8 +80,8 @@ class CartpoleJaxWorkload:
                 f"batch_size {point.batch_size} must lie between 1 and num_envs x rollout = "
                 f"{point.num_envs} x {self.settings.rollout} = {samples}: lower batch_size or raise num_envs"
             )
-        if point.extra:
-            names = ", ".join(name for name, _ in point.extra)
+        if knobs := settings.workload_knobs(point):
+            names = ", ".join(knobs)
             raise UsageError(f"workload cartpole-jax has no knob {names}: it has num_envs, batch_size, concurrency")
         for job in jobs:
             if job.seed < 0:

@@ -1,0 +1,164 @@
+"""CUDA MPS with a stand-in for the control program: it serves, it is gone afterwards, and it says why it cannot."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from fake_host import host
+
+from autotune.device.inspect import inspect_device
+from autotune.device.mps import (
+    PROGRAM,
+    check_sharing,
+    mps_problem,
+    shared_device,
+    shared_if_possible,
+    sharing_in_effect,
+)
+from autotune.errors import DeviceError, UsageError
+from autotune.records import DeviceInfo, GpuInfo, Point
+
+GPU = DeviceInfo(kind="cuda", name="GPU", host=host(), gpus=(GpuInfo(index=0, name="GPU", uuid="GPU-1"),), gpu_index=0)
+SHARED = Point(num_envs=8, batch_size=64, concurrency=2, extra=(("sharing", "cuda-mps"),))
+
+
+@pytest.fixture
+def control(tmp_path, monkeypatch):
+    """The stand-in on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    shutil.copy(Path(__file__).parent / "fake_mps_control.py", folder / PROGRAM)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.delenv("FAKE_MPS", raising=False)
+
+
+def family(environment):
+    """Pids of the daemon and its server."""
+    pipes = Path(environment["CUDA_MPS_PIPE_DIRECTORY"])
+    return [int((pipes / name).read_text()) for name in ("control", "servers")]
+
+
+def gone(pids, within_s=10.0):
+    """Whether all these processes end in time."""
+    deadline_s = time.monotonic() + within_s
+    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    return not any(map(psutil.pid_exists, pids))
+
+
+def test_it_serves_privately_and_leaves_nothing(control):
+    with shared_device(GPU, SHARED) as environment:
+        assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+        pids = family(environment)
+        assert all(map(psutil.pid_exists, pids))
+        folders = [Path(environment[f"CUDA_MPS_{name}_DIRECTORY"]) for name in ("PIPE", "LOG")]
+        for folder in (*folders, folders[0].parent):
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert gone(pids, within_s=0.0)
+    assert not folders[0].parent.exists()
+
+
+def test_one_that_does_not_quit_is_killed_with_its_server_also_after_an_error(control, monkeypatch):
+    monkeypatch.setenv("FAKE_MPS", "deaf")
+    with pytest.raises(KeyboardInterrupt), shared_device(GPU, SHARED) as environment:
+        pids = family(environment)
+        raise KeyboardInterrupt
+    assert gone(pids, within_s=0.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_its_parent(control, number):
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_mps import GPU, SHARED, family, shared_device\n"
+        "with shared_device(GPU, SHARED) as environment:\n    print(*family(environment), flush=True)\n"
+        "    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2 and all(map(psutil.pid_exists, pids))
+        parent.send_signal(number)
+    assert gone(pids)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "refused",
+            r"its control daemon ended at once; its logs end with: .*Failed to allocate the GPU: not permitted",
+        ),
+        ("no-server", r"no server appeared within 0 s; its logs are empty"),
+    ],
+)
+def test_one_that_does_not_serve_is_told_and_stopped(control, monkeypatch, fault, message):
+    monkeypatch.setenv("FAKE_MPS", fault)
+    monkeypatch.setattr("autotune.device.mps._START_S", 0.4 if fault == "no-server" else 10.0)
+    with pytest.raises(DeviceError, match=message), shared_device(GPU, SHARED):
+        pass
+    assert not psutil.Process().children()
+
+
+def test_turns_need_no_service(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    for point in (replace(SHARED, concurrency=1), replace(SHARED, extra=(("sharing", "time-slice"),))):
+        with shared_device(GPU, point) as environment:
+            assert set(environment) == {"CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"}
+        assert sharing_in_effect(point) == {"sharing": "time-slice"}
+    assert sharing_in_effect(SHARED) == {"sharing": "cuda-mps"}
+    assert sharing_in_effect(replace(SHARED, extra=())) == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "problem"),
+    [
+        (inspect_device("cpu"), "it needs an NVIDIA GPU, and the device in use is cpu"),
+        (replace(GPU, mps_active=True), "of someone else already runs"),
+        (replace(GPU, gpus=(replace(GPU.gpus[0], mig_enabled=True),)), "split by MIG"),
+        (GPU, "nvidia-cuda-mps-control, which comes with NVIDIA's driver, is not on PATH"),
+    ],
+)
+def test_it_says_why_it_cannot_be_started(device, problem, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert problem in mps_problem(device)
+    with pytest.raises(DeviceError, match="CUDA MPS cannot be started: "), shared_device(device, SHARED):
+        pass
+
+
+def test_a_training_takes_turns_where_mps_does_not_serve():
+    warnings = []
+    with shared_if_possible(inspect_device("cpu"), SHARED, warnings.append) as (environment, sharing):
+        assert environment["CUDA_VISIBLE_DEVICES"] == ""
+        assert sharing == {"sharing": "time-slice"}
+    assert len(warnings) == 1 and warnings[0].endswith("The processes take turns on the device instead.")
+
+
+def test_mps_alone_means_apples():
+    for good in (None, "time-slice", "cuda-mps"):
+        check_sharing(good)
+    with pytest.raises(UsageError, match=r"sharing = 'mps' is no way to share a GPU \(mps alone means Apple's"):
+        check_sharing("mps")
+    with pytest.raises(UsageError, match="write time-slice or cuda-mps"):
+        check_sharing(True)
+
+
+@pytest.mark.gpu
+def test_the_real_one_serves_or_says_why_not():
+    device = inspect_device()
+    if (problem := mps_problem(device)) is not None:
+        pytest.skip(f"CUDA MPS cannot be started here: {problem}")
+    try:
+        with shared_device(device, SHARED) as environment:
+            assert (Path(environment["CUDA_MPS_PIPE_DIRECTORY"]) / "control").exists()
+    except DeviceError as error:
+        pytest.skip(str(error))
+    names = {process.name() for process in psutil.process_iter()}
+    assert not any(name.startswith("nvidia-cuda-mps") for name in names)

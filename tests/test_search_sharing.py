@@ -1,0 +1,48 @@
+"""Whether sharing the device pays, said as a result; a single job is never sold an aggregate."""
+
+from dataclasses import replace
+
+import pytest
+
+from autotune.probe.recipe import load_recipe, with_jobs
+from autotune.records import Point, ProbeResult
+from autotune.search.sharing import sharing_gain
+from autotune.search.space import space_of
+
+
+def measured(concurrency, sps, half=0.05, num_envs=32, status="ok"):
+    point = Point(num_envs=num_envs, batch_size=256, concurrency=concurrency)
+    low, high = (1 - half) * sps, (1 + half) * sps
+    return ProbeResult(requested=point, status=status, grade="quick", sps=sps, sps_low=low, sps_high=high)
+
+
+def test_a_gain_within_the_error_does_not_pay():
+    found = sharing_gain([measured(1, 1000), measured(2, 1020), measured(4, 900), measured(1, 700, num_envs=8)])
+    assert (found.point.concurrency, found.alone.num_envs, found.pays) == (2, 32, False)
+    assert found.gain == pytest.approx(1.02)
+    assert 0.94 < found.low < 0.97 and 1.07 < found.high < 1.11
+    assert found.sentence == (
+        f"sharing does not pay here: 2 processes reach 1.02x [{found.low:.2f}, {found.high:.2f}] of one"
+    )
+
+
+def test_a_clear_gain_pays_and_a_loss_does_not():
+    gain = sharing_gain([measured(1, 1000), measured(4, 1900)])
+    assert gain.pays and gain.sentence.startswith("sharing pays here: 4 processes reach 1.90x [")
+    loss = sharing_gain([measured(1, 1000), measured(4, 600)])
+    assert not loss.pays and loss.high < 1
+
+
+def test_nothing_is_said_where_only_one_way_was_stable():
+    assert sharing_gain([]) is None
+    assert sharing_gain([measured(1, 1000), measured(1, 900, num_envs=8)]) is None
+    assert sharing_gain([measured(1, 1000), measured(2, 1500, status="oom")]) is None
+
+
+def test_a_single_job_is_searched_with_one_process():
+    recipe = load_recipe("atari")
+    one = with_jobs(recipe, recipe.jobs[:1])
+    assert {point.concurrency for point in space_of(one).points} == {1}
+    assert one.baseline.concurrency == 1
+    stubborn = with_jobs(replace(recipe, knobs={**recipe.knobs, "concurrency": (2, 4)}), recipe.jobs[:1])
+    assert {point.concurrency for point in space_of(stubborn).points} == {1}
