@@ -21,6 +21,8 @@ from autotune.units import format_duration
 
 STAGE = "knobs"
 """Of the trials that compare further knobs; the search's model never sees them."""
+HOPED_GAIN = 0.2
+"""Of the throughput: a launch that would not pay for itself even by this is not made."""
 RESERVE_SHARE = 0.25
 """Of the budget, at most, kept for these comparisons."""
 
@@ -162,7 +164,8 @@ def concluded(recipe: Recipe, tuning: Tuning) -> tuple[KnobDecision, ...]:
         for value in values
         if value != before[name] and (name, repr(value)) not in known
     ]
-    sentence = "{name}={tried} was not compared: the budget had no room; {name}={before} is kept"
+    why = "the budget had no room, or the planned training is too short to repay it"
+    sentence = f"{{name}}={{tried}} was not compared to the end: {why}; {{name}}={{before}} is kept"
     return tuning.decisions + tuple(
         KnobDecision(
             name=name,
@@ -235,7 +238,7 @@ def _compare(
             if result.ok and result.sps:
                 launches[point].append(result)
             elif value is not None:
-                found[value] = Comparison(failure=f"{result.status}: {result.detail.splitlines()[0][:200]}")
+                found[value] = Comparison(failure=": ".join([result.status, *result.detail.splitlines()[:1]])[:200])
             else:
                 return found | {v: Comparison(failure="the incumbent itself failed") for v in asked if v not in found}
         for value in asked:

@@ -31,9 +31,13 @@ class Comparison:
 
     Attributes:
         ratio: throughput of the second over the first's, geometric mean over the pairs; None without a pair.
-        low: lower end of its interval.
+        low: lower end of its interval (95 % over all looks at the data).
         high: upper end.
-        net_low: the same after the compile seconds are spread over the planned training.
+        net: the ratio after the compile seconds are spread over the planned training.
+        net_low: `low` likewise.
+        pairs: launches of each.
+        compile_s: seconds that the second's first iteration takes longer.
+        planned_s: of the planned training at the first point, None where it is not known.
         failure: why the second could not be measured.
     """
 

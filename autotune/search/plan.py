@@ -159,7 +159,9 @@ def _knob_step(now: Situation, tuning: knobs.Tuning | None, left_s: float) -> St
         return None
     own = [r.cost_s for r in (*now.history, *now.compared) if r.ok and r.requested == tuning.incumbent]
     predicted_s = max([now.quick_s(), *own[-1:]])
-    return Step(stage=knobs.STAGE, point=tuning.upcoming, predicted_s=predicted_s) if predicted_s <= left_s else None
+    if predicted_s > left_s or not pays(knobs.HOPED_GAIN, predicted_s, now.planned_s):
+        return None
+    return Step(stage=knobs.STAGE, point=tuning.upcoming, predicted_s=predicted_s)
 
 
 def _final_step(now: Situation) -> Step | None:

@@ -91,6 +91,8 @@ class Workload(Protocol):
 
     The constructor raises `UsageError` for an unknown or impossible hyperparameter. A class may
     name its framework in an attribute ``backend`` (``torch``, ``jax``), which manifests record.
+    A point's further knobs override the hyperparameters of their names, but for ``sharing``, which is the
+    executor's affair (`autotune.workloads.settings.workload_knobs`).
     """
 
     def check(self, point: Point, jobs: Sequence[Job]) -> None:
