@@ -25,7 +25,7 @@ PROGRAM = "nvidia-cuda-mps-control"
 _START_S = 10.0
 _ANSWER_S = 5.0
 _POLL_S = 0.1
-_STOP_S = 20.0
+_STOP_S = 12.0
 """More than the guard itself waits before it kills."""
 _LOG_LINES = 3
 
