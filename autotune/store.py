@@ -52,6 +52,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Flush a file's content to the disk.
+
+    Raises:
+        FileError: it is not there, or the disk is full or fails.
+    """
+    with _file_errors(path, "flush"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def durable_write(path: Path, data: bytes | str) -> None:
     """Replace `path` with `data`, atomically and flushed to the disk.
 

@@ -185,10 +185,7 @@ def test_a_failing_session_passes_through_and_keeps_what_was_saved(tmp_path: Pat
         run(tmp_path, session, interval_s=30.0)
     messages = run(tmp_path, FakeSession(clock))
     assert messages[0]["total_env_steps"] == 60
-    assert [row["env_steps"] for row in read_metrics(tmp_path / "metrics.csv")] == [
-        *("10", "20", "30", "40", "50", "60"),
-        *("100",),
-    ]
+    assert [int(row["env_steps"]) for row in read_metrics(tmp_path / "metrics.csv")] == [*range(10, 101, 10)]
 
 
 def test_a_program_that_ends_by_itself_is_finished(tmp_path: Path, clock: Clock) -> None:
@@ -253,15 +250,50 @@ def test_without_a_plan_or_with_a_foreign_state(tmp_path: Path, clock: Clock) ->
 
 
 def test_metrics_rows_say_what_was_done_since_the_row_before(tmp_path: Path, clock: Clock) -> None:
-    run(tmp_path, FakeSession(clock), amount=100)
+    run(tmp_path, FakeSession(clock), amount=4100)
     rows = read_metrics(tmp_path / "metrics.csv")
-    assert [row["env_steps"] for row in rows] == ["40", "80", "100"]
-    assert [row["iterations"] for row in rows] == ["4", "4", "2"]
-    assert [float(row["sps"]) for row in rows] == [40.0, 40.0, 40.0]
-    assert [float(row["env_s"]) for row in rows] == pytest.approx([0.4, 0.4, 0.2])
-    assert float(rows[-1]["mean_return_100"]) == 5.5
-    assert float(rows[-1]["loss"]) == 0.1
+    steps = [int(row["env_steps"]) for row in rows]
+    assert steps[:200] == [*range(10, 2001, 10)], "every iteration is more than half a percent at first"
+    assert steps[200:300] == [*range(2020, 4001, 20)] and steps[300:] == [4030, 4060, 4090, 4100]
+    assert [row["iterations"] for row in rows[199:]] == ["1", *["2"] * 100, "3", "3", "3", "1"]
+    assert {float(row["sps"]) for row in rows} == {40.0}
+    assert float(rows[-2]["env_s"]) == pytest.approx(0.3)
+    assert float(rows[-1]["mean_return_100"]) == pytest.approx(sum(range(311, 411)) / 100)
+    assert float(rows[-1]["loss"]) == pytest.approx(1 / 410)
     assert "bad" not in rows[-1]
+
+
+@pytest.mark.parametrize("stop_at", [250, 251, 252, 300, 301, 302])
+def test_a_stopped_or_killed_run_has_the_rows_of_an_undisturbed_one(tmp_path: Path, clock: Clock, stop_at: int) -> None:
+    def rows(name: str) -> list[dict[str, str]]:
+        return [{k: v for k, v in row.items() if k != "time"} for row in read_metrics(tmp_path / name / "metrics.csv")]
+
+    run(tmp_path / "whole", FakeSession(clock), amount=4100)
+    killed = FakeSession(clock, at={stop_at: RuntimeError("boom")})
+    with pytest.raises(RuntimeError, match="boom"):  # as a kill: nothing more is written; saved every 4 iterations
+        run(tmp_path / "killed", killed, amount=4100, interval_s=1.0)
+    run(tmp_path / "killed", FakeSession(clock), amount=4100)
+    assert rows("killed") == rows("whole")
+
+    run(tmp_path / "stopped", FakeSession(clock), amount=4100, stop_at=stop_at)
+    run(tmp_path / "stopped", FakeSession(clock), amount=4100)
+    found = rows("stopped")
+    assert sum(int(row["iterations"]) for row in found) == 410, "neither duplicates nor holes"
+    assert sum(int(row["reset_rows"]) for row in found) == 410
+    assert [row["env_steps"] for row in found] == sorted({row["env_steps"] for row in found}, key=int)
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path, clock: Clock) -> None:
+    class Diverging(FakeSession):
+        def state(self) -> SessionState:
+            value = math.nan if self.count == 8 else float(self.count)
+            arrays = {"w": np.array([self.count]), "model.bias": np.array([1.0, value])}
+            return SessionState(arrays=arrays, meta={"count": self.count})
+
+    with pytest.raises(WorkerError, match=r"model\.bias is not finite any more: nothing was saved"):
+        run(tmp_path, Diverging(clock), interval_s=0.5)
+    assert [generation.env_steps for generation in generations(tmp_path / "checkpoints")] == [40, 60]
+    assert run(tmp_path, FakeSession(clock, step_s=1.0))[0]["total_env_steps"] == 60
 
 
 def test_metrics_file_survives_torn_lines_new_columns_and_lost_work(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from autotune.errors import FileError, UsageError
+from autotune.errors import FileError, UsageError, WorkerError
 from autotune.store import canonical_json, content_hash, durable_write, make_folder, read_json, sync_folder, write_json
 from autotune.workloads.protocol import SessionState
 
@@ -91,6 +91,20 @@ def decode(raw: bytes) -> SessionState:
         return SessionState(arrays=arrays, meta=json.loads(header["__metadata__"][_META]))
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"not a checkpoint: {error}") from error
+
+
+def refuse_nonfinite(state: SessionState, folder: Path) -> None:
+    """Refuse a state with NaN or infinity in an array: it must not push good generations out.
+
+    Raises:
+        WorkerError: names the array; nothing was saved.
+    """
+    for name, array in state.arrays.items():
+        if np.asarray(array).dtype.kind in "fc" and not np.isfinite(array).all():
+            raise WorkerError(
+                f"{name} is not finite any more: nothing was saved, the checkpoints in {folder} are good; "
+                "lower learning_rate or use precision = 'fp32', then go on from the last one with the same command"
+            )
 
 
 def save_checkpoint(

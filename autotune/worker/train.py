@@ -15,14 +15,15 @@ from filelock import FileLock, Timeout
 from autotune.errors import BusyError, WorkerError
 from autotune.records import Budget, Work, to_json
 from autotune.store import make_folder
-from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint, refuse_nonfinite, save_checkpoint
 from autotune.worker.metrics import MetricsFile
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.workloads.protocol import Finished, Session, SessionState
 
 RETURNS_KEPT = 100
 _MESSAGE_PERIOD_S = 0.5
-_ROW_PERIOD_MAX_S = 10.0
+_ROW_GROWTH = 1 / 200
+"""A row of `metrics.csv` whenever the env steps have grown by so much: the same rows at any speed of the machine."""
 _PREDECESSOR_S = 20.0  # an orphaned worker saves and ends within less
 
 Send = Callable[[dict[str, Any]], None]
@@ -96,6 +97,9 @@ class _Totals:
         for phase, seconds in work.seconds.items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + float(seconds)
 
+    def to_meta(self) -> dict[str, Any]:
+        return {**vars(self), "seconds": dict(self.seconds)}
+
 
 def train(session: Session, task: WorkerTask, send: Send, should_stop: Callable[[], bool]) -> None:
     """Train the task's job in its folder, from its newest checkpoint, to its budget or until told to stop.
@@ -133,13 +137,13 @@ class _Training:
         self._orphaned = False
         self._folder = Path(plan.folder)
         self._job = task.jobs[0]
+        self._message, self._row, self._row_span_s = _Totals(), _Totals(), 0.0
         self._progress = self._resume()
         self._metrics = MetricsFile(self._folder / "metrics.csv", env_steps=self._progress.env_steps)
-        self._message, self._row = _Totals(), _Totals()
         self._learning: Mapping[str, float] = {}
         self._iterations = 0
         self._saved_steps = self._progress.env_steps
-        self._now_s = self._saved_s = self._told_s = self._row_s = time.monotonic()
+        self._now_s = self._saved_s = self._told_s = time.monotonic()
 
     def run(self) -> None:
         reason = "budget"
@@ -156,7 +160,8 @@ class _Training:
             self._count(work)
             if self._iterations == 1 or self._now_s - self._told_s >= _MESSAGE_PERIOD_S:
                 self._tell_step()
-            if self._now_s - self._row_s >= min(_ROW_PERIOD_MAX_S, max(1.0, self._progress.seconds / 100)):
+            row_from = self._progress.env_steps - self._row.env_steps
+            if self._row.env_steps > row_from * _ROW_GROWTH:
                 self._write_row()
             if self._now_s - self._saved_s >= self._plan.checkpoint_interval_s:
                 self._save()
@@ -173,6 +178,8 @@ class _Training:
         state = load_checkpoint(path)
         self._session.restore(SessionState(arrays=state.arrays, meta=state.meta["session"]))
         progress = Progress.from_meta(state.meta["progress"])
+        if row := state.meta.get("row"):
+            self._row, self._row_span_s = _Totals(**row["totals"]), float(row["span_s"])
         self._tell("resumed", path=str(path), **self._counts(progress))
         return progress
 
@@ -180,6 +187,7 @@ class _Training:
         now_s = time.monotonic()
         self._progress.add(work)
         self._progress.seconds += now_s - self._now_s
+        self._row_span_s += now_s - self._now_s
         self._now_s = now_s
         self._iterations += 1
         self._message.add(work)
@@ -216,7 +224,7 @@ class _Training:
         self._message, self._told_s = _Totals(), self._now_s
 
     def _write_row(self) -> None:
-        progress, row, span_s = self._progress, self._row, self._now_s - self._row_s
+        progress, row, span_s = self._progress, self._row, self._row_span_s
         self._metrics.append(
             {
                 "seconds": round(progress.seconds, 3),
@@ -231,15 +239,26 @@ class _Training:
                 "reset_rows": row.reset_rows,
             }
         )
-        self._row, self._row_s = _Totals(), self._now_s
+        self._row, self._row_span_s = _Totals(), 0.0
 
     def _save(self) -> None:
-        """Write a checkpoint; a program that keeps its own (an empty state) has none here."""
-        state, progress = self._session.state(), self._progress
+        """Write a checkpoint; a program that keeps its own (an empty state) has none here.
+
+        The row that is being counted is part of it, and the rows before it are on the disk first: whatever
+        happens, a resumed `metrics.csv` has neither duplicates nor holes.
+        """
         self._saved_s = time.monotonic()
+        state, progress = self._session.state(), self._progress
         if not state.arrays and not state.meta:
             return
-        meta = {"session": state.meta, "progress": progress.to_meta(), "point": self._task.point.knobs()}
+        refuse_nonfinite(state, self._folder)
+        self._metrics.sync()
+        meta = {
+            "session": state.meta,
+            "progress": progress.to_meta(),
+            "point": self._task.point.knobs(),
+            "row": {"totals": self._row.to_meta(), "span_s": self._row_span_s},
+        }
         path = save_checkpoint(
             self._folder / "checkpoints",
             SessionState(arrays=state.arrays, meta={**meta, "job": self._job.id, "env": self._job.env}),
@@ -252,10 +271,10 @@ class _Training:
         self._tell("saved", path=str(path), env_steps=progress.env_steps, seconds=took_s, **self._counts(progress))
 
     def _end(self, reason: str) -> None:
-        if self._progress.env_steps > self._saved_steps:
-            self._save()
         if self._row.iterations:
             self._write_row()
+        if self._progress.env_steps > self._saved_steps:
+            self._save()
         if self._message.iterations:
             self._tell_step()
         peak = self._session.peak_memory_bytes()
