@@ -37,6 +37,7 @@ BUNDLED: dict[Kind, dict[str, str]] = {
     "meter": {
         "vram": "autotune.meters.vram:VramMeter",
         "power": "autotune.meters.power:PowerMeter",
+        "health": "autotune.meters.health:HealthMeter",
         "host": "autotune.meters.host:HostMeter",
     },
     "section": {

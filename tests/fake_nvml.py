@@ -9,12 +9,13 @@ from typing import Any
 
 GIB = 2**30
 NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND = 3, 4, 6
-DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, FUNCTION_NOT_FOUND, GPU_IS_LOST, MISMATCH = 9, 12, 13, 15, 18
+DRIVER_NOT_LOADED, TIMEOUT, LIBRARY_NOT_FOUND, FUNCTION_NOT_FOUND, GPU_IS_LOST, MISMATCH = 9, 10, 12, 13, 15, 18
 _TEXTS = {
     NOT_SUPPORTED: "Not Supported",
     NO_PERMISSION: "Insufficient Permissions",
     NOT_FOUND: "Not Found",
     DRIVER_NOT_LOADED: "Driver Not Loaded",
+    TIMEOUT: "Timeout",
     LIBRARY_NOT_FOUND: "NVML Shared Library Not Found",
     FUNCTION_NOT_FOUND: "Function Not Found",
     GPU_IS_LOST: "GPU is lost",
@@ -56,6 +57,7 @@ class FakeGpu:
     persistence: bool = True
     throttle_bits: int = 0x1
     lost: bool = False
+    xids: list[int] = field(default_factory=list)
 
 
 def t4(**changes: Any) -> FakeGpu:
@@ -112,6 +114,8 @@ class FakeNvml:
         self.gpus, self.driver, self.cuda, self.init_error = list(gpus), driver, cuda, init_error
         self.refused, self.absent = refused or {}, absent
         self.opened = 0
+        self.event_sets = 0
+        self.names: dict[int, bytes] = {}
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("nvml") and name != "nvmlMemory_v2":
@@ -141,7 +145,7 @@ class FakeNvml:
         return self.cuda
 
     def nvmlSystemGetProcessName(self, pid: int) -> bytes:
-        return f"python{pid}".encode()
+        return self.names.get(pid, f"python{pid}".encode())
 
     def nvmlDeviceGetCount(self) -> int:
         return len(self.gpus)
@@ -240,3 +244,23 @@ class FakeNvml:
 
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: FakeGpu) -> int:
         return self._known(handle, handle.throttle_bits)
+
+    def nvmlEventSetCreate(self) -> list[FakeGpu]:
+        self.event_sets += 1
+        return []
+
+    def nvmlEventSetFree(self, events: list[FakeGpu]) -> None:
+        self.event_sets -= 1
+
+    def nvmlDeviceRegisterEvents(self, handle: FakeGpu, types: int, events: list[FakeGpu]) -> None:
+        assert types == 8, "XID errors"
+        self._known(handle, 1)
+        handle.xids.clear()
+        events.append(handle)
+
+    def nvmlEventSetWait_v2(self, events: list[FakeGpu], timeout_ms: int) -> Any:
+        assert timeout_ms == 0, "a meter does not wait"
+        for handle in events:
+            if self._known(handle, 1) and handle.xids:
+                return SimpleNamespace(device=handle, eventType=8, eventData=handle.xids.pop(0))
+        raise FakeError(TIMEOUT)

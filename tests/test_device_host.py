@@ -11,7 +11,7 @@ import pytest
 from fake_host import GIB, write_tree
 
 from autotune.device import host
-from autotune.device.host import inspect_host, process_identity
+from autotune.device.host import busy_cpu_seconds, inspect_host, process_identity
 from autotune.records import HostInfo, from_json, to_json
 
 CGROUP_V2 = {
@@ -46,6 +46,18 @@ def test_cgroup_v2_limits(tmp_path: Path) -> None:
     assert (info.ram_cgroup_limit_bytes, info.ram_limit_bytes) == (4 * GIB, 4 * GIB)
     assert info.ram_available_bytes == 2 * GIB  # 4 - 3 in use + 1 of droppable cache
     assert info.pids_limit == 512
+
+
+def test_a_pids_limit_is_the_tightest_one_with_what_is_in_use(tmp_path: Path) -> None:
+    kernel = {"proc/sys/kernel/pid_max": "4096\n", "proc/sys/kernel/threads-max": "9000\n"}
+    kernel["proc/loadavg"] = "0.26 0.1 0.1 1/302 12345\n"
+    group = {"sys/fs/cgroup/docker/job/pids.max": "512\n", "sys/fs/cgroup/docker/job/pids.current": "40\n"}
+    wide = {"sys/fs/cgroup/docker/job/pids.max": "50000\n", "sys/fs/cgroup/docker/job/pids.current": "40\n"}
+    for files, limit, used in ((kernel, 4096, 302), (kernel | group, 512, 40), (kernel | wide, 4096, 302)):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        info = inspect_host(folder, root=write_tree(folder, CGROUP_V2 | files), affinity=8)
+        assert (info.pids_limit, info.pids_used) == (limit, used)
 
 
 def test_cgroup_v2_takes_the_tightest_of_the_groups_above(tmp_path: Path) -> None:
@@ -153,3 +165,45 @@ def test_pressure_is_a_share(tmp_path: Path) -> None:
     root = write_tree(tmp_path, {"proc/pressure/cpu": "some avg10=12.50 avg60=1.00 avg300=0.00 total=1\n"})
     assert host.pressure("cpu", root) == 0.125
     assert host.pressure("memory", root) is None
+
+
+TICKS = os.sysconf("SC_CLK_TCK")
+STAT = f"""cpu  9 9 9 9 9 9 9 9 9 9
+cpu0 {100 * TICKS} {20 * TICKS} {30 * TICKS} 7000 8000 {TICKS} {2 * TICKS} {7 * TICKS} {50 * TICKS} 0
+cpu1 {TICKS} 0 0 9000 0 0 0 0 0 0
+cpu2 {1000 * TICKS} 0 0 9000 0 0 0 0 0 0
+"""
+
+
+@pytest.mark.parametrize(("affinity", "seconds"), [([0], 160.0), ([0, 1], 161.0), ([7], None)])
+def test_busy_seconds_are_those_of_the_cores_that_may_be_used(
+    tmp_path: Path, affinity: list[int], seconds: float | None
+) -> None:
+    """Idle, waiting for a disk and guests (which are in user time) left out."""
+    assert busy_cpu_seconds(write_tree(tmp_path, {"proc/stat": STAT}), affinity) == seconds
+
+
+@pytest.mark.parametrize(
+    ("files", "seconds"),
+    [
+        (
+            CGROUP_V2
+            | {
+                "sys/fs/cgroup/docker/job/cpu.max": "150000 100000\n",
+                "sys/fs/cgroup/docker/job/cpu.stat": "usage_usec 2500000\nuser_usec 1\n",
+            },
+            2.5,
+        ),
+        (
+            CGROUP_V1
+            | {
+                "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us": "150000\n",
+                "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us": "100000\n",
+                "sys/fs/cgroup/cpu,cpuacct/job/cpuacct.usage": "3500000000\n",
+            },
+            3.5,
+        ),
+    ],
+)
+def test_under_a_quota_the_others_are_those_under_it_too(tmp_path: Path, files: dict[str, str], seconds: float) -> None:
+    assert busy_cpu_seconds(write_tree(tmp_path, files | {"proc/stat": STAT}), [0, 1]) == seconds

@@ -13,7 +13,8 @@ from fake_host import host, write_tree
 from fake_nvml import GIB, FakeNvml
 
 from autotune.device.inspect import child_environment, inspect_device, mps_active, visible_gpus
-from autotune.device.nvml import LiveGpu, read_nvml
+from autotune.device.live_gpu import LiveGpu
+from autotune.device.nvml import read_nvml
 from autotune.device.prices import listed_price, price_table
 from autotune.device.smi import read_smi
 from autotune.errors import DeviceError, UsageError

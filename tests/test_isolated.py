@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from autotune import registry
 from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError, WorkerError
+from autotune.executors import ending
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.executors.process import WorkerProcess
+from autotune.meters import base
 from autotune.probe.recipe import command_recipe, load_recipe
 from autotune.probe.run import run_probe
 from autotune.records import Budget, Job, MeasurePlan, Point, to_json
@@ -63,6 +67,8 @@ def test_rate_matches_the_cost_model(executor, tmp_path):
     assert result.ram_peak_bytes > 2**20
     assert result.threads_peak >= result.processes_peak >= 1
     assert result.shm_peak_bytes >= 0
+    assert result.others_cpu_cores is None or result.others_cpu_cores >= 0
+    assert result.effective["ram_limit"] in ("cgroup", "watch")
     assert no_workers_left()
 
 
@@ -122,8 +128,8 @@ def test_a_window_of_one_iteration_has_no_interval(executor, tmp_path):
 class KillsItsWorkers(IsolatedExecutor):
     """As the kernel does."""
 
-    def _launch(self, request, workers):
-        super()._launch(request, workers)
+    def _launch(self, request, workers, environment):
+        super()._launch(request, workers, environment)
         os.kill(workers[0].pid, signal.SIGKILL)
 
 
@@ -134,6 +140,40 @@ def test_a_worker_that_the_kernel_killed_for_memory_is_oom(executor, tmp_path, m
     monkeypatch.setattr(IsolatedExecutor, "_ram_free", lambda self: 0.5)
     result = probe(KillsItsWorkers(executor.device), tmp_path)
     assert (result.status, result.detail) == (status, "process ended with signal 9")
+
+
+class Deaf:
+    """A meter whose driver hangs in every call."""
+
+    def __init__(self, device, pids, period_s=0.5):
+        self.forever = threading.Event()
+
+    def start(self):
+        self.forever.wait()
+
+    def stop(self):
+        self.forever.wait()
+        return ()
+
+
+def test_a_meter_that_hangs_holds_up_neither_start_nor_end(executor, tmp_path, monkeypatch):
+    """Were it waited for, this test would never end."""
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda kind, name: Deaf if name in HUNG else load(kind, name))
+    monkeypatch.setattr("autotune.executors.ending._START_METERS_S", 0.3)
+    monkeypatch.setattr("autotune.executors.ending._STOP_METERS_S", 0.3)
+    result = probe(executor, tmp_path)
+    assert result.ok, result.detail
+    assert result.ram_peak_bytes > 2**20  # the others were read
+    assert no_workers_left()
+
+
+HUNG = ("vram", "power", "health")
+
+
+def test_the_times_of_an_end_fit_the_promise():
+    assert ending._STOP_METERS_S < ending.END_S <= 10
+    assert base._STOP_PATIENCE_S < ending._STOP_METERS_S  # a hung meter still hands over what it has read
 
 
 def test_a_process_that_cannot_be_started_is_a_value(executor, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from fake_nvml import GIB, FakeNvml
 
 from autotune import registry
 from autotune.device.inspect import inspect_device
+from autotune.executors.ending import side_by_side, start_meters, stop_all
 from autotune.meters import summary
 from autotune.meters.base import SampledMeter
+from autotune.meters.health import HealthMeter
 from autotune.meters.host import HostMeter, pss_bytes
 from autotune.meters.power import PowerMeter
 from autotune.meters.vram import VramMeter
@@ -36,7 +39,7 @@ def last(readings: tuple[Reading, ...]) -> dict[str, float | None]:
     return {reading.name: reading.value for reading in readings}
 
 
-@pytest.mark.parametrize("name", ["vram", "power", "host"])
+@pytest.mark.parametrize("name", ["vram", "power", "health", "host"])
 def test_every_meter_gives_ordered_readings_without_a_gpu(name: str) -> None:
     meter = registry.load("meter", name)(CPU, lambda: [], 0.01)
     meter.start()
@@ -57,6 +60,7 @@ def test_vram_of_the_device_the_processes_and_above_the_start() -> None:
         "vram_device_used_bytes": GIB,
         "vram_process_bytes": None,
         "vram_delta_bytes": 0,
+        "neighbour_bytes_1": GIB,
     }
     gpu.used_gib = 4
     gpu.processes = {1: GIB, 10: GIB, 11: 2 * GIB}
@@ -64,8 +68,91 @@ def test_vram_of_the_device_the_processes_and_above_the_start() -> None:
         "vram_device_used_bytes": 4 * GIB,
         "vram_process_bytes": 3 * GIB,
         "vram_delta_bytes": 3 * GIB,
+        "neighbour_bytes_1": GIB,
     }
     assert nvml.opened == 0
+
+
+def test_neighbours_that_come_and_go() -> None:
+    gpu = fake_nvml.t4(processes={1: GIB, 2: None})
+    nvml = FakeNvml(gpu)
+    pids = [10]
+    meter = VramMeter(device(nvml), lambda: pids, 10.0, pynvml=nvml)
+    meter.start()
+    assert neighbours_in(meter.take()) == {"neighbour_bytes_1": GIB, "neighbour_bytes_2": None}
+    gpu.processes = {1: GIB, 3: GIB, 10: GIB}
+    pids.clear()  # ours has ended, and its memory is still listed
+    assert neighbours_in(meter.stop()) == {"neighbour_bytes_1": GIB, "neighbour_bytes_3": GIB}
+
+
+def test_in_a_container_our_own_processes_are_no_neighbours() -> None:
+    """NVML lists the host's process numbers there."""
+    gpu = fake_nvml.t4(processes={1: GIB})
+    nvml = FakeNvml(gpu)
+    meter = VramMeter(device(nvml), lambda: [10], 10.0, pynvml=nvml)
+    meter.start()
+    meter.take()
+    gpu.processes = {1: GIB, 54321: 2 * GIB}
+    assert neighbours_in(meter.stop()) == {"neighbour_bytes_1": GIB}
+
+
+def test_an_mps_server_is_no_neighbour() -> None:
+    nvml = FakeNvml(fake_nvml.t4(processes={1: GIB}))
+    nvml.names[1] = b"/usr/bin/nvidia-cuda-mps-server"
+    meter = VramMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)
+    meter.start()
+    assert neighbours_in(meter.stop()) == {}
+
+
+def neighbours_in(readings: tuple[Reading, ...]) -> dict[str, float | None]:
+    return {name: value for name, value in last(readings).items() if name.startswith("neighbour")}
+
+
+def test_errors_of_the_gpu_since_the_start() -> None:
+    gpu = fake_nvml.h200(ecc_errors=4, xids=[79])  # this one happened before
+    nvml = FakeNvml(gpu)
+    meter = HealthMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)
+    meter.start()
+    assert last(meter.take()) == {
+        "xids": 0,
+        "ecc_uncorrected": 4,
+        "vram_total_bytes": 141 * GIB,
+        "mig_enabled": 0,
+    }
+    gpu.xids, gpu.ecc_errors, gpu.vram_gib, gpu.mig = [31, 43, 31], 5, 70, True
+    assert last(meter.stop()) == {
+        "xids": 3,
+        "xid_31": 2,
+        "xid_43": 1,
+        "ecc_uncorrected": 5,
+        "vram_total_bytes": 70 * GIB,
+        "mig_enabled": 1,
+    }
+    assert (nvml.opened, nvml.event_sets) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "nvml",
+    [
+        FakeNvml(fake_nvml.t4(), refused={"nvmlDeviceRegisterEvents": fake_nvml.NO_PERMISSION}),
+        FakeNvml(fake_nvml.t4(), absent=("nvmlDeviceRegisterEvents",)),
+        FakeNvml(fake_nvml.t4(), absent=("nvmlEventSetCreate",)),
+    ],
+)
+def test_errors_that_are_not_told_are_unknown(nvml: FakeNvml) -> None:
+    meter = HealthMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)
+    meter.start()
+    assert last(meter.stop())["xids"] is None
+    assert (nvml.opened, nvml.event_sets) == (0, 0)
+
+
+def test_a_gpu_lost_during_a_probe_tells_no_more_errors() -> None:
+    gpu = fake_nvml.t4(xids=[])
+    nvml = FakeNvml(gpu)
+    meter = HealthMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)
+    meter.start()
+    gpu.lost = True
+    assert last(meter.stop())["xids"] is None
 
 
 def test_vram_of_processes_is_unknown_when_one_of_them_is() -> None:
@@ -154,6 +241,16 @@ def test_host_readings_of_real_processes() -> None:
     assert pss_bytes(children[1].pid) is None
 
 
+def test_what_others_compute_is_what_neither_the_probe_nor_this_process_does(tmp_path: Path) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    cores = "".join(f"cpu{n} {900 * ticks} {60 * ticks} {30 * ticks} 77 88 0 0 {10 * ticks} 5 5\n" for n in range(64))
+    root = write_tree(tmp_path, {"proc/stat": f"cpu  1 2 3\n{cores}"})
+    seen = HostMeter(CPU, lambda: [], root=root).read()["others_cpu_seconds"]
+    everybody = 1000.0 * len(os.sched_getaffinity(0))  # idle, disk and guest time left out
+    assert everybody - time.process_time() <= (seen or 0) < everybody
+    assert HostMeter(CPU, lambda: [], root=tmp_path / "no-proc").read()["others_cpu_seconds"] is None
+
+
 def test_pss_shares_what_is_shared_and_falls_back(tmp_path: Path) -> None:
     root = write_tree(tmp_path, {"proc/5/smaps_rollup": "55-7f [rollup]\nRss: 900 kB\nPss:   300 kB\nPss_Anon: 1 kB\n"})
     assert pss_bytes(5, root) == 300 * 1024
@@ -198,10 +295,42 @@ class Slow(SampledMeter):
 
 def test_a_hung_reading_delays_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autotune.meters.base._PATIENCE_S", 0.05)
+    monkeypatch.setattr("autotune.meters.base._STOP_PATIENCE_S", 0.05)
     meter = Slow(CPU, lambda: [])
     meter.start()
     assert meter.stop() == ()
     meter.release.set()
+
+
+class Deaf(Slow):
+    """Hangs in every call, whatever is asked."""
+
+    def start(self) -> None:
+        self.release.wait()
+
+    def stop(self) -> tuple[Reading, ...]:
+        self.release.wait()
+        return ()
+
+
+def test_hung_meters_hold_nobody_up_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three that hang and one that works: its readings arrive, and the time is that of one timeout."""
+    for name in ("_START_METERS_S", "_STOP_METERS_S"):
+        monkeypatch.setattr(f"autotune.executors.ending.{name}", 0.2)
+    working = HostMeter(CPU, lambda: [], 10.0)
+    hung = [Deaf(CPU, lambda: []) for _ in range(3)]
+    start_meters([*hung, working])
+    assert {reading.name for reading in stop_all([*hung, working], [], 0.0)} >= {"ram_pss_bytes", "processes"}
+    Deaf.release.set()
+
+
+def test_side_by_side_keeps_the_order_and_leaves_out_the_late() -> None:
+    late = threading.Event()
+    begin_s = time.monotonic()
+    assert side_by_side([lambda: 1, late.wait, lambda: 3], 0.2) == [1, None, 3]
+    assert time.monotonic() - begin_s >= 0.2
+    late.set()
+    assert side_by_side([], 1.0) == []
 
 
 def test_take_hands_over_once_and_stop_the_rest() -> None:

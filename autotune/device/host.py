@@ -7,11 +7,13 @@ and 2 (https://docs.kernel.org/admin-guide/cgroup-v2.html, .../cgroup-v1/).
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import re
+import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -108,15 +110,40 @@ def _quota_cores(root: Path) -> float | None:
     return min(cores, default=None)
 
 
-def _affinity_cores(visible: int) -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else visible
+def _affinity(visible: int) -> Collection[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(visible)
 
 
 def allowed_cores(root: Path = ROOT, affinity: int | None = None) -> float:
     """Cores that this process may keep busy: the smaller of its affinity mask and the cgroups' quota."""
-    cores = float(affinity if affinity is not None else _affinity_cores(os.cpu_count() or 1))
+    cores = float(affinity if affinity is not None else len(_affinity(os.cpu_count() or 1)))
     quota = _quota_cores(root)
     return cores if quota is None else min(cores, quota)
+
+
+def busy_cpu_seconds(root: Path = ROOT, affinity: Collection[int] | None = None) -> float | None:
+    """CPU seconds used so far, by whomever, on what this process may use; None when it cannot be read.
+
+    On the cores of the affinity mask, time that the hypervisor gave to other machines included; where a quota
+    allows less than those, by the processes under the same quota.
+    (https://docs.kernel.org/filesystems/proc.html, "Miscellaneous kernel statistics in /proc/stat")
+    """
+    cores = set(affinity if affinity is not None else _affinity(os.cpu_count() or 1))
+    quota = _quota_cores(root)
+    if quota is not None and quota < len(cores):
+        return _group_cpu_seconds(root)
+    rows = re.findall(r"^cpu(\d+) (.+)$", read_text(root / "proc/stat") or "", re.MULTILINE)
+    ticks = [[int(number) for number in numbers.split()] for core, numbers in rows if int(core) in cores]
+    busy = [sum(row[:3]) + sum(row[5:8]) for row in ticks]  # all but idle, waiting for disks, and guests (in user)
+    return sum(busy) / os.sysconf("SC_CLK_TCK") if busy else None
+
+
+def _group_cpu_seconds(root: Path) -> float | None:
+    text = next(_cgroup_texts(root, "cpuacct", "cpuacct.usage", "cpu.stat"), "")
+    match = re.search(r"^usage_usec (\d+)", text, re.MULTILINE)
+    if match:
+        return int(match[1]) / 1e6
+    return int(text) / 1e9 if text.isdigit() else None
 
 
 def _meminfo(root: Path) -> dict[str, int]:
@@ -198,6 +225,22 @@ def _packages() -> dict[str, str | None]:
     return {name: package_version(name) for name in PACKAGES} | {"torch-cuda": torch_cuda_version()}
 
 
+def _pids(root: Path) -> tuple[int | None, int | None]:
+    """(limit, in use) of processes and threads: the cgroups', or the kernel's and this user's where those are smaller.
+
+    RLIMIT_NPROC does not bind the superuser (getrlimit(2)).
+    """
+    group = _smallest(_cgroup_texts(root, "pids", "pids.max", "pids.max"))
+    files = (root / "proc/sys/kernel" / name for name in ("pid_max", "threads-max"))
+    wider = [int(text) for path in files if (text := read_text(path) or "").isdigit()]
+    own = resource.getrlimit(resource.RLIMIT_NPROC)[0] if root == ROOT and os.geteuid() else resource.RLIM_INFINITY
+    wider += [own] if own != resource.RLIM_INFINITY else []
+    if group is not None and group <= min(wider, default=group):
+        return group, _smallest(itertools.islice(_cgroup_texts(root, "pids", "pids.current", "pids.current"), 1))
+    everybody = re.search(r"/(\d+) \d+$", read_text(root / "proc/loadavg") or "")
+    return min(wider, default=None), int(everybody[1]) if everybody else None
+
+
 def _boot_time(root: Path) -> str | None:
     match = re.search(r"^btime (\d+)", read_text(root / "proc/stat") or "", re.MULTILINE)
     seconds = float(match[1]) if match else psutil.boot_time()
@@ -231,6 +274,7 @@ def inspect_host(folder: Path | None = None, *, root: Path = ROOT, affinity: int
     total = _meminfo(root).get("MemTotal", 0)
     limit = ram_cgroup_limit_bytes(root)
     limit = None if limit is not None and total and limit >= total else limit
+    pids_limit, pids_used = _pids(root)
     shm, disk = shm_space_bytes(root), disk_space_bytes(folder or Path.cwd())
     return HostInfo(
         hostname=platform.node(),
@@ -238,7 +282,8 @@ def inspect_host(folder: Path | None = None, *, root: Path = ROOT, affinity: int
         cpu_cores_visible=visible,
         cpu_cores_allowed=allowed_cores(root, affinity),
         load_1m=_load_1m(root),
-        pids_limit=_smallest(_cgroup_texts(root, "pids", "pids.max", "pids.max")),
+        pids_limit=pids_limit,
+        pids_used=pids_used,
         ram_total_bytes=total,
         ram_available_bytes=ram_available_bytes(root),
         ram_cgroup_limit_bytes=limit,

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from autotune.records import GpuInfo, GpuProcess
 
-T = TypeVar("T")
 THROTTLE_BITS = {
     0x1: "idle",
     0x2: "application_clocks",
@@ -29,12 +28,12 @@ THROTTLE_BITS = {
 }
 _LOST_CODES = (15, 16)  # GPU_IS_LOST, RESET_REQUIRED
 _NOT_AVAILABLE = 2**64 - 1
-_ECC_UNCORRECTED, _ECC_VOLATILE = 1, 0
-_CLOCK_SM, _CLOCK_MEMORY, _SENSOR_GPU = 1, 2, 0
+ECC_UNCORRECTED, ECC_VOLATILE = 1, 0
+CLOCK_SM, CLOCK_MEMORY, SENSOR_GPU = 1, 2, 0
 
 
 class GpuLostError(Exception):
-    """The GPU no longer answers; only this module and the meters see it."""
+    """The GPU no longer answers; `autotune.device.live_gpu` alone sees it beside this module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +46,8 @@ class NvmlAnswer:
     problem: str | None = None
 
 
-def _ask(nvml: Any, name: str, *arguments: Any) -> Any:
-    """One query; None when the driver, the card or a permission refuses it.
+def ask(nvml: Any, name: str, *arguments: Any) -> Any:
+    """The answer to one query; None when the driver, the card or a permission refuses it.
 
     Raises:
         GpuLostError: the GPU fell off the bus.
@@ -72,29 +71,30 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _scaled(value: Any, divisor: float) -> float | None:
+def scaled(value: Any, divisor: float) -> float | None:
+    """A number in a larger unit, None when it is not known."""
     return None if value is None else value / divisor
 
 
-def _flag(value: Any) -> bool | None:
+def flag(value: Any) -> bool | None:
     """Current state of a mode that NVML gives as a number or as [current, pending]."""
     current = value[0] if isinstance(value, (list, tuple)) else value
     return None if current is None else bool(current)
 
 
-def _memory(nvml: Any, handle: Any) -> Any:
+def memory_info(nvml: Any, handle: Any) -> Any:
     """Total, free and used bytes; version 2 leaves what the driver reserves out of "used"."""
     version = getattr(nvml, "nvmlMemory_v2", None)
-    newer = None if version is None else _ask(nvml, "nvmlDeviceGetMemoryInfo", handle, version)
-    return newer if newer is not None else _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    newer = None if version is None else ask(nvml, "nvmlDeviceGetMemoryInfo", handle, version)
+    return newer if newer is not None else ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
 
 
-def _process_memory(nvml: Any, handle: Any) -> dict[int, int | None] | None:
+def process_memory(nvml: Any, handle: Any) -> dict[int, int | None] | None:
     """Bytes by pid on a device, compute and graphics; None when NVML refuses the list."""
     found: dict[int, int | None] = {}
     lists = [
-        _ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle),
-        _ask(nvml, "nvmlDeviceGetGraphicsRunningProcesses", handle),
+        ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle),
+        ask(nvml, "nvmlDeviceGetGraphicsRunningProcesses", handle),
     ]
     for process in [p for processes in lists if processes is not None for p in processes]:
         used = process.usedGpuMemory
@@ -102,9 +102,10 @@ def _process_memory(nvml: Any, handle: Any) -> dict[int, int | None] | None:
     return None if all(processes is None for processes in lists) else found
 
 
-def _throttle_reasons(nvml: Any, handle: Any) -> tuple[str, ...] | None:
+def throttle_reasons(nvml: Any, handle: Any) -> tuple[str, ...] | None:
+    """Why the clocks are below their maximum, names of `THROTTLE_BITS`; None when NVML does not say."""
     for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
-        bits = _ask(nvml, name, handle)
+        bits = ask(nvml, name, handle)
         if bits is not None:
             return tuple(reason for bit, reason in THROTTLE_BITS.items() if bits & bit)
     return None
@@ -112,28 +113,28 @@ def _throttle_reasons(nvml: Any, handle: Any) -> tuple[str, ...] | None:
 
 def _mig_handle(nvml: Any, parent: Any, visible: str) -> Any:
     """The MIG instance that CUDA would use: the one named in CUDA_VISIBLE_DEVICES, else the first."""
-    count = _ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", parent) or 0
-    handles = [_ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", parent, index) for index in range(count)]
+    count = ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", parent) or 0
+    handles = [ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", parent, index) for index in range(count)]
     present = [handle for handle in handles if handle is not None]
-    named = [h for h in present if (_text(_ask(nvml, "nvmlDeviceGetUUID", h)) or "?") in visible]
+    named = [h for h in present if (_text(ask(nvml, "nvmlDeviceGetUUID", h)) or "?") in visible]
     return (named or present or [None])[0]
 
 
 def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...]:
-    memory = _process_memory(nvml, handle) or {}
+    memory = process_memory(nvml, handle) or {}
     return tuple(
-        GpuProcess(pid=pid, used_bytes=used, name=_text(_ask(nvml, "nvmlSystemGetProcessName", pid)))
+        GpuProcess(pid=pid, used_bytes=used, name=_text(ask(nvml, "nvmlSystemGetProcessName", pid)))
         for pid, used in sorted(memory.items())
     )
 
 
 def _with_memory(nvml: Any, handle: Any, info: GpuInfo) -> GpuInfo:
     """The description of a GPU or a MIG instance completed by whose memory it is."""
-    memory = _memory(nvml, handle)
+    memory = memory_info(nvml, handle)
     return replace(
         info,
-        name=_text(_ask(nvml, "nvmlDeviceGetName", handle)) or info.name,
-        uuid=_text(_ask(nvml, "nvmlDeviceGetUUID", handle)) or info.uuid,
+        name=_text(ask(nvml, "nvmlDeviceGetName", handle)) or info.name,
+        uuid=_text(ask(nvml, "nvmlDeviceGetUUID", handle)) or info.uuid,
         vram_total_bytes=None if memory is None else int(memory.total),
         vram_free_bytes=None if memory is None else int(memory.free),
         vram_used_bytes=None if memory is None else int(memory.used),
@@ -142,23 +143,23 @@ def _with_memory(nvml: Any, handle: Any, info: GpuInfo) -> GpuInfo:
 
 
 def _describe(nvml: Any, handle: Any, index: int, visible: str) -> GpuInfo:
-    capability = _ask(nvml, "nvmlDeviceGetCudaComputeCapability", handle)
+    capability = ask(nvml, "nvmlDeviceGetCudaComputeCapability", handle)
     info = GpuInfo(
         index=index,
         name="unknown NVIDIA GPU",
         compute_capability=None if capability is None else (int(capability[0]), int(capability[1])),
-        power_limit_w=_scaled(_ask(nvml, "nvmlDeviceGetEnforcedPowerLimit", handle), 1000),
-        power_default_limit_w=_scaled(_ask(nvml, "nvmlDeviceGetPowerManagementDefaultLimit", handle), 1000),
-        power_draw_w=_scaled(_ask(nvml, "nvmlDeviceGetPowerUsage", handle), 1000),
-        sm_clock_mhz=_ask(nvml, "nvmlDeviceGetClockInfo", handle, _CLOCK_SM),
-        sm_clock_max_mhz=_ask(nvml, "nvmlDeviceGetMaxClockInfo", handle, _CLOCK_SM),
-        memory_clock_mhz=_ask(nvml, "nvmlDeviceGetClockInfo", handle, _CLOCK_MEMORY),
-        temperature_c=_ask(nvml, "nvmlDeviceGetTemperature", handle, _SENSOR_GPU),
-        ecc_enabled=_flag(_ask(nvml, "nvmlDeviceGetEccMode", handle)),
-        ecc_uncorrected=_ask(nvml, "nvmlDeviceGetTotalEccErrors", handle, _ECC_UNCORRECTED, _ECC_VOLATILE),
-        mig_enabled=_flag(_ask(nvml, "nvmlDeviceGetMigMode", handle)),
-        persistence_enabled=_flag(_ask(nvml, "nvmlDeviceGetPersistenceMode", handle)),
-        throttle_reasons=_throttle_reasons(nvml, handle) or (),
+        power_limit_w=scaled(ask(nvml, "nvmlDeviceGetEnforcedPowerLimit", handle), 1000),
+        power_default_limit_w=scaled(ask(nvml, "nvmlDeviceGetPowerManagementDefaultLimit", handle), 1000),
+        power_draw_w=scaled(ask(nvml, "nvmlDeviceGetPowerUsage", handle), 1000),
+        sm_clock_mhz=ask(nvml, "nvmlDeviceGetClockInfo", handle, CLOCK_SM),
+        sm_clock_max_mhz=ask(nvml, "nvmlDeviceGetMaxClockInfo", handle, CLOCK_SM),
+        memory_clock_mhz=ask(nvml, "nvmlDeviceGetClockInfo", handle, CLOCK_MEMORY),
+        temperature_c=ask(nvml, "nvmlDeviceGetTemperature", handle, SENSOR_GPU),
+        ecc_enabled=flag(ask(nvml, "nvmlDeviceGetEccMode", handle)),
+        ecc_uncorrected=ask(nvml, "nvmlDeviceGetTotalEccErrors", handle, ECC_UNCORRECTED, ECC_VOLATILE),
+        mig_enabled=flag(ask(nvml, "nvmlDeviceGetMigMode", handle)),
+        persistence_enabled=flag(ask(nvml, "nvmlDeviceGetPersistenceMode", handle)),
+        throttle_reasons=throttle_reasons(nvml, handle) or (),
     )
     instance = _mig_handle(nvml, handle, visible) if info.mig_enabled else None
     return _with_memory(nvml, handle if instance is None else instance, info)
@@ -184,16 +185,16 @@ def _read(nvml: Any, visible: str) -> NvmlAnswer:
     except nvml.NVMLError as error:
         return NvmlAnswer(problem=str(error))
     try:
-        cuda = _ask(nvml, "nvmlSystemGetCudaDriverVersion_v2") or _ask(nvml, "nvmlSystemGetCudaDriverVersion")
+        cuda = ask(nvml, "nvmlSystemGetCudaDriverVersion_v2") or ask(nvml, "nvmlSystemGetCudaDriverVersion")
         return NvmlAnswer(
-            driver=_text(_ask(nvml, "nvmlSystemGetDriverVersion")),
+            driver=_text(ask(nvml, "nvmlSystemGetDriverVersion")),
             cuda_driver=_cuda_version(cuda),
             gpus=tuple(_gpu(nvml, index, visible) for index in range(nvml.nvmlDeviceGetCount())),
         )
     except (nvml.NVMLError, GpuLostError) as error:
         return NvmlAnswer(problem=str(error))
     finally:
-        _ask(nvml, "nvmlShutdown")
+        ask(nvml, "nvmlShutdown")
 
 
 def bounded(call: Callable[[], Any], timeout_s: float) -> Any:
@@ -226,82 +227,3 @@ def read_nvml(pynvml: Any = None, *, visible: str = "", timeout_s: float = 15.0)
         return NvmlAnswer(problem="the Python package nvidia-ml-py is not installed")
     answer = bounded(lambda: _read(nvml, visible), timeout_s)
     return answer if answer is not None else NvmlAnswer(problem=f"NVML gave no answer within {timeout_s:g} s")
-
-
-class LiveGpu:
-    """Light readings of one GPU while something runs on it; None where it cannot tell.
-
-    Memory and processes are those of the MIG instance where there is one, the rest the board's.
-    """
-
-    def __init__(self, gpu: GpuInfo, pynvml: Any = None) -> None:
-        """Open the GPU; a refusal makes every reading None."""
-        self._nvml = pynvml if pynvml is not None else load_pynvml()
-        self._board = self._part = None
-        if self._nvml is None:
-            return
-        try:
-            self._nvml.nvmlInit()
-            self._board = self._nvml.nvmlDeviceGetHandleByIndex(gpu.index)
-            by_uuid = _ask(self._nvml, "nvmlDeviceGetHandleByUUID", gpu.uuid) if gpu.uuid else None
-            self._part = self._board if by_uuid is None else by_uuid
-        except (self._nvml.NVMLError, GpuLostError):
-            self._board = self._part = None
-
-    def _quietly(self, query: Callable[[Any, Any, Any], T | None]) -> T | None:
-        """`query(nvml, board, part)`, None when the GPU never opened or is lost."""
-        if self._board is None:
-            return None
-        try:
-            return query(self._nvml, self._board, self._part)
-        except GpuLostError:
-            return None
-
-    def _board_value(self, name: str, *arguments: Any) -> Any:
-        return self._quietly(lambda nvml, board, _: _ask(nvml, name, board, *arguments))
-
-    def used_bytes(self) -> int | None:
-        """Device memory in use, by whomever."""
-        memory = self._quietly(lambda nvml, _, part: _memory(nvml, part))
-        return None if memory is None else int(memory.used)
-
-    def process_bytes(self, pids: Sequence[int]) -> int | None:
-        """Device memory of these processes together.
-
-        None when none of them is listed: in a container with its own pid numbers NVML lists
-        the host's, so an absent pid says nothing.
-        """
-        listed = self._quietly(lambda nvml, _, part: _process_memory(nvml, part)) or {}
-        mine = [listed[pid] for pid in pids if pid in listed]
-        known = [used for used in mine if used is not None]
-        return sum(known) if known and len(known) == len(mine) else None
-
-    def utilisation(self) -> float | None:
-        """Share of the last sample period in which a kernel ran, 0 to 1."""
-        rates = self._board_value("nvmlDeviceGetUtilizationRates")
-        return None if rates is None else float(rates.gpu) / 100
-
-    def sm_clock_mhz(self) -> float | None:
-        """Clock of the multiprocessors."""
-        return _scaled(self._board_value("nvmlDeviceGetClockInfo", _CLOCK_SM), 1)
-
-    def temperature_c(self) -> float | None:
-        """Of the GPU die."""
-        return _scaled(self._board_value("nvmlDeviceGetTemperature", _SENSOR_GPU), 1)
-
-    def power_w(self) -> float | None:
-        """Of the whole board."""
-        return _scaled(self._board_value("nvmlDeviceGetPowerUsage"), 1000)
-
-    def energy_j(self) -> float | None:
-        """Since the driver was loaded (Volta and later)."""
-        return _scaled(self._board_value("nvmlDeviceGetTotalEnergyConsumption"), 1000)
-
-    def throttle_reasons(self) -> tuple[str, ...] | None:
-        """Why the clocks are below their maximum, names of `THROTTLE_BITS`."""
-        return self._quietly(lambda nvml, board, _: _throttle_reasons(nvml, board))
-
-    def close(self) -> None:
-        """Let NVML go; safe to call twice."""
-        self._quietly(lambda nvml, *_: _ask(nvml, "nvmlShutdown"))
-        self._board = self._part = None

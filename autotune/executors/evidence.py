@@ -1,4 +1,4 @@
-"""From what a probe has seen to its result: rates, readings in short, the stability verdict."""
+"""From what a probe has seen to its result: rates and readings in short; the verdict is `stability`'s."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from autotune.executors import window
+from autotune.executors.cgroup import MemoryGroup, offer_as_victim
 from autotune.executors.process import Message, WorkerProcess
+from autotune.executors.stability import Seen, judge
 from autotune.executors.window import Step
 from autotune.meters.summary import energy_j, first, mean, peak, rate
 from autotune.records import DeviceInfo, ProbeRequest, ProbeResult, Reading, Status, to_json
 from autotune.stats import estimate, summed_batch_rates, window_noise
 from autotune.store import canonical_json, durable_write, make_folder
 
-_BRAKE_SHARE_MAX = 0.05
 _NOISE_WINDOW_S = 10.0
 
 
@@ -35,6 +36,7 @@ class Evidence:
         opened: the windows, once complete.
         status: ``ok`` until something fails.
         culprit: index of the process that failed, None when it was not one of them.
+        ram_limit: what keeps the processes from taking all memory: a ``cgroup``, or this process's ``watch``.
     """
 
     workers: list[WorkerProcess]
@@ -48,10 +50,23 @@ class Evidence:
     status: Status = "ok"
     detail: str = ""
     culprit: int | None = None
+    ram_limit: Literal["cgroup", "watch"] = "watch"
 
     def fail(self, status: Status, detail: str, culprit: int | None = None) -> None:
         """Record a failure."""
         self.status, self.detail, self.culprit = status, detail, culprit
+
+    def confine(self, group: MemoryGroup | None) -> None:
+        """Put the workers under a memory limit, and in front of everybody else when the kernel must kill."""
+        for worker in self.workers:
+            offer_as_victim(worker.pid)
+        if group is not None and all([group.add(worker.pid) for worker in self.workers]):
+            self.ram_limit = "cgroup"
+
+    def blame_limit(self, group: MemoryGroup | None) -> None:
+        """Name the memory limit as the reason of a crash that it caused."""
+        if self.status == "crashed" and group is not None and group.oom_kills():
+            self.fail("oom", f"the limit on host memory was exceeded: {self.detail}", self.culprit)
 
 
 def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading], device: DeviceInfo) -> ProbeResult:
@@ -77,23 +92,21 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
         threads_peak=_whole(peak(readings, "threads")),
         log_tail="" if state.status == "ok" or not state.workers else state.workers[culprit].log_tail(),
     )
-    return result if state.opened is None else _measured(request, result, state.opened, readings, device)
+    opened = state.opened if state.opened and state.status == "ok" else ()
+    if opened:
+        result = _measured(result, opened, readings)
+    return judge(Seen(result=result, readings=readings, device=device, limits=request.limits, opened=opened))
 
 
 def _effective(state: Evidence) -> dict[str, Any]:
     reported = [state.ready[i] for i in sorted(state.ready)]
     if not reported:
         return {}
-    return dict(reported[0]["effective"]) | {"concurrency": len(reported), "threads": reported[0]["threads"]}
+    ours = {"concurrency": len(reported), "threads": reported[0]["threads"], "ram_limit": state.ram_limit}
+    return dict(reported[0]["effective"]) | ours
 
 
-def _measured(
-    request: ProbeRequest,
-    result: ProbeResult,
-    opened: list[Sequence[Step]],
-    readings: Sequence[Reading],
-    device: DeviceInfo,
-) -> ProbeResult:
+def _measured(result: ProbeResult, opened: Sequence[Sequence[Step]], readings: Sequence[Reading]) -> ProbeResult:
     traces = [window.trace(steps) for steps in opened]
     figures = estimate(traces)
     begin_s, end_s = min(steps[0].t for steps in opened), max(steps[-1].t for steps in opened)
@@ -101,7 +114,8 @@ def _measured(
     rows = sums["env_steps"] + sums["reset_rows"]
     sliced = any(steps[-1].parts > 1 for steps in opened)
     bounded = math.isfinite(figures.high)  # a window of one iteration has no interval
-    result = replace(
+    others_cores = rate(readings, "others_cpu_seconds", begin_s, end_s)
+    return replace(
         result,
         sps=figures.rate,
         sps_low=figures.low if bounded else None,
@@ -115,27 +129,12 @@ def _measured(
         reset_fraction=sums["reset_rows"] / rows if rows else None,
         episode_steps=sums["game_steps"] / sums["games"] if sums["games"] else None,
         cpu_cores=rate(readings, "cpu_seconds", begin_s, end_s),
+        others_cpu_cores=None if others_cores is None else max(0.0, others_cores),
         gpu_utilisation=mean(readings, "gpu_utilisation", begin_s, end_s),
         power_w=mean(readings, "power_w", begin_s, end_s),
         energy_j=energy_j(readings, begin_s, end_s),
         flags=("one launch", *(("extrapolated",) if sliced else ())),
     )
-    return _judge(request, result, readings, device)
-
-
-def _judge(request: ProbeRequest, result: ProbeResult, readings: Sequence[Reading], device: DeviceInfo) -> ProbeResult:
-    """The stability verdict on a measured point: headroom and throttling."""
-    vram, ram = result.vram_peak_bytes, result.ram_peak_bytes
-    total, limit = device.vram_total_bytes, device.host.ram_limit_bytes
-    if vram and total and vram > request.limits.vram_fraction * total:
-        return replace(result, status="unstable", detail=f"VRAM peak at {vram / total:.0%} of the device")
-    if ram and ram > request.limits.ram_fraction * limit:
-        return replace(result, status="unstable", detail=f"RAM peak at {ram / limit:.0%} of the host's limit")
-    for name in ("throttle_thermal", "throttle_power_brake"):
-        share = mean(readings, name) or 0.0
-        if share > _BRAKE_SHARE_MAX:
-            return replace(result, status="unstable", detail=f"{name} in {share:.0%} of samples")
-    return result
 
 
 def _vram_peak(readings: Sequence[Reading]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 import time
@@ -13,31 +14,31 @@ from typing import Any
 from autotune import registry
 from autotune.device.host import ram_available_bytes
 from autotune.device.inspect import child_environment
-from autotune.device.nvml import LiveGpu
-from autotune.errors import UsageError, WorkerError
+from autotune.device.mps import shared_device, sharing_in_effect
+from autotune.errors import DeviceError, UsageError, WorkerError
 from autotune.executors import evidence, window
+from autotune.executors.cgroup import memory_limit
+from autotune.executors.ending import END_S, start_meters, stop_all, wait_clean
 from autotune.executors.evidence import Evidence
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.executors.window import Step
 from autotune.meters.protocol import Meter
+from autotune.meters.summary import first
 from autotune.records import (
     DeviceInfo,
     Job,
     Point,
     ProbeRequest,
     ProbeResult,
-    Reading,
     Recipe,
     Status,
 )
 from autotune.worker.protocol import Mode, WorkerTask
 from autotune.workloads.command_child import count_oom_kills
 
-METERS = ("vram", "power", "host")
+METERS = ("vram", "power", "health", "host")
 _POLL_S = 0.25
 _LOOK_S = 0.05  # messages are read in batches: waking for each would take time from what is measured
-_CLEAN_TIMEOUT_S = 10.0
-_CLEAN_SLACK_BYTES = 64 * 2**20
 _TYPICAL_START_S = 6.0
 _START_PER_CHECK = 3.0
 """Opening a session imports more than the check of its jobs, whose time is known first."""
@@ -150,28 +151,30 @@ class IsolatedExecutor:
             registry.load("meter", name)(self.device, lambda: [pid for w in workers for pid in w.descendants()])
             for name in METERS
         ]
-        for meter in meters:
-            meter.start()
+        start_meters(meters)
         steps: list[list[Step]] = [[] for _ in request.jobs]
         state = Evidence(workers=workers, steps=steps, started_s=started_s, oom_kills=count_oom_kills())
-        try:
-            self._launch(request, workers)
-            self._measure(request, state)
-        except WorkerError as error:
-            state.fail("crashed", str(error))
-        finally:
-            readings = tuple(reading for meter in meters for reading in meter.stop())
-            for worker in workers:
-                worker.send("stop")
-            for worker in workers:
-                worker.kill(grace_s=1.0 if request.workload == "command" else 0.0)
-            self._wait_clean(readings)
+        ram_bytes = int(request.limits.ram_fraction * self.device.host.ram_limit_bytes)
+        with contextlib.ExitStack() as sharing, memory_limit(ram_bytes) as group:  # both end after the workers
+            try:
+                environment = sharing.enter_context(shared_device(self.device, request.point))
+                self._launch(request, workers, environment)
+                state.confine(group)
+                self._measure(request, state)
+            except (WorkerError, DeviceError) as error:
+                state.fail("crashed", str(error))
+            finally:
+                end_by_s = time.monotonic() + END_S
+                readings = stop_all(meters, workers, grace_s=1.0 if request.workload == "command" else 0.0)
+                state.blame_limit(group)
+        wait_clean(self.device.gpu, first(readings, "vram_device_used_bytes"), end_by_s - time.monotonic())
         if request.samples_path:
             evidence.save_samples(Path(request.samples_path), state, readings)
         result = evidence.conclude(request, state, readings, self.device)
-        return replace(result, cost_s=time.monotonic() - started_s)
+        effective = {**result.effective, **sharing_in_effect(request.point)} if result.effective else {}
+        return replace(result, cost_s=time.monotonic() - started_s, effective=effective)
 
-    def _launch(self, request: ProbeRequest, workers: list[WorkerProcess]) -> None:
+    def _launch(self, request: ProbeRequest, workers: list[WorkerProcess], environment: Mapping[str, str]) -> None:
         count = request.point.concurrency
         for index, job in enumerate(request.jobs):
             task = WorkerTask(
@@ -186,7 +189,7 @@ class IsolatedExecutor:
                 plan=request.plan,
             )
             log = Path(request.log_folder) / f"{request.label}-{index}.log"
-            workers.append(WorkerProcess(task, log, environment=child_environment(self.device)))
+            workers.append(WorkerProcess(task, log, environment=environment))
 
     def _measure(self, request: ProbeRequest, state: Evidence) -> None:
         """Drive the workers until the windows are complete or something fails."""
@@ -245,17 +248,6 @@ class IsolatedExecutor:
     def _ram_free(self) -> float:
         """Share of the host's allowed memory that can still be taken."""
         return ram_available_bytes() / self.device.host.ram_limit_bytes
-
-    def _wait_clean(self, readings: Sequence[Reading]) -> None:
-        """Wait until the device's memory is back to what it was before the probe."""
-        before = next((r.value for r in readings if r.name == "vram_device_used_bytes" and r.value is not None), None)
-        if before is None or self.device.gpu is None:
-            return
-        gpu = LiveGpu(self.device.gpu)
-        deadline_s = time.monotonic() + _CLEAN_TIMEOUT_S
-        while (gpu.used_bytes() or 0) > before + _CLEAN_SLACK_BYTES and time.monotonic() < deadline_s:
-            time.sleep(_POLL_S)
-        gpu.close()
 
 
 def _describe_exit(code: int) -> str:

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from autotune.device.nvml import LiveGpu
+from autotune.device.live_gpu import LiveGpu
 from autotune.records import DeviceInfo, Reading
 
 _PATIENCE_S = 5.0  # a driver call can hang; starting and stopping a meter must not
+_STOP_PATIENCE_S = 3.0
 
 
 class SampledMeter:
@@ -83,7 +84,7 @@ class SampledMeter:
         """Take a last reading, end, and return every reading not yet taken, in order of time."""
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(_PATIENCE_S)
+            self._thread.join(_STOP_PATIENCE_S)
             self._thread = None
         return self.take()
 

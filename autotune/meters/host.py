@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from autotune.device.host import ROOT, pressure, ram_available_bytes, read_text, shm_space_bytes
+from autotune.device.host import ROOT, busy_cpu_seconds, pressure, ram_available_bytes, read_text, shm_space_bytes
 from autotune.meters.base import SampledMeter
 from autotune.records import DeviceInfo
 
@@ -49,8 +49,9 @@ def private_bytes(pid: int, root: Path = ROOT) -> int:
 
 
 class HostMeter(SampledMeter):
-    """``ram_pss_bytes``, ``cpu_seconds`` (cumulative), ``processes``, ``threads``, ``shm_used_bytes``,
-    ``host_ram_available_bytes``, ``cpu_pressure`` and ``memory_pressure`` (0 to 1).
+    """``ram_pss_bytes``, ``cpu_seconds`` (cumulative), ``processes``, ``threads``, ``others_cpu_seconds``
+    (cumulative, of what is neither the probe nor this process), ``shm_used_bytes``, ``host_ram_available_bytes``,
+    ``cpu_pressure`` and ``memory_pressure`` (0 to 1).
 
     The kernel counts a proportional set size page by page (0.1 s for some GiB), so that each process's
     is read as seldom as keeps to `PSS_SHARE`; in between it is the last one plus the growth of private memory.
@@ -106,12 +107,14 @@ class HostMeter(SampledMeter):
         """Values now."""
         pids = self.pids()
         cpu_seconds, running, threads = self._cpu_seconds(pids)
+        everybody_s = busy_cpu_seconds(self._root)
         shm = shm_space_bytes(self._root)
         return {
             "ram_pss_bytes": self._ram_pss_bytes(pids),
             "cpu_seconds": cpu_seconds,
             "processes": running,
             "threads": threads,
+            "others_cpu_seconds": None if everybody_s is None else everybody_s - cpu_seconds - time.process_time(),
             "shm_used_bytes": shm[0] - shm[1] if shm else None,
             "host_ram_available_bytes": ram_available_bytes(self._root),
             "cpu_pressure": pressure("cpu", self._root),

@@ -29,6 +29,16 @@ def first(readings: Iterable[Reading], name: str) -> float | None:
     return next((value for _, value in series(readings, name)), None)
 
 
+def last(readings: Iterable[Reading], name: str) -> float | None:
+    """The last known value."""
+    return next((value for _, value in reversed(series(readings, name))), None)
+
+
+def names(readings: Iterable[Reading], prefix: str) -> list[str]:
+    """The names that begin so, in order of appearance."""
+    return [name for name in dict.fromkeys(reading.name for reading in readings) if name.startswith(prefix)]
+
+
 def mean(readings: Iterable[Reading], name: str, start_s: float = -math.inf, end_s: float = math.inf) -> float | None:
     """The mean of the known values in the span."""
     values = [value for _, value in series(readings, name, start_s, end_s)]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from autotune.device.inspect import child_environment
-from autotune.device.mps import shared_if_possible
 from autotune.device.live_gpu import LiveGpu
+from autotune.device.mps import shared_if_possible
 from autotune.executors.isolated import IsolatedExecutor, threads_each
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.manifest import Manifest, check_manifest, manifest_hash

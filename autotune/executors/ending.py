@@ -1,0 +1,72 @@
+"""The end of a probe, within a bound however a driver or a process hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from autotune.device.live_gpu import LiveGpu
+from autotune.executors.process import WorkerProcess
+from autotune.meters.protocol import Meter
+from autotune.records import GpuInfo, Reading
+
+T = TypeVar("T")
+END_S = 10.0
+"""From the end of the window to the end of the probe, all that may hang included."""
+_START_METERS_S = 6.0
+_STOP_METERS_S = 4.0
+_CLEAN_SLACK_BYTES = 64 * 2**20
+_POLL_S = 0.25
+
+
+def side_by_side(calls: Sequence[Callable[[], T]], timeout_s: float) -> list[T | None]:
+    """The results of calls that run at once, None for those not done in time; these are left to themselves."""
+    results: list[T | None] = [None] * len(calls)
+
+    def run(index: int) -> None:
+        results[index] = calls[index]()
+
+    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(calls))]
+    deadline_s = time.monotonic() + timeout_s
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline_s - time.monotonic()))
+    return list(results)
+
+
+def start_meters(meters: Sequence[Meter]) -> None:
+    """Start them all; one that hangs holds nobody up for long."""
+    side_by_side([meter.start for meter in meters], _START_METERS_S)
+
+
+def stop_all(meters: Sequence[Meter], workers: Sequence[WorkerProcess], grace_s: float) -> tuple[Reading, ...]:
+    """Stop the meters, then end the workers, within `END_S` together; the readings, by meter.
+
+    Args:
+        meters: first, so that what the ending itself does is not read.
+        workers: each gets SIGTERM, and SIGKILL after `grace_s` seconds.
+        grace_s: for a program to end by itself.
+    """
+    deadline_s = time.monotonic() + END_S
+    taken = side_by_side([meter.stop for meter in meters], _STOP_METERS_S)
+    for worker in workers:
+        worker.send("stop")
+    side_by_side([partial(worker.kill, grace_s=grace_s) for worker in workers], deadline_s - time.monotonic())
+    return tuple(reading for readings in taken if readings is not None for reading in readings)
+
+
+def wait_clean(gpu: GpuInfo | None, before_bytes: float | None, timeout_s: float) -> None:
+    """Wait until device memory is back to what it was before the probe, or for `timeout_s`."""
+    if gpu is not None and before_bytes is not None and timeout_s > 0:
+        side_by_side([partial(_poll_clean, gpu, before_bytes, time.monotonic() + timeout_s)], timeout_s)
+
+
+def _poll_clean(gpu: GpuInfo, before_bytes: float, deadline_s: float) -> None:
+    live = LiveGpu(gpu)
+    while (live.used_bytes() or 0) > before_bytes + _CLEAN_SLACK_BYTES and time.monotonic() < deadline_s:
+        time.sleep(_POLL_S)
+    live.close()

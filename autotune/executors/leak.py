@@ -1,0 +1,64 @@
+"""Memory that grows without an end in sight, told from memory that settles. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+HORIZON_S = 24 * 3600.0
+GROWTH_MIN_BYTES = 16 * 2**20
+"""Over a window: an allocator's own coming and going."""
+_STRAIGHT = 8.0
+"""A leak's growth over a window is this many deviations of the readings about its line at least."""
+_SETTLING = 0.75
+"""Growth of the second half over that of the first, below which memory is taken to settle."""
+_READINGS_MIN = 20
+_READINGS_MAX = 240
+_CONFIDENCE = 0.95
+_MAD_TO_DEVIATION = 1.4826
+
+
+def hours_to(limit_bytes: float, readings: Sequence[tuple[float, float]]) -> float | None:
+    """Hours until growing memory reaches a limit, None when it does not grow or not within 24 hours.
+
+    It grows when the lower 95 % bound of the slope (Theil 1950; Sen 1968, which a minority of outliers
+    does not move) leads to the limit, when both halves grow at such a pace and the second not clearly more
+    slowly than the first (an exponential approach is no leak), by 16 MiB at least in all, along a straight line.
+
+    Args:
+        limit_bytes: what must not be reached.
+        readings: (seconds, bytes) of one window, in order of time.
+    """
+    thinned = readings[:: max(1, len(readings) // _READINGS_MAX)]
+    if len(thinned) < _READINGS_MIN:
+        return None
+    times_s, sizes = np.asarray(thinned, dtype=np.float64).T
+    span_s = times_s[-1] - times_s[0]
+    if sizes[-1] - sizes[0] < GROWTH_MIN_BYTES / 2 or span_s <= 0:
+        return None
+    slope, low = _slope(times_s, sizes)
+    needed = max(0.0, limit_bytes - float(np.median(sizes[-5:]))) / HORIZON_S
+    if low <= needed or slope * span_s < GROWTH_MIN_BYTES or not _straight(times_s, sizes, slope):
+        return None
+    half = len(times_s) // 2
+    (early, early_low), (late, late_low) = (_slope(times_s[p], sizes[p]) for p in (slice(half), slice(half, None)))
+    if min(early_low, late_low) <= 0 or late <= needed or late < _SETTLING * early:
+        return None
+    return needed * HORIZON_S / slope / 3600
+
+
+def _slope(times_s: NDArray[np.float64], sizes: NDArray[np.float64]) -> tuple[float, float]:
+    """(median of the slopes of all pairs, its lower confidence bound), bytes per second."""
+    from scipy.stats import theilslopes
+
+    fit = theilslopes(sizes, times_s, alpha=_CONFIDENCE)
+    return float(fit.slope), float(fit.low_slope)
+
+
+def _straight(times_s: NDArray[np.float64], sizes: NDArray[np.float64], slope: float) -> bool:
+    """Whether the growth stands out from the readings' deviation about the line."""
+    rest = sizes - slope * times_s
+    deviation = _MAD_TO_DEVIATION * float(np.median(np.abs(rest - np.median(rest))))
+    return slope * float(times_s[-1] - times_s[0]) >= _STRAIGHT * deviation
