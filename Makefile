@@ -9,7 +9,7 @@ BIN := .venv/bin
 # The stamp's name follows what is to be installed: nothing is downloaded twice, and nothing stale is kept.
 STAMP := .venv/ready-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 
-.PHONY: demo test test-slow bench lint setup
+.PHONY: demo test test-slow bench bench-search lint setup
 
 setup: $(STAMP)
 
@@ -35,6 +35,10 @@ test-slow: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -o addopts="-q --import-mode=importlib" --benchmark-only --benchmark-autosave tests/benchmarks
+
+# Hours of CPU time for all methods; a stopped one goes on, and SEEDS=3 METHODS=autotune takes a minute.
+bench-search: $(STAMP)
+	$(BIN)/python reports/reference/search/bench.py --seeds $(or $(SEEDS),50) $(if $(METHODS),--methods $(METHODS))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,7 +2,8 @@
 
 The sentinel is measured again every few launches. When its throughput has shifted, by more than
 noise explains, a new epoch begins; what was measured in an earlier one is multiplied by the ratio of the
-sentinel's throughputs, with that ratio's error.
+sentinel's throughputs, with that ratio's error. What was measured between the last sentinel of one epoch and
+the first of the next may belong to either: it is put half way, with half the shift as a further error.
 """
 
 from __future__ import annotations
@@ -69,22 +70,20 @@ def comparable(history: Sequence[ProbeResult], epochs: Sequence[int]) -> list[Pr
     last = max(epochs, default=0)
     if last == 0:
         return list(history)
-    sentinel, scales = history[list(epochs).index(last)].requested, {}
-    levels = {epoch: _sentinel_level(history, epochs, epoch, sentinel) for epoch in sorted(set(epochs))}
+    sentinel = history[list(epochs).index(last)].requested
+    own = [number for number, result in enumerate(history) if result.requested == sentinel and _known(result)]
+    levels = {epoch: _pooled([history[n] for n in own if epochs[n] == epoch]) for epoch in set(epochs)}
+    changes = {epoch: max(n for n in own if epochs[n] == epoch) for epoch in levels}
     now, now_variance = levels[last]
-    for epoch, (then, variance) in levels.items():
-        scales[epoch] = (float(np.exp(now - then)), variance + now_variance)
-    return [
-        result if epoch == last else _rescaled(result, epoch, *scales[epoch])
-        for result, epoch in zip(history, epochs, strict=True)
-    ]
-
-
-def _sentinel_level(
-    history: Sequence[ProbeResult], epochs: Sequence[int], epoch: int, sentinel: Point
-) -> tuple[float, float]:
-    pairs = zip(history, epochs, strict=True)
-    return _pooled([r for r, e in pairs if e == epoch and r.requested == sentinel and _known(r)])
+    seen = []
+    for number, (result, epoch) in enumerate(zip(history, epochs, strict=True)):
+        then, variance = levels[epoch]
+        if epoch < last and number > changes[epoch]:
+            half_shift = (levels[epoch + 1][0] - then) / 2
+            then, variance = then + half_shift, variance + half_shift**2
+        factor = float(np.exp(now - then))
+        seen.append(result if epoch == last else _rescaled(result, epoch, factor, variance + now_variance))
+    return seen
 
 
 def _rescaled(result: ProbeResult, epoch: int, factor: float, variance: float) -> ProbeResult:

@@ -23,6 +23,7 @@ from autotune.search.space import Array, Space, counts
 _LENGTHS_OCTAVES = (2.0, 5.0, 12.0)
 _LENGTH_CONCURRENCY_OCTAVES = 2.4
 _AMPLITUDES = (0.06, 0.15, 0.35)
+_ROUGHNESSES = (0.004, 0.02, 0.06)
 _LEVEL_ERROR = 1e-3
 
 
@@ -89,19 +90,24 @@ def believe(space: Space, history: Sequence[ProbeResult]) -> Belief:
 
 
 def _condition(where: Array, residual: Array, variance: Array, grid: Array, prior: Array) -> Belief:
-    """Gaussian-process regression, the hyperparameters of the greatest likelihood out of a small grid."""
+    """Gaussian-process regression, the hyperparameters of the greatest likelihood out of a small grid.
+
+    The covariance is a smooth part and one of each point's own, the roughness, which repeats of a point share.
+    """
     best_likelihood, best = -np.inf, None
+    same = (where[:, None] == where[None]).all(axis=2)
     for envs, batch in itertools.product(_LENGTHS_OCTAVES, repeat=2):
         lengths = np.array([envs, batch, _LENGTH_CONCURRENCY_OCTAVES])
         correlation = _matern52(where, where, lengths)
-        for amplitude in _AMPLITUDES:
-            lower = np.linalg.cholesky(amplitude**2 * correlation + np.diag(variance))
+        for amplitude, rough in itertools.product(_AMPLITUDES, _ROUGHNESSES):
+            lower = np.linalg.cholesky(amplitude**2 * correlation + rough**2 * same + np.diag(variance))
             white = solve_triangular(lower, residual, lower=True)
             likelihood = -0.5 * white @ white - np.log(np.diag(lower)).sum()
             if likelihood > best_likelihood:
-                best_likelihood, best = likelihood, (lengths, amplitude, lower, white)
+                best_likelihood, best = likelihood, (lengths, amplitude, rough, lower, white)
     assert best is not None
-    lengths, amplitude, lower, white = best
-    cross = solve_triangular(lower, amplitude**2 * _matern52(where, grid, lengths), lower=True)
-    spread = np.maximum(amplitude**2 - (cross**2).sum(axis=0), 1e-8)
+    lengths, amplitude, rough, lower, white = best
+    own = rough**2 * (where[:, None] == grid[None]).all(axis=2)
+    cross = solve_triangular(lower, amplitude**2 * _matern52(where, grid, lengths) + own, lower=True)
+    spread = np.maximum(amplitude**2 + rough**2 - (cross**2).sum(axis=0), 1e-8)
     return Belief(mean=prior + cross.T @ white, deviation=np.sqrt(spread))

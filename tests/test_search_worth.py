@@ -1,0 +1,80 @@
+"""What measuring is worth: the length of the planned training, and a search that ends when a probe cannot pay."""
+
+from dataclasses import replace
+
+import pytest
+from analytic_surface import write_surface
+
+from autotune.executors.replay import ReplayExecutor, surface_recipe
+from autotune.records import Budget, Job, Point, ProbeResult
+from autotune.runs import create_run
+from autotune.search.result import economy
+from autotune.search.study import run_study
+from autotune.search.worth import pays, training_s
+
+
+def jobs(*budgets: Budget) -> tuple[Job, ...]:
+    return tuple(Job(id=str(n), env="x", seed=n, budget=budget) for n, budget in enumerate(budgets))
+
+
+def at(concurrency: int, sps: float) -> ProbeResult:
+    point = Point(num_envs=8, batch_size=64, concurrency=concurrency)
+    return ProbeResult(requested=point, status="ok", grade="quick", sps=sps)
+
+
+def test_the_planned_training_is_the_makespan_of_its_jobs():
+    four = jobs(*[Budget(unit="steps", amount=1000)] * 4)
+    assert training_s(four, at(1, 100.0), None) == pytest.approx(40)
+    assert training_s(four, at(4, 160.0), None) == pytest.approx(25)
+    assert training_s(four, at(3, 150.0), None) == pytest.approx(40), "two rounds of 20 s"
+    assert training_s(jobs(Budget(unit="hours", amount=2)), at(1, 100.0), None) == 7200
+    episodes = jobs(Budget(unit="episodes", amount=10))
+    assert training_s(episodes, at(1, 100.0), 50.0) == pytest.approx(5)
+    assert training_s(episodes, at(1, 100.0), None) is None
+    assert training_s(four, replace(at(1, 1.0), sps=None), None) is None
+
+
+def test_a_probe_pays_when_it_saves_more_machine_time_than_it_costs():
+    assert pays(0.01, 30.0, 3600.0)
+    assert not pays(0.01, 40.0, 3600.0)
+    assert pays(0.0, 1e9, None), "unknown: go on"
+
+
+class Real(ReplayExecutor):
+    """A replay that calls its clock real, so that break-even counts."""
+
+    simulated = False
+
+
+def search(tmp_path, name, steps, **options):
+    path = write_surface(tmp_path / f"{name}.csv", noise=0.01)
+    recipe = surface_recipe(path)
+    budget = Budget(unit="steps", amount=steps)
+    recipe = replace(recipe, jobs=tuple(replace(job, budget=budget) for job in recipe.jobs))
+    return run_study(recipe, Real(path), create_run(tmp_path, name), budget_s=1800.0, price=2.0, **options)
+
+
+def test_the_search_ends_when_the_next_probe_cannot_pay_for_itself(tmp_path):
+    """At about 80,000 steps per second: a minute, half an hour and a month of planned training."""
+    short = search(tmp_path, "short", 1e6)
+    hour = search(tmp_path, "hour", 3e7)
+    month = search(tmp_path, "month", 5e10)
+    assert short.ended == hour.ended == "worth"
+    assert [record.stage for record in short.trials][:3] == ["baseline", "rule of thumb", "final"]
+    assert short.spent_s < hour.spent_s < month.spent_s
+    assert month.ended in ("known", "budget")
+    assert "would have cost more than it was expected to save (--no-early-stop goes on)" in economy(short)
+    anyway = search(tmp_path, "anyway", 1e6, early_stop=False)
+    assert anyway.ended != "worth" and anyway.spent_s > 1500
+
+
+def test_what_the_search_cost_and_saves_is_said(tmp_path):
+    found = search(tmp_path, "day", 1e9)
+    assert found.training_s == pytest.approx(4e9 / found.result.sps)
+    assert found.baseline_training_s == pytest.approx(4 * 1e9 / found.baseline.sps)
+    text = economy(found)
+    assert f"({2.0 * found.spent_s / 3600:.2f} USD)" in text
+    saved_usd = 2.0 * (found.baseline_training_s - found.training_s) / 3600
+    assert f"({saved_usd:,.2f} USD) against the baseline" in text
+    assert "against the rule of thumb" in text
+    assert "no failure in" in text and "per hour" in text
