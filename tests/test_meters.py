@@ -384,11 +384,13 @@ def test_summaries_of_nothing_are_unknown() -> None:
 @pytest.mark.gpu
 def test_real_gpu_readings() -> None:
     info = inspect_device("cuda")
-    meters: list[SampledMeter] = [VramMeter(info, lambda: [], 0.1), PowerMeter(info, lambda: [], 0.1)]
+    meters: list[SampledMeter] = [kind(info, lambda: [], 0.1) for kind in (VramMeter, PowerMeter, HealthMeter)]
     for meter in meters:
         meter.start()
     time.sleep(0.5)
-    vram, power = (meter.stop() for meter in meters)
+    vram, power, health = (meter.stop() for meter in meters)
+    assert summary.peak(health, "xids") in (None, 0)
+    assert summary.last(health, "vram_total_bytes") == info.vram_total_bytes
     assert (summary.peak(vram, "vram_device_used_bytes") or -1) >= 0
     assert 0 <= (summary.mean(power, "gpu_utilisation") or 0) <= 1
     assert (summary.mean(power, "temperature_c") or 0) > 10

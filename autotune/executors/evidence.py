@@ -11,7 +11,7 @@ from typing import Any, Literal
 from autotune.executors import window
 from autotune.executors.cgroup import MemoryGroup, offer_as_victim
 from autotune.executors.process import Message, WorkerProcess
-from autotune.executors.stability import Seen, judge
+from autotune.executors.stability import Seen, judge, neighbours
 from autotune.executors.window import Step
 from autotune.meters.summary import energy_j, first, mean, peak, rate
 from autotune.records import DeviceInfo, ProbeRequest, ProbeResult, Reading, Status, to_json
@@ -81,7 +81,7 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
         effective=_effective(state),
         startup_s=state.ready_s - state.started_s if state.ready_s else None,
         first_iteration_s=max((s.t - s.started for s in first_steps if s), default=None),
-        vram_peak_bytes=_whole(_vram_peak(readings)),
+        vram_peak_bytes=_whole(_vram_peak(readings, alone=not neighbours(readings, device))),
         framework_peak_bytes=sum(state.peaks.values()) if state.peaks else None,
         vram_process_bytes=_whole(peak(readings, "vram_process_bytes")),
         vram_device_delta_bytes=_whole(peak(readings, "vram_delta_bytes")),
@@ -137,10 +137,11 @@ def _measured(result: ProbeResult, opened: Sequence[Sequence[Step]], readings: S
     )
 
 
-def _vram_peak(readings: Sequence[Reading]) -> float | None:
-    """The larger of what the processes hold and what the device gained."""
-    known = [v for name in ("vram_process_bytes", "vram_delta_bytes") if (v := peak(readings, name)) is not None]
-    return max(known, default=None)
+def _vram_peak(readings: Sequence[Reading], alone: bool) -> float | None:
+    """The larger of what the processes hold and what the device gained; beside neighbours the former, if known."""
+    own, gained = peak(readings, "vram_process_bytes"), peak(readings, "vram_delta_bytes")
+    known = [own] if own is not None and not alone else [own, gained]
+    return max((value for value in known if value is not None), default=None)
 
 
 def _shm_peak(readings: Sequence[Reading]) -> int | None:
