@@ -279,7 +279,10 @@ def test_growth_that_is_no_leak(values: np.ndarray, limit: int) -> None:
 
 
 def test_too_few_readings_tell_nothing() -> None:
-    assert hours_to(2 * GIB, [(float(t), GIB + 1e7 * t) for t in range(10)]) is None
+    growing = [(t / 2, GIB + 1e7 * t) for t in range(60)]
+    assert hours_to(2 * GIB, growing) is not None
+    assert hours_to(2 * GIB, growing[:40]) is None  # 20 s
+    assert hours_to(2 * GIB, growing[::6]) is None  # 10 readings
     assert hours_to(2 * GIB, []) is None
 
 

@@ -15,6 +15,7 @@ _STRAIGHT = 8.0
 _SETTLING = 0.75
 """Growth of the second half over that of the first, below which memory is taken to settle."""
 _READINGS_MIN = 20
+_SPAN_MIN_S = 25.0
 _READINGS_MAX = 240
 _CONFIDENCE = 0.95
 _MAD_TO_DEVIATION = 1.4826
@@ -29,14 +30,14 @@ def hours_to(limit_bytes: float, readings: Sequence[tuple[float, float]]) -> flo
 
     Args:
         limit_bytes: what must not be reached.
-        readings: (seconds, bytes) of one window, in order of time.
+        readings: (seconds, bytes) of one window of 25 s or more, in order of time.
     """
     thinned = readings[:: max(1, len(readings) // _READINGS_MAX)]
     if len(thinned) < _READINGS_MIN:
         return None
     times_s, sizes = np.asarray(thinned, dtype=np.float64).T
     span_s = times_s[-1] - times_s[0]
-    if sizes[-1] - sizes[0] < GROWTH_MIN_BYTES / 2 or span_s <= 0:
+    if span_s < _SPAN_MIN_S or sizes[-1] - sizes[0] < GROWTH_MIN_BYTES / 2:
         return None
     slope, low = _slope(times_s, sizes)
     needed = max(0.0, limit_bytes - float(np.median(sizes[-5:]))) / HORIZON_S
