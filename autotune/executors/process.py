@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import selectors
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 
 from autotune.errors import WorkerError
+from autotune.executors.environment import worker_environment
 from autotune.records import to_json
 from autotune.store import canonical_json, make_folder
 from autotune.worker.protocol import WorkerTask
@@ -26,28 +28,6 @@ Message = dict[str, Any]
 _LINE_LIMIT_BYTES = 2**20
 _TAIL_BYTES = 2**16
 _REAP_S = 10.0  # a process that a driver holds cannot even be killed; waiting longer would not help
-_MEMORY_VARIABLE = "AUTOTUNE_MEMORY_FRACTION"
-_THREAD_VARIABLES = (
-    "AUTOTUNE_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
-
-
-def worker_environment(task: WorkerTask, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The child's environment: its share of threads and device memory set, never inherited."""
-    environment = {name: value for name, value in os.environ.items() if name != _MEMORY_VARIABLE}
-    environment.update(dict.fromkeys(_THREAD_VARIABLES, str(task.threads)))
-    environment.update(
-        OMP_WAIT_POLICY="PASSIVE",
-        XLA_PYTHON_CLIENT_PREALLOCATE="false",
-        PYTHONUNBUFFERED="1",
-    )
-    if task.memory_fraction is not None:
-        environment[_MEMORY_VARIABLE] = f"{task.memory_fraction:.4f}"
-    return environment | dict(extra or {})
 
 
 def _start(
@@ -155,22 +135,18 @@ class WorkerProcess:
         return [message for _, message in receive_all([self], timeout_s)]
 
     def descendants(self) -> list[int]:
-        """Process ids of the worker and everything below it."""
-        try:
-            root = psutil.Process(self.pid)
-            return [self.pid, *(child.pid for child in root.children(recursive=True))]
-        except psutil.NoSuchProcess:
-            return []
+        """Process ids of the worker and everything below it; may miss one while others start and end."""
+        return descendants_of(self.pid)
 
     def kill(self, grace_s: float = 5.0) -> None:
         """End the whole group: SIGTERM, then SIGKILL after `grace_s`; reaps it and closes the pipes."""
-        family = self.descendants()
+        family = _every_descendant(self.pid)
         if grace_s > 0 and self.alive:
             _signal_group(self.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_s)
         _signal_group(self.pid, signal.SIGKILL)
-        for pid in family[1:]:  # grandchildren that left the group
+        for pid in family:  # grandchildren that left the group
             _kill_quietly(pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_REAP_S)
@@ -198,6 +174,47 @@ def _decode(line: bytes) -> Message | None:
     except ValueError:
         return None
     return message if isinstance(message, dict) else None
+
+
+def descendants_of(pid: int) -> list[int]:
+    """A process and everything below it; empty without such a process. May miss one while others start and end.
+
+    By the kernel's lists of children where it keeps them (CONFIG_PROC_CHILDREN): psutil reads all of ``/proc``.
+    """
+    if not _lists_children():
+        return [pid, *_every_descendant(pid)] if psutil.pid_exists(pid) else []
+    try:
+        children = _listed_children(pid)
+    except OSError:  # it ends this moment
+        return []
+    return [pid, *(found for child in children for found in descendants_of(child))]
+
+
+@functools.cache
+def _lists_children() -> bool:
+    return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists()
+
+
+def _listed_children(pid: int) -> list[int]:
+    """Children of every thread of a process.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    found: list[str] = []
+    with os.scandir(f"/proc/{pid}/task") as threads:
+        for thread in threads:
+            with contextlib.suppress(OSError):  # this thread has ended
+                found += Path(thread.path, "children").read_text().split()
+    return [int(child) for child in found]
+
+
+def _every_descendant(pid: int) -> list[int]:
+    """Everything below a process, itself left out: surely, and slowly."""
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

@@ -72,8 +72,9 @@ def measure(
 
 
 def step_message(work: Work, ended_s: float, started_s: float) -> dict[str, Any]:
-    """A ``step`` message from what a step did."""
-    return {"type": "step", "t": ended_s, "started": started_s, **to_json(work)}
+    """A ``step`` message from what a step did; sent at every iteration, so that it copies no value."""
+    mappings = {"seconds": dict(work.seconds), "metrics": dict(work.metrics)}
+    return {"type": "step", "t": ended_s, "started": started_s, **vars(work), **mappings}
 
 
 def run_steps(session: Session, steps: int, send: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:

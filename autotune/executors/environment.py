@@ -1,0 +1,62 @@
+"""What a worker finds in its environment: its share of threads and memory, and folders that keep what was compiled."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import platformdirs
+
+from autotune.device.host import ROOT, read_text
+from autotune.worker.protocol import WorkerTask
+
+_MEMORY_VARIABLE = "AUTOTUNE_MEMORY_FRACTION"
+_THREAD_VARIABLES = (
+    "AUTOTUNE_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+_JAX_CACHE_BYTES = 2**30
+
+
+def worker_environment(task: WorkerTask, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The child's environment: its share of threads and device memory set, never inherited."""
+    environment = {name: value for name, value in os.environ.items() if name != _MEMORY_VARIABLE}
+    environment.update(dict.fromkeys(_THREAD_VARIABLES, str(task.threads)))
+    environment.update(
+        OMP_WAIT_POLICY="PASSIVE",
+        XLA_PYTHON_CLIENT_PREALLOCATE="false",
+        PYTHONUNBUFFERED="1",
+    )
+    if task.memory_fraction is not None:
+        environment[_MEMORY_VARIABLE] = f"{task.memory_fraction:.4f}"
+    own_script = task.workload == "command"  # finds what it would find without autotune
+    return ({} if own_script else compile_caches()) | environment | dict(extra or {})
+
+
+def compile_caches() -> dict[str, str]:
+    """Variables that let JAX's and torch's compiled programs outlive a process, for those that the user has not set.
+
+    They lie in the user's cache folder, apart by kind of processor: programs for one need not run on another
+    that shares the home. JAX would keep only what took a second to compile; a start is made of small programs.
+    """
+    folder = Path(platformdirs.user_cache_dir("autotune", appauthor=False)) / processor_tag()
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "jax"),
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(_JAX_CACHE_BYTES),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "torchinductor"),
+    }
+
+
+def processor_tag(root: Path = ROOT) -> str:
+    """Short name of the processor's kind: its architecture and a hash of the instructions that it knows."""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", read_text(root / "proc/cpuinfo") or "", re.MULTILINE)
+    known = " ".join(sorted(found[1].split())) if found else platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
