@@ -18,7 +18,7 @@ def test_every_bundled_name_leads_to_something_callable(kind, name):
 def test_a_misspelt_name_gets_a_hint():
     with pytest.raises(UsageError, match=r"unknown workload 'atarri'. Did you mean 'atari'\? There are: atari, busy"):
         registry.load("workload", "atarri")
-    with pytest.raises(UsageError, match=r"unknown meter 'zzz'. There are: vram, power, host"):
+    with pytest.raises(UsageError, match=r"unknown meter 'zzz'. There are: vram, power, health, host"):
         registry.load("meter", "zzz")
 
 
