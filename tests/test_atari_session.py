@@ -18,7 +18,9 @@ from autotune.workloads.atari import AtariWorkload, ppo  # noqa: E402
 from autotune.workloads.atari import environment as environment_module  # noqa: E402
 from autotune.workloads.atari import session as session_module  # noqa: E402
 from autotune.workloads.atari.environment import VectorEnvironment, environment_spec, full_name  # noqa: E402
+from autotune.workloads.atari.rollout import RolloutBuffer, bytes_per_env  # noqa: E402
 from autotune.workloads.atari.settings import PPOSettings  # noqa: E402
+from autotune.workloads.guards import OutOfMemoryError  # noqa: E402
 from autotune.workloads.protocol import SessionState  # noqa: E402
 
 
@@ -440,3 +442,92 @@ def test_ceilings_are_rates_of_every_part():
     session.close()
     assert set(rates) == {"env", "infer", "learn"}
     assert min(rates.values()) > 0
+
+
+def test_a_state_is_refused_without_a_session_too():
+    session = open_session()
+    meta = session.state().meta
+    session.close()
+    AtariWorkload({}).check_state(job(), meta)
+    with pytest.raises(UsageError, match=r"environment is 'CartPole-v1' there and 'Acrobot-v1' here; .*actions"):
+        AtariWorkload({}).check_state(job("Acrobot-v1"), meta)
+    with pytest.raises(UsageError, match="hidden is 64 there and 32 here"):
+        AtariWorkload({"hidden": 32}).check_state(job(), meta)
+    with pytest.raises(UsageError, match="workload is None there and 'atari' here"):
+        AtariWorkload({}).check_state(job(), {})
+
+
+def test_an_environment_that_raises_is_named():
+    session = open_session()
+    session.step()
+
+    class Raising:
+        def step(self, actions):
+            raise RuntimeError("ROM gone")
+
+        def close(self):
+            pass
+
+    session.environment._pool.close()
+    session.environment._pool = Raising()
+    with pytest.raises(WorkerError, match=rf"CartPole-v1 raised RuntimeError after {session.env_steps} steps: ROM"):
+        session.step()
+    session.close()
+
+
+def test_a_single_sample_that_could_teach_nothing_is_refused():
+    with pytest.raises(UsageError, match="batch_size 1 with advantage_normalisation = 'minibatch'"):
+        open_session(batch_size=1, advantage_normalisation="minibatch")
+    session = open_session(num_envs=1, rollout=9, batch_size=4, epochs=1, advantage_normalisation="minibatch")
+    works = [session.step() for _ in range(3)]
+    assert works[0].env_steps == 9, "minibatches of 4, 4 and 1"
+    assert all(math.isfinite(value) for work in works for value in work.metrics.values())
+    session.close()
+
+
+def test_a_rollout_beyond_the_memory_is_refused_before_it_is_allocated(monkeypatch):
+    spec = environment_spec("Breakout", PPOSettings())
+    needed = 16 * bytes_per_env(128, spec)
+    monkeypatch.setenv("AUTOTUNE_RAM_BYTES", str(needed - 1))
+    monkeypatch.setattr(session_module, "VectorEnvironment", None)
+    with pytest.raises(OutOfMemoryError, match=r"num_envs = 16 needs 55.* use num_envs <= 15 or a shorter rollout"):
+        open_session(num_envs=16, env="Breakout", rollout=128)
+    with pytest.raises(OutOfMemoryError, match=r"num_envs = 2000000000 needs"):
+        open_session(num_envs=2_000_000_000, env="Breakout", rollout=128)
+    monkeypatch.setenv("AUTOTUNE_RAM_BYTES", str(needed))
+    with pytest.raises(TypeError):  # as far as the environment
+        open_session(num_envs=16, env="Breakout", rollout=128)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Breakout"])
+def test_the_predicted_rollout_is_what_is_allocated(env):
+    spec = environment_spec(env, PPOSettings())
+    buffer = RolloutBuffer(20, 3, spec, False, torch.device("cpu"))
+    arrays = [value for value in vars(buffer).values() if isinstance(value, torch.Tensor | np.ndarray)]
+    assert sum(array.nbytes for array in arrays) == 3 * bytes_per_env(20, spec) + 3 * 4  # a row of values more
+
+
+def test_deterministic_mode_refuses_what_may_differ():
+    session = open_session(deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    metrics = [dict(session.step().metrics) for _ in range(3)]
+    session.close()
+    other = open_session()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert [dict(other.step().metrics) for _ in range(3)] == metrics, "a CPU gives the same without"
+    assert (session.effective["deterministic"], other.effective["deterministic"]) == (True, False)
+    other.close()
+
+
+def test_a_state_always_continues_alike():
+    first = open_session()
+    first.step()
+    state = first.state()
+    first.close()
+    runs = []
+    for _ in range(2):
+        session = open_session()
+        session.restore(state)
+        runs.append([dict(session.step().metrics) for _ in range(3)])
+        session.close()
+    assert runs[0] == runs[1]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from autotune.errors import DeviceError, UsageError
+from autotune.errors import DeviceError, UsageError, WorkerError
 from autotune.records import Budget, Job, Point
 from autotune.workloads.cartpole_jax import CartpoleJaxWorkload, Settings, set_environment
+from autotune.workloads.guards import OutOfMemoryError
 from autotune.workloads.protocol import SessionState
 
 jax = pytest.importorskip("jax")
@@ -303,9 +304,9 @@ def test_a_state_continues_at_another_point():
     assert work.env_steps + work.reset_rows == 96
     assert work.metrics["learning_rate"] == pytest.approx(1e-3 * (1 - state.meta["env_steps"] / 10_000))
     assert other.state().meta["env_steps"] == state.meta["env_steps"] + work.env_steps
-    with pytest.raises(UsageError, match=r"hidden = \[64, 64\] but this job needs \[32\]"):
+    with pytest.raises(UsageError, match=r"hidden is \[64, 64\] there and \[32\] here"):
         open_session(hidden=[32]).restore(state)
-    with pytest.raises(UsageError, match="'CartPole-v1' but this job needs 'Acrobot-v1'"):
+    with pytest.raises(UsageError, match="env is 'CartPole-v1' there and 'Acrobot-v1' here"):
         open_session(env="Acrobot-v1").restore(state)
     with pytest.raises(UsageError, match=r"lacks params.actor.0.bias"):
         other.restore(SessionState(arrays={"key": state.arrays["key"]}, meta=state.meta))
@@ -403,3 +404,86 @@ def test_a_child_loads_one_framework_with_the_memory_settings():
     assert said["effective"]["xla_threads"] == 1
     # The compile is part of the first iteration, so that a probe sees it.
     assert said["learn_s"][0] > max(said["learn_s"][1:])
+
+
+@pytest.mark.parametrize("batch_size", [24, 32])
+def test_a_loss_that_is_not_finite_names_update_and_term(batch_size):
+    session = open_session(batch_size=batch_size, rollout=8, epochs=2)
+    done = session.step().minibatches
+    critic = session._learner.params["critic"]
+    critic[-1] = critic[-1] | {"bias": jnp.array([jnp.inf])}
+    with pytest.raises(WorkerError, match=rf"not finite at update {done + 1}: .*value_loss \((nan|inf)\)"):
+        session.step()
+    session.close()
+
+
+def test_the_first_bad_update_is_counted_without_filling():
+    settings, rollout = Settings(epochs=2, rollout=40), random_rollout()
+    few = rollout._replace(valid=np.arange(240).reshape(40, 6) < 50)
+    learner = ppo.new_learner(jax.random.key(0), 4, 3, (8,))
+    for rate, first_bad in ((1e-3, 0), (jnp.nan, 2)):  # a step of NaN: the next loss is
+        _, metrics = ppo.update(learner, few, jax.random.key(1), rate, settings=settings, batch_size=32)
+        assert int(metrics["nonfinite_update"]) == first_bad
+    _, metrics = ppo.update(learner, few, jax.random.key(1), jnp.nan, settings=settings, batch_size=64)
+    assert int(metrics["nonfinite_update"]) == 2, "one update an epoch, the rest of it is filling"
+
+
+class Broken:
+    """An environment that breaks at its second step."""
+
+    def __init__(self, pool, how):
+        self._pool, self._how, self._steps = pool, how, 0
+
+    def __getattr__(self, name):
+        return getattr(self._pool, name)
+
+    def step(self, actions):
+        obs, *rest = self._pool.step(actions)
+        self._steps += 1
+        if self._steps == 2 and self._how == "raise":
+            raise ValueError("out of world")
+        if self._steps == 2:
+            obs = np.zeros((len(obs), 7)) if self._how == "shape" else np.where(np.arange(4) == 3, np.nan, obs)
+        return obs, *rest
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise", r"CartPole-v1 raised ValueError after 8 steps: out of world"),
+        ("shape", r"shape \(7,\), expected \(4,\), after 8 steps"),
+        ("nan", r"not finite in environment 0 after 8 steps"),
+    ],
+)
+def test_a_broken_environment_is_named(how, message):
+    session = open_session()
+    session._pool = Broken(session._pool, how)
+    with pytest.raises(WorkerError, match=message):
+        session.step()
+    session.close()
+
+
+def test_a_rollout_beyond_the_memory_is_refused(monkeypatch):
+    monkeypatch.setenv("AUTOTUNE_RAM_BYTES", "5000000")
+    with pytest.raises(OutOfMemoryError, match=r"num_envs = 100000 needs .* use num_envs <= \d+ or a shorter rollout"):
+        open_session(num_envs=100_000)
+
+
+def test_equal_seeds_give_equal_metrics_and_a_state_continues_alike():
+    def metrics(state=None, seed=3):
+        session = open_session(seed=seed, deterministic=True)
+        if state is not None:
+            session.restore(state)
+        found = [dict(session.step().metrics) for _ in range(3)], session.state()
+        session.close()
+        return found
+
+    (first, state), (second, _) = metrics(), metrics()
+    assert first == second != metrics(seed=4)[0]
+    assert metrics(state)[0] == metrics(state)[0]
+
+
+def test_deterministic_mode_tells_xla():
+    with mock.patch.dict(os.environ, {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false"}):
+        set_environment("cpu", deterministic=True)
+        assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"

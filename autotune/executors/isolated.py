@@ -38,7 +38,8 @@ from autotune.workloads.command_child import count_oom_kills
 
 METERS = ("vram", "power", "health", "host")
 _POLL_S = 0.25
-_LOOK_S = 0.05  # messages are read in batches: waking for each would take time from what is measured
+_WATCH_S = 0.5
+_LOOK_S = 0.1  # messages are read in batches: waking for each would take time from what is measured
 _TYPICAL_START_S = 6.0
 _START_PER_CHECK = 3.0
 """Opening a session imports more than the check of its jobs, whose time is known first."""
@@ -109,6 +110,7 @@ class IsolatedExecutor:
         *,
         steps: int = 0,
         timeout_s: float = 120.0,
+        states: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> list[Message]:
         """Run one worker in mode ``check``, ``ceilings`` or ``steps`` to its end and return its messages.
 
@@ -126,6 +128,7 @@ class IsolatedExecutor:
             device=self.device.kind,
             threads=threads_each(self.device, 1),
             steps=steps,
+            states=states or {},
         )
         messages, deadline_s = list[Message](), time.monotonic() + timeout_s
         with tempfile.TemporaryDirectory(prefix="autotune-") as folder:
@@ -219,7 +222,7 @@ class IsolatedExecutor:
                 state.fail("timeout", f"not ready after {now_s - state.started_s:.0f} s")
             elif now_s > state.started_s + plan.timeout_s:
                 state.fail("timeout", f"no complete window after {plan.timeout_s:.0f} s")
-            elif now_s > watched_s + _POLL_S:
+            elif now_s > watched_s + _WATCH_S:
                 watched_s = now_s
                 self._watch(request, state)
 

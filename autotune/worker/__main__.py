@@ -17,10 +17,12 @@ from typing import IO, Any
 import psutil
 
 from autotune import registry
+from autotune.device.host import ram_available_bytes
 from autotune.errors import AutotuneError, UsageError
 from autotune.records import from_json, to_json
 from autotune.worker.measure import measure, run_steps
 from autotune.worker.protocol import WorkerTask
+from autotune.workloads.guards import RAM_VARIABLE
 from autotune.workloads.protocol import Finished, NoProgressError, Session, Workload
 
 Send = Callable[[dict[str, Any]], None]
@@ -74,14 +76,28 @@ def end_descendants() -> None:
             child.kill()
 
 
+def check_states(workload: Workload, task: WorkerTask) -> None:
+    """Refuse checkpoints that do not fit their jobs, where the workload can tell without a session."""
+    check = getattr(workload, "check_state", None)
+    for job in task.jobs:
+        if check is None or job.id not in task.states:
+            continue
+        try:
+            check(job, task.states[job.id])
+        except UsageError as error:
+            raise UsageError(f"job {job.id}: {error}") from error
+
+
 def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
     """Open the session that the task names and do what its mode says."""
     workload: Workload = registry.load("workload", task.workload)(task.hyperparameters)
     if task.mode == "check":
         workload.check_installed(task.jobs)
+        check_states(workload, task)
         send({"type": "done", "reason": "checked"})
         return
     started_s = time.monotonic()
+    os.environ[RAM_VARIABLE] = str(ram_available_bytes())
     session: Session = workload.open(task.point, task.jobs[0], task.device)
     try:
         ready = {"type": "ready", "open_s": time.monotonic() - started_s, "threads": task.threads}

@@ -66,6 +66,7 @@ class WorkerTask:
         device: ``auto``, ``cuda``, ``cuda:0``, ``mps``, ``cpu``.
         memory_fraction: share of device memory this process may take, None for no limit.
         jobs: for ``check``: all of them; otherwise one.
+        states: for ``check``: by job, the `meta` of the `SessionState` that it is to go on from.
     """
 
     mode: Mode
@@ -79,3 +80,4 @@ class WorkerTask:
     plan: MeasurePlan = field(default_factory=MeasurePlan)
     steps: int = 0
     train: TrainPlan | None = None
+    states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -69,7 +69,10 @@ class Session(Protocol):
         ...
 
     def state(self) -> SessionState:
-        """Everything that `restore` needs to go on, whatever the point."""
+        """Everything that `restore` needs to go on, whatever the point.
+
+        Arrays of floats are finite: NaN or infinity in one is a training that diverged, and is never saved.
+        """
         ...
 
     def restore(self, state: SessionState) -> None:
@@ -90,7 +93,9 @@ class Workload(Protocol):
     """A training program. Constructed with the recipe's hyperparameters.
 
     The constructor raises `UsageError` for an unknown or impossible hyperparameter. A class may
-    name its framework in an attribute ``backend`` (``torch``, ``jax``), which manifests record.
+    name its framework in an attribute ``backend`` (``torch``, ``jax``), which manifests record, and may have
+    `check_state(job, meta)`, which refuses a checkpoint of another game or architecture by the `meta` of its
+    `SessionState` (UsageError, naming the difference) without a session; it runs in a child.
     A point's further knobs override the hyperparameters of their names, but for ``sharing``, which is the
     executor's affair (`autotune.workloads.settings.workload_knobs`).
     """

@@ -13,6 +13,7 @@ from typing import Any
 
 from autotune.records import Job, Point
 from autotune.workloads.atari.settings import PPOSettings, check_point
+from autotune.workloads.guards import refuse_foreign_state
 from autotune.workloads.protocol import Session
 
 
@@ -44,6 +45,18 @@ class AtariWorkload:
         for job in jobs:
             environment_spec(job.env, self.settings)
 
+    def check_state(self, job: Job, meta: Mapping[str, Any]) -> None:
+        """Refuse the checkpoint of another game or network, by the `meta` of its `SessionState`.
+
+        Raises:
+            UsageError: names every difference.
+        """
+        from autotune.workloads.atari.environment import environment_spec, identity
+
+        refuse_foreign_state(
+            meta.get("identity", {}), identity(environment_spec(job.env, self.settings), self.settings)
+        )
+
     def open(self, point: Point, job: Job, device: str) -> Session:
         """Start one training of `job` at `point` on `device`.
 
@@ -55,6 +68,8 @@ class AtariWorkload:
         if "torch" not in sys.modules:
             # OpenMP's spinning threads take the cores that EnvPool needs; read once, when torch is loaded.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            if self.settings.deterministic:  # read by cuBLAS when it is first used
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         from autotune.workloads.atari.session import PPOSession
 
         return PPOSession(self.settings.at(point), point, job, device)

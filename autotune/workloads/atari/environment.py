@@ -11,8 +11,9 @@ from typing import Any, Literal
 import envpool
 import numpy as np
 
-from autotune.errors import UsageError, WorkerError
+from autotune.errors import UsageError
 from autotune.workloads.atari.settings import Option, PPOSettings
+from autotune.workloads.guards import broken_environment, checked_observations
 
 Array = np.ndarray[Any, Any]
 
@@ -123,6 +124,17 @@ def environment_spec(name: str, settings: PPOSettings) -> EnvironmentSpec:
     return EnvironmentSpec(name=task, kind=kind, shape=shape, actions=int(actions), options=options)
 
 
+def identity(spec: EnvironmentSpec, settings: PPOSettings) -> dict[str, Any]:
+    """What a checkpoint must share with the session that loads it; all else (point, device, schedule) may differ."""
+    return {
+        "workload": "atari",
+        "environment": spec.name,
+        "observations": list(spec.shape),
+        "actions": spec.actions,
+        "hidden": settings.hidden if spec.kind == "vector" else None,
+    }
+
+
 class VectorEnvironment:
     """`num_envs` copies of an EnvPool environment, stepped together.
 
@@ -169,9 +181,12 @@ class VectorEnvironment:
         """Send one action per environment, shape (num_envs,), and wait for all rows.
 
         Raises:
-            WorkerError: an observation is not finite or changed its shape.
+            WorkerError: the environment raised, or an observation is not finite or changed its shape.
         """
-        observations, rewards, terminated, truncated, info = self._pool.step(actions)
+        try:
+            observations, rewards, terminated, truncated, info = self._pool.step(actions)
+        except Exception as error:
+            raise broken_environment(self.spec.name, self.executed_steps, error) from error
         done = terminated | truncated
         valid = ~self._previous_done
         executed = int(np.count_nonzero(valid))
@@ -219,15 +234,4 @@ class VectorEnvironment:
             self._game_length[index] = 0
 
     def _checked(self, observations: Array) -> Array:
-        if observations.shape[1:] != self.spec.shape:
-            raise WorkerError(
-                f"{self.spec.name} returned observations of shape {observations.shape[1:]}, "
-                f"expected {self.spec.shape}; the environment changed its shape while running"
-            )
-        if self.spec.kind == "vector" and not np.isfinite(observations).all():
-            bad = np.flatnonzero(~np.isfinite(observations).all(axis=1))
-            raise WorkerError(
-                f"{self.spec.name} returned an observation that is not finite in environment {int(bad[0])} after "
-                f"{self.executed_steps} steps; the environment is broken, the last checkpoint is good"
-            )
-        return observations
+        return checked_observations(observations, self.spec.shape, self.spec.name, self.executed_steps)

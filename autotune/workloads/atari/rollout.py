@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,13 @@ class Samples:
     def images(self, rows: Tensor) -> Tensor:
         """Observations of some rows, as the network takes them."""
         return _channels_first(self.observations.index_select(0, rows), self.channels_last)
+
+
+def bytes_per_env(rollout: int, spec: EnvironmentSpec) -> int:
+    """What `RolloutBuffer` takes for each environment: observations, and the columns of a step."""
+    observation = math.prod(spec.shape) * (1 if spec.kind == "image" else 4)
+    columns = 8 + 4 + 4 + 4 + 3  # action, log probability, value, reward, three flags
+    return (rollout + 1) * observation + rollout * columns
 
 
 class RolloutBuffer:

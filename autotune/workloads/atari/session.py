@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from autotune.errors import UsageError
 from autotune.records import Job, Point, Work
 from autotune.workloads.atari import ppo
 from autotune.workloads.atari.ceilings import measure_ceilings
-from autotune.workloads.atari.environment import VectorEnvironment, allowed_threads, environment_spec
+from autotune.workloads.atari.environment import VectorEnvironment, allowed_threads, environment_spec, identity
 from autotune.workloads.atari.learner import Learner
 from autotune.workloads.atari.precision import choose_device, choose_precision, native_precisions
-from autotune.workloads.atari.rollout import RolloutBuffer, Samples
+from autotune.workloads.atari.rollout import RolloutBuffer, Samples, bytes_per_env
 from autotune.workloads.atari.settings import PPOSettings
+from autotune.workloads.guards import check_rollout_memory, free_ram_bytes, refuse_foreign_state
 from autotune.workloads.protocol import SessionState
 
 
@@ -37,12 +37,14 @@ class PPOSession:
         self._point = point
         self._seed = job.seed
         torch.set_num_threads(allowed_threads())
+        torch.use_deterministic_algorithms(settings.deterministic)
         self._device = choose_device(device)
         fraction = os.environ.get("AUTOTUNE_MEMORY_FRACTION")
         if fraction and self._device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(float(fraction), self._device)
         precision = choose_precision(settings.precision, native_precisions(self._device), str(self._device))
         self._spec = environment_spec(job.env, settings)
+        check_rollout_memory(bytes_per_env(settings.rollout, self._spec), point.num_envs, self._free_bytes(fraction))
         self.environment = self._start_environment(job.seed)
         self._learner = Learner(self._spec, settings, self._device, precision, job.seed)
         self._buffer = RolloutBuffer(
@@ -74,6 +76,8 @@ class PPOSession:
         seconds["learn"] = perf_counter() - start
         if environment.elapsed_steps is not None:
             metrics["elapsed_steps"] = environment.elapsed_steps
+        if self._device.type == "cuda":
+            metrics["alloc_retries"] = torch.cuda.memory_stats_as_nested_dict(self._device).get("num_alloc_retries", 0)
         returns, lengths = environment.take_games()
         self._episodes += len(returns)
         return Work(
@@ -106,7 +110,7 @@ class PPOSession:
     def state(self) -> SessionState:
         """Weights, optimizer, random state and counters. EnvPool's running games cannot be saved."""
         meta = {
-            "identity": self._identity(),
+            "identity": identity(self._spec, self.settings),
             "env_steps": self.env_steps,
             "iterations": self._iterations,
             "episodes": self._episodes,
@@ -115,15 +119,16 @@ class PPOSession:
         return SessionState(arrays=self._learner.arrays(), meta=meta)
 
     def restore(self, state: SessionState) -> None:
-        """Continue from a state of this or another point; games start anew, from other seeds than at first.
+        """Continue from a state of this or another point.
+
+        EnvPool cannot put running games back: they start anew, from seeds that follow from the job's seed
+        and `env_steps`, so that a state always continues alike. What was played of the games that were cut
+        off counts as env steps; their returns count nowhere.
 
         Raises:
             UsageError: the state is of another environment or network.
         """
-        theirs, ours = dict(state.meta.get("identity", {})), self._identity()
-        differences = [f"{k} is {theirs.get(k)!r} there and {ours[k]!r} here" for k in ours if theirs.get(k) != ours[k]]
-        if differences:
-            raise UsageError(f"this checkpoint does not fit the job: {'; '.join(differences)}")
+        refuse_foreign_state(state.meta.get("identity", {}), identity(self._spec, self.settings))
         self._learner.load(state.arrays, state.meta, self._seed)
         self.env_steps = int(state.meta["env_steps"])
         self._iterations = int(state.meta["iterations"])
@@ -140,6 +145,13 @@ class PPOSession:
     def _start_environment(self, seed: int) -> VectorEnvironment:
         threads = self.settings.env_threads or min(self._point.num_envs, allowed_threads())
         return VectorEnvironment(self._spec, self._point.num_envs, threads, seed)
+
+    def _free_bytes(self, fraction: str | None) -> int | None:
+        """Memory that the rollout may take, where it will lie."""
+        if self._device.type != "cuda":
+            return free_ram_bytes()
+        free, total = torch.cuda.mem_get_info(self._device)
+        return min(free, int(total * float(fraction))) if fraction else free
 
     def _slice_steps(self, parts: int) -> int:
         """Vector steps of one of `parts` slices: enough to fill a minibatch, no more than a rollout."""
@@ -191,16 +203,6 @@ class PPOSession:
             metrics["explained_variance"] = explained
         return metrics, self._learner.updates - before
 
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with the session that loads it."""
-        return {
-            "workload": "atari",
-            "environment": self._spec.name,
-            "observations": list(self._spec.shape),
-            "actions": self._spec.actions,
-            "hidden": self.settings.hidden if self._spec.kind == "vector" else None,
-        }
-
     def _read_effective(self) -> dict[str, Any]:
         samples = self.environment.num_envs * self.settings.rollout
         return {
@@ -216,6 +218,7 @@ class PPOSession:
             "compile": self._learner.compiled,
             "channels_last": self._learner.channels_last,
             "device": str(self._device),
+            "deterministic": self.settings.deterministic,
             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
             **self._spec.options,
         }

@@ -36,6 +36,10 @@ class PPOSettings(Settings):
         advantage_normalisation: over the whole rollout (independent of batch_size), each
             minibatch, or not at all.
         precision: ``auto`` takes bf16 or fp16 on a CUDA device that computes it natively, else fp32.
+        deterministic: refuse operations whose result may differ between equal runs, and take slower ones
+            in their place. On a CPU equal runs (seed, point, torch and EnvPool threads) are bit-identical with
+            and without it: EnvPool is stepped in lock-step here, never asynchronously. GPUs need it, and
+            promise nothing across driver or torch versions.
         compile: whether the network goes through torch.compile (a C++ compiler on a CPU, Triton on a GPU).
         channels_last: memory layout of images; ``auto`` is true but for MPS.
         episodic_life: whether a lost life ends an episode for learning (Atari).
@@ -61,6 +65,7 @@ class PPOSettings(Settings):
     max_gradient_norm: float = Field(default=0.5, gt=0)
     advantage_normalisation: Literal["rollout", "minibatch", "none"] = "rollout"
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    deterministic: bool = False
     compile: bool = False
     channels_last: Literal["auto"] | bool = "auto"
     episodic_life: bool = True
@@ -88,10 +93,11 @@ class PPOSettings(Settings):
 
 
 def check_point(settings: PPOSettings, point: Point) -> None:
-    """Refuse points that can never run.
+    """Refuse points that can never run, or never learn.
 
     Raises:
-        UsageError: a knob below 1, or a minibatch larger than the rollout.
+        UsageError: a knob below 1, a minibatch larger than the rollout, or one of a single sample whose
+            advantage is normalised to 0.
     """
     for name in ("num_envs", "batch_size", "concurrency"):
         value = getattr(point, name)
@@ -103,4 +109,9 @@ def check_point(settings: PPOSettings, point: Point) -> None:
         raise UsageError(
             f"batch_size {point.batch_size} is larger than the rollout, which has num_envs {point.num_envs} x "
             f"{settings.rollout} steps = {samples} samples; use batch_size <= {samples} or num_envs >= {need}"
+        )
+    if point.batch_size == 1 and settings.advantage_normalisation == "minibatch":
+        raise UsageError(
+            "batch_size 1 with advantage_normalisation = 'minibatch' makes every advantage 0, and nothing is learnt; "
+            "use a larger batch_size or advantage_normalisation = 'rollout'"
         )

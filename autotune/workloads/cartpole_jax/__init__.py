@@ -16,6 +16,7 @@ from pydantic import Field
 from autotune.errors import AutotuneError, UsageError
 from autotune.records import Job, Point
 from autotune.workloads import settings
+from autotune.workloads.guards import refuse_foreign_state
 from autotune.workloads.protocol import Session
 
 DEVICES = "auto, cpu, cuda or cuda:<index>"
@@ -36,6 +37,8 @@ class Settings(settings.Settings):
         max_grad_norm: global norm above which gradients are scaled down.
         hidden: widths of the hidden layers, of the actor and of the critic alike.
         schedule_horizon_steps: env steps over which the learning rate falls to zero; None keeps it.
+        deterministic: have XLA take only operations with one result on a GPU. On a CPU equal runs (seed,
+            point, threads) are bit-identical with and without it.
     """
 
     rollout: int = Field(32, ge=1)
@@ -49,6 +52,7 @@ class Settings(settings.Settings):
     max_grad_norm: float = Field(0.5, gt=0)
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((64, 64), strict=False)
     schedule_horizon_steps: int | None = Field(None, ge=1)
+    deterministic: bool = False
 
 
 class CartpoleJaxWorkload:
@@ -109,6 +113,14 @@ class CartpoleJaxWorkload:
                     "workload cartpole-jax needs a vector and discrete actions, as CartPole-v1 or Acrobot-v1 have"
                 )
 
+    def check_state(self, job: Job, meta: Mapping[str, Any]) -> None:
+        """Refuse the checkpoint of another environment or network, by the `meta` of its `SessionState`.
+
+        Raises:
+            UsageError: names every difference.
+        """
+        refuse_foreign_state(meta, identity(job.env, self.settings))
+
     def open(self, point: Point, job: Job, device: str) -> Session:
         """Start one copy in this process; JAX's memory settings are set before it is imported.
 
@@ -119,7 +131,7 @@ class CartpoleJaxWorkload:
         self.check(point, [job])
         if device not in ("auto", "cpu") and not device.startswith("cuda"):
             raise UsageError(f"device {device!r} is not one that workload cartpole-jax can use: choose {DEVICES}")
-        set_environment(device)
+        set_environment(device, deterministic=self.settings.deterministic)
         _require("jax")
         _require("envpool")
         session = importlib.import_module("autotune.workloads.cartpole_jax.session")
@@ -127,7 +139,19 @@ class CartpoleJaxWorkload:
         return opened
 
 
-def set_environment(device: str) -> None:
+def identity(env: str, settings: Settings) -> dict[str, Any]:
+    """What a checkpoint must share with the session that loads it; all else (point, device, schedule) may differ."""
+    spec = _require("envpool").make_spec(env)
+    return {
+        "workload": "cartpole-jax",
+        "env": env,
+        "observation_size": int(spec.gymnasium_observation_space.shape[0]),
+        "actions": int(spec.gymnasium_action_space.n),
+        "hidden": list(settings.hidden),
+    }
+
+
+def set_environment(device: str, *, deterministic: bool = False) -> None:
     """What JAX reads from the environment when it starts; values that the user set are kept.
 
     Preallocation would take 75 % of the GPU in each process; ``NPROC`` is the size of XLA's CPU
@@ -139,6 +163,8 @@ def set_environment(device: str) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", fraction)
     if threads := os.environ.get("AUTOTUNE_THREADS"):
         os.environ.setdefault("NPROC", threads)
+    if deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
     if device == "cpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

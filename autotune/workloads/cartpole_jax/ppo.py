@@ -225,7 +225,11 @@ def minibatch_rows(key: jax.Array, valid: jax.Array, batch_size: int) -> tuple[j
 def update(
     learner: Learner, rollout: Rollout, key: jax.Array, learning_rate: jax.Array, *, settings: Settings, batch_size: int
 ) -> tuple[Learner, Metrics]:
-    """`Settings.epochs` passes over a rollout in minibatches of `batch_size` samples; metrics are their mean."""
+    """`Settings.epochs` passes over a rollout in minibatches of `batch_size` samples.
+
+    Metrics are means over the minibatches, and ``nonfinite_update``: the number, from 1, of the first
+    optimizer step here with a metric that is not finite; 0 when all are.
+    """
     samples = samples_of(rollout, learner.params, settings)
     valid = rollout.valid.reshape(-1)
 
@@ -243,4 +247,7 @@ def update(
         return jax.lax.scan(step, learner, minibatch_rows(key, valid, batch_size))
 
     learner, (shares, metrics) = jax.lax.scan(epoch, learner, jax.random.split(key, settings.epochs))
-    return learner, jax.tree.map(lambda values: jnp.sum(values * shares) / jnp.maximum(jnp.sum(shares), 1.0), metrics)
+    means = jax.tree.map(lambda values: jnp.sum(values * shares) / jnp.maximum(jnp.sum(shares), 1.0), metrics)
+    taken = shares.reshape(-1) > 0
+    bad = taken & ~jnp.isfinite(jnp.stack(list(metrics.values()))).all(axis=0).reshape(-1)
+    return learner, means | {"nonfinite_update": jnp.where(bad.any(), jnp.cumsum(taken)[jnp.argmax(bad)], 0)}

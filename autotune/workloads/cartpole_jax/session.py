@@ -14,9 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from autotune.errors import DeviceError, UsageError
+from autotune.errors import DeviceError, UsageError, WorkerError
 from autotune.records import Job, Point, Work
-from autotune.workloads.cartpole_jax import Settings, ppo
+from autotune.workloads.cartpole_jax import Settings, identity, ppo
+from autotune.workloads.guards import (
+    broken_environment,
+    check_rollout_memory,
+    checked_observations,
+    free_ram_bytes,
+    refuse_foreign_state,
+)
 from autotune.workloads.protocol import SessionState
 
 Array = np.ndarray[Any, Any]
@@ -50,11 +57,12 @@ class CartpoleJaxSession:
     def __init__(self, settings: Settings, point: Point, job: Job, device: str) -> None:
         self._settings, self._point, self._job = settings, point, job
         self._device = find_device(device)
-        self._env_steps = self._episodes = 0
+        self._env_steps = self._episodes = self._executed = 0
+        self._identity = identity(job.env, settings)
+        self._obs_size: int = self._identity["observation_size"]
+        self._actions: int = self._identity["actions"]
+        check_rollout_memory(self._bytes_per_env(), point.num_envs, free_ram_bytes())
         self._open_environments()
-        spec = self._pool.spec
-        self._actions = int(spec.gymnasium_action_space.n)
-        self._obs_size = int(spec.gymnasium_observation_space.shape[0])
         key, learner_key = jax.random.split(jax.random.key(job.seed))
         learner = ppo.new_learner(learner_key, self._obs_size, self._actions, settings.hidden)
         self._learner: ppo.Learner = jax.device_put(learner, self._device)
@@ -98,7 +106,7 @@ class CartpoleJaxSession:
         """One iteration, or one of `parts` equal slices: collect rows, then learn on the valid ones.
 
         Raises:
-            FloatingPointError: the training diverged.
+            WorkerError: a loss term became NaN or infinite (names it and the update), or the environment broke.
         """
         seconds = dict.fromkeys(("env", "infer", "transfer", "learn"), 0.0)
         rows = self._slice_rows(parts)
@@ -114,10 +122,11 @@ class CartpoleJaxSession:
                 self._learner, rollout, key, learning_rate, settings=self._settings, batch_size=self._point.batch_size
             )
             figures = {name: float(value) for name, value in metrics.items()} | {"learning_rate": learning_rate}
-        if not math.isfinite(figures["loss"]):
-            raise FloatingPointError(
-                f"the loss is {figures['loss']} after {self._env_steps} env steps of {self._job.env}: "
-                "lower learning_rate or max_grad_norm"
+        if bad := int(figures.pop("nonfinite_update")):
+            named = [f"{name} ({value})" for name, value in figures.items() if not math.isfinite(value)]
+            raise WorkerError(
+                f"the loss is not finite at update {updates + bad}: {', '.join(named)}; "
+                "go back to the last good checkpoint, and lower learning_rate or max_grad_norm"
             )
         env_steps = int(columns["valid"].sum())
         self._env_steps += env_steps
@@ -154,8 +163,9 @@ class CartpoleJaxSession:
                 self._key = drawn[3]
                 actions, log_probs, values = (np.asarray(column) for column in drawn[:3])
             with _timed(seconds, "env"):
-                obs, rewards, terminated, truncated, _ = self._pool.step(actions)
+                obs, rewards, terminated, truncated = self._act(actions)
             valid = ~self._ended
+            self._executed += int(valid.sum())
             table.append(
                 {
                     "obs": self._obs,
@@ -173,8 +183,17 @@ class CartpoleJaxSession:
             self._lengths = np.where(valid, self._lengths + 1, 0)
             returns += self._returns[self._ended & valid].tolist()
             lengths += self._lengths[self._ended & valid].tolist()
-            self._obs = np.asarray(obs, np.float32)
+            self._obs = obs
         return {name: np.stack([row[name] for row in table]) for name in table[0]}, returns, lengths
+
+    def _act(self, actions: Array) -> tuple[Array, Array, Array, Array]:
+        """One vector step: observations (N, D) that are whole and finite, rewards, terminated, truncated."""
+        try:
+            obs, rewards, terminated, truncated, _ = self._pool.step(actions)
+        except Exception as error:
+            raise broken_environment(self._job.env, self._executed, error) from error
+        found = checked_observations(np.asarray(obs, np.float32), (self._obs_size,), self._job.env, self._executed)
+        return found, rewards, terminated, truncated
 
     def _learning_rate(self) -> float:
         horizon = self._settings.schedule_horizon_steps
@@ -195,30 +214,24 @@ class CartpoleJaxSession:
         arrays = {name: np.array(leaf) for name, leaf in _named(self._learner)}
         return SessionState(
             arrays=arrays | {"key": np.array(jax.random.key_data(self._key))},
-            meta=self._identity() | {"env_steps": self._env_steps, "episodes": self._episodes},
+            meta=self._identity | {"env_steps": self._env_steps, "episodes": self._episodes},
         )
 
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "workload": "cartpole-jax",
-            "env": self._job.env,
-            "observation_size": self._obs_size,
-            "actions": self._actions,
-            "hidden": list(self._settings.hidden),
-        }
+    def _bytes_per_env(self) -> int:
+        """Host memory of a rollout for each environment: its rows, and their stack."""
+        columns = 8 + 4 + 4 + 4 + 3  # action, log probability, value, reward, three flags
+        return 2 * self._settings.rollout * (4 * self._obs_size + columns)
 
     def restore(self, state: SessionState) -> None:
         """Continue from a state taken at any point.
 
+        EnvPool cannot put running games back: they start anew, from seeds that follow from the job's seed and
+        the env steps. What was played of games that were cut off counts as env steps; their returns nowhere.
+
         Raises:
             UsageError: it belongs to another workload, environment or architecture.
         """
-        for name, expected in self._identity().items():
-            if state.meta.get(name) != expected:
-                raise UsageError(
-                    f"the checkpoint has {name} = {state.meta.get(name)!r} but this job needs {expected!r}: "
-                    "use a checkpoint of the same job, or start without one"
-                )
+        refuse_foreign_state(state.meta, self._identity)
         missing = [name for name, _ in _named(self._learner) if name not in state.arrays]
         if missing:
             raise UsageError(f"the checkpoint lacks {', '.join(missing[:3])}: it is damaged, use an older one")

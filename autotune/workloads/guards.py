@@ -1,0 +1,102 @@
+"""What a session refuses to go on with: foreign checkpoints, broken environments, a rollout beyond the memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from autotune.errors import UsageError, WorkerError
+from autotune.units import format_bytes
+
+RAM_VARIABLE = "AUTOTUNE_RAM_BYTES"
+"""Host memory that was free when the worker opened its session; the worker sets it."""
+
+
+class OutOfMemoryError(WorkerError):
+    """More memory is asked for than there is; known before anything is allocated."""
+
+
+def refuse_foreign_state(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another game or network.
+
+    Args:
+        theirs: what the checkpoint says of itself.
+        ours: what the job needs, by the same names.
+
+    Raises:
+        UsageError: names every difference.
+    """
+    differences = [f"{name} is {theirs.get(name)!r} there and {ours[name]!r} here" for name in ours]
+    differences = [text for name, text in zip(ours, differences, strict=True) if theirs.get(name) != ours[name]]
+    if differences:
+        raise UsageError(
+            f"this checkpoint does not fit the job: {'; '.join(differences)}. "
+            "Use a checkpoint of the same job, or start without one"
+        )
+
+
+def checked_observations(
+    observations: np.ndarray[Any, Any], shape: tuple[int, ...], environment: str, env_steps: int
+) -> np.ndarray[Any, Any]:
+    """The observations (num_envs, *shape) of a vector step, as they are.
+
+    Args:
+        observations: as the environment returned them.
+        shape: of one observation, as the environment announced it.
+        environment: its name, for the message.
+        env_steps: executed since it was opened, for the message.
+
+    Raises:
+        WorkerError: another shape, NaN or infinity.
+    """
+    if observations.shape[1:] != shape:
+        raise WorkerError(
+            f"{environment} returned observations of shape {observations.shape[1:]}, expected {shape}, after "
+            f"{env_steps} steps; the environment changed its shape while running, the last checkpoint is good"
+        )
+    if observations.dtype.kind == "f" and not np.isfinite(observations).all():
+        bad = np.flatnonzero(~np.isfinite(observations).reshape(len(observations), -1).all(axis=1))
+        raise WorkerError(
+            f"{environment} returned an observation that is not finite in environment {int(bad[0])} after "
+            f"{env_steps} steps; the environment is broken, the last checkpoint is good"
+        )
+    return observations
+
+
+def broken_environment(environment: str, env_steps: int, error: Exception) -> WorkerError:
+    """What to raise for an exception of the environment's own."""
+    return WorkerError(
+        f"{environment} raised {type(error).__name__} after {env_steps} steps: {error}; "
+        "the last checkpoint is good, and the same command goes on from it"
+    )
+
+
+def free_ram_bytes() -> int | None:
+    """Host memory that was free when the session was opened, None when nobody said."""
+    text = os.environ.get(RAM_VARIABLE, "")
+    return int(text) if text.isdigit() else None
+
+
+def check_rollout_memory(bytes_per_env: int, num_envs: int, free_bytes: int | None) -> None:
+    """Refuse a rollout that cannot be held, before it is allocated.
+
+    Args:
+        bytes_per_env: of a whole rollout, for one environment.
+        num_envs: environments of this process.
+        free_bytes: memory that it may take; None (unknown) refuses nothing.
+
+    Raises:
+        OutOfMemoryError: names both sizes and the largest num_envs that fits.
+    """
+    needed = bytes_per_env * num_envs
+    if free_bytes is None or needed <= free_bytes:
+        return
+    fits = free_bytes // bytes_per_env
+    remedy = f"use num_envs <= {fits} or a shorter rollout" if fits else "use a shorter rollout"
+    raise OutOfMemoryError(
+        f"the rollout of num_envs = {num_envs} needs {format_bytes(needed)} and {format_bytes(free_bytes)} are free: "
+        f"{remedy} (nothing was allocated)"
+    )
