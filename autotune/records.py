@@ -284,7 +284,7 @@ class ProbeResult:
         vram_process_bytes: peak of what NVML attributes to the probe's processes, None where it does not.
         vram_device_delta_bytes: peak of the device's use above `vram_idle_bytes`, neighbours' growth included.
         vram_idle_bytes: device memory in use before the probe.
-        ram_peak_bytes: proportional set size of all processes.
+        ram_peak_bytes: proportional set size of all processes, each at its largest.
         shm_peak_bytes: growth of ``/dev/shm`` above what was in use before the probe.
         processes_peak: processes of the probe at once, all descendants included.
         threads_peak: their threads at once (what a pids limit counts).
@@ -386,6 +386,8 @@ class HostInfo:
     Attributes:
         cpu_cores_visible: as the kernel lists them.
         cpu_cores_allowed: after affinity and the cgroup quota; may be fractional.
+        pids_limit: processes and threads at most: the smallest of the cgroups', the kernel's and the user's limit.
+        pids_used: of them, in use.
         ram_limit_bytes: the smaller of RAM and the cgroup's limit.
         boot_id: the kernel's random id of this boot.
         boot_time: ISO 8601, UTC.
@@ -409,6 +411,7 @@ class HostInfo:
     kernel: str
     python: str
     packages: Mapping[str, str | None] = field(default_factory=dict)
+    pids_used: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

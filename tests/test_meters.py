@@ -22,7 +22,7 @@ from autotune.executors.ending import side_by_side, start_meters, stop_all
 from autotune.meters import summary
 from autotune.meters.base import SampledMeter
 from autotune.meters.health import HealthMeter
-from autotune.meters.host import HostMeter, pss_bytes
+from autotune.meters.host import HostMeter, pss_bytes, spike_bytes
 from autotune.meters.power import PowerMeter
 from autotune.meters.vram import VramMeter
 from autotune.records import DeviceInfo, Reading
@@ -259,6 +259,14 @@ def test_pss_shares_what_is_shared_and_falls_back(tmp_path: Path) -> None:
     child.communicate(b"\n")
     assert resident is not None
     assert resident > 50e6
+
+
+def test_what_a_process_took_between_readings_counts_in_its_peak(tmp_path: Path) -> None:
+    files = {"proc/5/smaps_rollup": "Pss:   300 kB\n", "proc/5/statm": "999 500 100 1 0 1 0\n"}
+    root = write_tree(tmp_path, files | {"proc/5/status": "VmPeak: 9999 kB\nVmHWM:\t  700 kB\nVmRSS:\t  400 kB\n"})
+    found = HostMeter(CPU, lambda: [5], 0.5, root=root).read()
+    assert (found["ram_pss_bytes"], found["ram_peak_bytes"]) == (300 * 1024, 600 * 1024)
+    assert spike_bytes(6, root) == 0
 
 
 def test_slow_counting_of_pages_is_done_seldom_and_growth_seen_in_between(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
         vram_process_bytes=_whole(peak(readings, "vram_process_bytes")),
         vram_device_delta_bytes=_whole(peak(readings, "vram_delta_bytes")),
         vram_idle_bytes=_whole(first(readings, "vram_device_used_bytes")),
-        ram_peak_bytes=_whole(peak(readings, "ram_pss_bytes")),
+        ram_peak_bytes=_whole(peak(readings, "ram_peak_bytes")),
         shm_peak_bytes=_shm_peak(readings),
         processes_peak=_whole(peak(readings, "processes")),
         threads_peak=_whole(peak(readings, "threads")),

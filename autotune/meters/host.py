@@ -15,7 +15,7 @@ from autotune.device.host import ROOT, busy_cpu_seconds, pressure, ram_available
 from autotune.meters.base import SampledMeter
 from autotune.records import DeviceInfo
 
-PSS_SHARE = 0.02  # of a core at most: the kernel walks a process's pages under its memory lock
+PSS_SHARE = 0.001  # of a core at most: the kernel walks a process's pages under its memory lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,21 @@ def private_bytes(pid: int, root: Path = ROOT) -> int:
     return (int(fields[1]) - int(fields[2])) * resource.getpagesize() if len(fields) > 2 else 0
 
 
+def spike_bytes(pid: int, root: Path = ROOT) -> int:
+    """How far the process's largest resident size so far lies above the one now; 0 when it cannot be read.
+
+    Memory that a learner takes for milliseconds falls between readings; the kernel keeps the high-water mark
+    (``VmHWM`` in ``/proc/PID/status``, proc(5)).
+    """
+    text = read_text(root / f"proc/{pid}/status") or ""
+    sizes = dict(re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", text, re.MULTILINE))
+    return max(0, int(sizes["VmHWM"]) - int(sizes["VmRSS"])) * 1024 if len(sizes) == 2 else 0
+
+
 class HostMeter(SampledMeter):
-    """``ram_pss_bytes``, ``cpu_seconds`` (cumulative), ``processes``, ``threads``, ``others_cpu_seconds``
-    (cumulative, of what is neither the probe nor this process), ``shm_used_bytes``, ``host_ram_available_bytes``,
-    ``cpu_pressure`` and ``memory_pressure`` (0 to 1).
+    """``ram_pss_bytes``, ``ram_peak_bytes`` (the same with each process at its largest so far), ``cpu_seconds``
+    (cumulative), ``processes``, ``threads``, ``others_cpu_seconds`` (cumulative, of what is neither the probe nor
+    this process), ``shm_used_bytes``, ``host_ram_available_bytes``, ``cpu_pressure`` and ``memory_pressure`` (0 to 1).
 
     The kernel counts a proportional set size page by page (0.1 s for some GiB), so that each process's
     is read as seldom as keeps to `PSS_SHARE`; in between it is the last one plus the growth of private memory.
@@ -107,10 +118,11 @@ class HostMeter(SampledMeter):
         """Values now."""
         pids = self.pids()
         cpu_seconds, running, threads = self._cpu_seconds(pids)
-        everybody_s = busy_cpu_seconds(self._root)
+        everybody_s, ram = busy_cpu_seconds(self._root), self._ram_pss_bytes(pids)
         shm = shm_space_bytes(self._root)
         return {
-            "ram_pss_bytes": self._ram_pss_bytes(pids),
+            "ram_pss_bytes": ram,
+            "ram_peak_bytes": None if ram is None else ram + sum(spike_bytes(pid, self._root) for pid in pids),
             "cpu_seconds": cpu_seconds,
             "processes": running,
             "threads": threads,

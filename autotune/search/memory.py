@@ -1,34 +1,61 @@
-"""The memory rule: which points are known to fit, before they are run (METHOD.md 2.2).
+"""The memory rule: which points are known to fit, before they are run.
 
-One process holds ``c0 + c1 * num_envs + c2 * batch_size`` bytes with coefficients that are not
-negative. The bound used for a point is the largest value that any such law can take there while it
-agrees with every observation to within a tolerance. Along an axis that was never varied this is
-scaling in proportion; between observations it is close to the fit.
+Of each resource (device memory, host memory, ``/dev/shm``, threads) one process takes
+``c0 + c1 * num_envs + c2 * batch_size + c3 * sqrt(batch_size) + shared / concurrency`` with coefficients that
+are not negative: workspaces grow more slowly than the minibatch, and what processes share (libraries, a server)
+they take once. The bound used for a point is the largest value that any such law can take there while it agrees
+with every observation to within a tolerance. Along an axis that was never varied this is scaling in
+proportion; between observations it is close to the fit.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from scipy.optimize import linprog  # type: ignore[attr-defined]
+from scipy.spatial import HalfspaceIntersection
 
-from autotune.records import DeviceInfo, Limits, Point, ProbeResult
+from autotune.records import DeviceInfo, HostInfo, Limits, Point, ProbeResult
 from autotune.search.least_squares import fit_relative
 from autotune.search.space import Array, Space, counts
 
-_TOLERANCE = 0.02
-_CONSTRAINING = 12
-"""Observations that constrain the bound; leaving some out can only loosen it."""
+Resource = Literal["vram", "ram", "shm", "threads"]
+PEAKS: dict[Resource, str] = {
+    "vram": "vram_peak_bytes",
+    "ram": "ram_peak_bytes",
+    "shm": "shm_peak_bytes",
+    "threads": "threads_peak",
+}
+"""Where a result says what all its processes took."""
+
+_TOLERANCE = 0.03
+"""Launches of the same settings differ by this much in the memory that readings see."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryLimits:
-    """Bytes that all processes of a point may hold together; None is unknown (not limited)."""
+    """What all processes of a point may take together; None is unknown (not limited).
+
+    Attributes:
+        vram_bytes: of the device.
+        ram_bytes: of the host.
+        shm_bytes: of ``/dev/shm``.
+        threads: processes and their threads, as the kernel counts them against a limit of pids.
+    """
 
     vram_bytes: float | None = None
     ram_bytes: float | None = None
+    shm_bytes: float | None = None
+    threads: float | None = None
+
+    def of(self, resource: Resource) -> float | None:
+        """The limit of one resource."""
+        known = {"vram": self.vram_bytes, "ram": self.ram_bytes, "shm": self.shm_bytes, "threads": self.threads}
+        return known[resource]
 
 
 def memory_limits(limits: Limits, device: DeviceInfo | None) -> MemoryLimits:
@@ -36,11 +63,20 @@ def memory_limits(limits: Limits, device: DeviceInfo | None) -> MemoryLimits:
     if device is None:
         return MemoryLimits()
     host, gpu = device.host, device.gpu
-    vram = None
+    vram = shm = None
     if gpu is not None and gpu.vram_total_bytes:
         vram = limits.vram_fraction * gpu.vram_total_bytes - (gpu.vram_used_bytes or 0)
+    if host.shm_total_bytes and host.shm_free_bytes is not None:
+        shm = limits.ram_fraction * host.shm_total_bytes - (host.shm_total_bytes - host.shm_free_bytes)
     held = max(0, host.ram_limit_bytes - host.ram_available_bytes)
-    return MemoryLimits(vram_bytes=vram, ram_bytes=limits.ram_fraction * host.ram_limit_bytes - held)
+    ram = limits.ram_fraction * host.ram_limit_bytes - held
+    return MemoryLimits(vram_bytes=vram, ram_bytes=ram, shm_bytes=shm, threads=_threads_limit(limits, host))
+
+
+def _threads_limit(limits: Limits, host: HostInfo) -> float | None:
+    if host.pids_limit is None:
+        return None
+    return limits.ram_fraction * host.pids_limit - (host.pids_used or 0)
 
 
 def safe(space: Space, history: Sequence[ProbeResult], limits: MemoryLimits) -> Array:
@@ -57,11 +93,11 @@ def safe_points(
     """
     asked = counts(points, rollout)
     allowed = ~dominating(asked, counts([r.requested for r in history if not r.ok], rollout))
-    for kind, limit in (("vram", limits.vram_bytes), ("ram", limits.ram_bytes)):
-        seen = observed(history, kind)
+    for resource in PEAKS:
+        limit, seen = limits.of(resource), observed(history, resource)
         if limit is not None and seen:
-            where, each_bytes = counts([point for point, _ in seen], rollout), np.array([each for _, each in seen])
-            allowed &= asked[:, 2] * upper_bound(asked, where, each_bytes) <= limit
+            where, each = counts([point for point, _ in seen], rollout), np.array([taken for _, taken in seen])
+            allowed &= asked[:, 2] * upper_bound(asked, where, each) <= limit
     return allowed
 
 
@@ -73,63 +109,58 @@ def dominating(asked: Array, failed: Array) -> Array:
     return result
 
 
-def observed(history: Sequence[ProbeResult], kind: str) -> list[tuple[Point, float]]:
-    """Measured points with the peak bytes of one process (``kind`` is ``vram`` or ``ram``).
+def observed(history: Sequence[ProbeResult], resource: Resource) -> list[tuple[Point, float]]:
+    """Measured points with what one process took of a resource at its peak, in bytes (or threads).
 
     A failed point's peak is where it stopped, not what it needs, so it is left out.
     """
-    peaks = [(result.requested, getattr(result, f"{kind}_peak_bytes")) for result in history if result.ok]
+    peaks = [(result.requested, getattr(result, PEAKS[resource])) for result in history if result.ok]
     return [(point, float(peak) / point.concurrency) for point, peak in peaks if peak]
 
 
 def features(rows: Array) -> Array:
-    """(n, 3) terms of the law: one, num_envs, batch_size."""
-    return np.column_stack([np.ones(len(rows)), rows[:, 0], rows[:, 1]])
+    """(n, 5) terms of the law: one, num_envs, batch_size, its root, 1 / concurrency."""
+    return np.column_stack([np.ones(len(rows)), rows[:, 0], rows[:, 1], np.sqrt(rows[:, 1]), 1 / rows[:, 2]])
 
 
-def fit(rows: Array, each_bytes: Array) -> Array:
-    """(3,) non-negative coefficients with the least squared relative error."""
-    return fit_relative(features(rows), each_bytes)
+def fit(rows: Array, each: Array) -> Array:
+    """(5,) non-negative coefficients with the least squared relative error of what one process takes."""
+    return fit_relative(features(rows), each)
 
 
-def upper_bound(asked: Array, rows: Array, each_bytes: Array) -> Array:
-    """(n,) the most bytes per process that an additive law which agrees with the observations allows.
+def upper_bound(asked: Array, rows: Array, each: Array) -> Array:
+    """(n,) the most per process that a law which agrees with the observations allows.
 
-    A linear programme in three coefficients: maximise ``features(asked) @ c`` over ``c >= 0`` and
-    ``|features(rows) @ c / each_bytes - 1| <= tolerance``. Its optimum lies on a vertex, and the
-    vertices are enumerated once for all points. The tolerance is 2 % beyond the fit's worst error.
+    A linear programme in the coefficients: maximise ``features(asked) @ c`` over ``c >= 0`` and
+    ``|features(rows) @ c / each - 1| <= tolerance``. Its optimum lies on a vertex, and the vertices are
+    enumerated once for all points.
+
+    Args:
+        asked: (n, 3) `counts` of the points in question.
+        rows: (m, 3) those of the observed ones.
+        each: (m,) what one process took there.
     """
-    error = np.abs(features(rows) @ fit(rows, each_bytes) / each_bytes - 1)
-    tolerance = _TOLERANCE + float(error.max())
-    kept = _spread_out(rows, _CONSTRAINING)
-    terms = features(rows[kept]) / each_bytes[kept, None]
-    scale = terms.max(axis=0)
-    terms = terms / scale
-    # planes @ c <= offsets, for c scaled so that all terms are of one order
-    planes = np.vstack([terms, -terms, -np.eye(3)])
-    offsets = np.concatenate([np.full(len(terms), 1 + tolerance), np.full(len(terms), tolerance - 1), np.zeros(3)])
-    corners = _vertices(planes, offsets)
-    bound: Array = (features(asked) / scale @ corners.T).max(axis=1)
+    corners = _corners(rows.tobytes(), each.tobytes())
+    bound: Array = (features(asked) @ corners.T).max(axis=1)
     return bound
 
 
-def _vertices(planes: Array, offsets: Array) -> Array:
-    """(v, 3) corner points of ``planes @ c <= offsets``."""
-    triples = np.array(list(itertools.combinations(range(len(planes)), 3)))
-    systems = planes[triples]
-    regular = np.abs(np.linalg.det(systems)) > 1e-9
-    corners = np.linalg.solve(systems[regular], offsets[triples[regular]][..., None])[..., 0]
-    inside = (corners @ planes.T <= offsets + 1e-7).all(axis=1)
-    result: Array = corners[inside]
-    return result
+@functools.lru_cache(maxsize=16)
+def _corners(rows_bytes: bytes, each_bytes: bytes) -> Array:
+    """(v, 5) the extreme laws that agree with the observations, to within 3 % beyond the fit's worst error.
 
-
-def _spread_out(rows: Array, count: int) -> list[int]:
-    """Indices of up to `count` rows far apart in num_envs and batch_size, the largest first."""
-    where = np.log2(rows[:, :2])
-    chosen = [int(np.argmax(where.sum(axis=1)))]
-    distance = ((where - where[chosen[0]]) ** 2).sum(axis=1)
-    while len(chosen) < min(count, len(rows)) and distance.max() > 0:
-        chosen.append(int(np.argmax(distance)))
-        distance = np.minimum(distance, ((where - where[chosen[-1]]) ** 2).sum(axis=1))
-    return chosen
+    By Quickhull, from the centre of the largest ball within (Barber, Dobkin and Huhdanpaa 1996, "The Quickhull
+    algorithm for convex hulls").
+    """
+    rows, each = np.frombuffer(rows_bytes).reshape(-1, 3), np.frombuffer(each_bytes)
+    error = np.abs(features(rows) @ fit(rows, each) / each - 1)
+    tolerance = _TOLERANCE + float(error.max())
+    terms = features(rows) / each[:, None]
+    scale = terms.max(axis=0)
+    terms, free = terms / scale, terms.shape[1]  # scaled so that all terms are of one order
+    planes = np.vstack([terms, -terms, -np.eye(free)])
+    offsets = np.concatenate([np.full(len(terms), 1 + tolerance), np.full(len(terms), tolerance - 1), np.zeros(free)])
+    widths = np.linalg.norm(planes, axis=1)[:, None]
+    ball = linprog(np.append(np.zeros(free), -1), A_ub=np.hstack([planes, widths]), b_ub=offsets)  # type: ignore[no-untyped-call]
+    corners: Array = HalfspaceIntersection(np.column_stack([planes, -offsets]), ball.x[:free]).intersections / scale
+    return corners

@@ -1,0 +1,103 @@
+"""The memory rule over every resource: device and host memory, shared memory, threads."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_host import host
+
+from autotune.records import DeviceInfo, Limits, Point, ProbeResult
+from autotune.search.memory import PEAKS, MemoryLimits, fit, memory_limits, observed, safe_points, upper_bound
+from autotune.search.space import counts
+
+GIB = 2**30
+RECORDED = Path(__file__).parent.parent / "reports" / "reference" / "memory" / "probes.csv"
+
+
+def at(num_envs: int, batch_size: int = 256, concurrency: int = 1) -> Point:
+    return Point(num_envs=num_envs, batch_size=batch_size, concurrency=concurrency)
+
+
+def stable(point: Point, **peaks: int) -> ProbeResult:
+    return ProbeResult(requested=point, status="ok", grade="quick", sps=1.0, **peaks)
+
+
+def allowed(history: list[ProbeResult], limits: MemoryLimits, *points: Point) -> list[bool]:
+    return [bool(may) for may in safe_points(points, history, limits, None)]
+
+
+@pytest.mark.parametrize(
+    ("peak", "limit"),
+    [
+        ("vram_peak_bytes", "vram_bytes"),
+        ("ram_peak_bytes", "ram_bytes"),
+        ("shm_peak_bytes", "shm_bytes"),
+        ("threads_peak", "threads"),
+    ],
+)
+def test_each_resource_is_limited_by_what_was_seen_of_it(peak, limit):
+    history = [stable(at(8), **{peak: 100}), stable(at(16), **{peak: 180})]
+    # 10 an environment and 20 a process, so 340 for 32 environments and 660 for 64
+    points = [at(32), at(64), at(32, concurrency=2)]
+    assert allowed(history, MemoryLimits(**{limit: 400.0}), *points) == [True, False, False]
+    assert allowed(history, MemoryLimits(**{limit: 800.0}), *points) == [True, True, True]
+    assert allowed(history, MemoryLimits(), *points) == [True, True, True]
+
+
+def test_a_resource_that_was_never_taken_limits_nothing():
+    limits = MemoryLimits(shm_bytes=0.0, threads=4.0)
+    assert allowed([stable(at(8), shm_peak_bytes=0)], limits, at(1024)) == [True]
+
+
+def test_environments_in_processes_are_held_off_a_pids_limit():
+    """One process for each environment beside the learner: 365 of them restarted a machine, 20 did not."""
+    history = [stable(at(1, 32, 1), threads_peak=20), stable(at(32, 512, 1), threads_peak=20 + 31 * 4)]
+    assert allowed(history, MemoryLimits(threads=450.0), at(64, 1024, 1), at(256, 2048, 8)) == [True, False]
+
+
+def test_what_processes_share_is_taken_once():
+    """Two GiB of libraries that all share, half a GiB for each process: eight take six GiB, and not twenty."""
+    history = [stable(at(8, concurrency=k), ram_peak_bytes=int((2 + 0.5 * k) * GIB)) for k in (1, 2, 4)]
+    rows = counts([result.requested for result in history], None)
+    each = np.array([taken for _, taken in observed(history, "ram")])
+    law = fit(rows, each)
+    assert law[4] == pytest.approx(2 * GIB, rel=1e-6)
+    assert law[:4] @ [1, 8, 256, 16] == pytest.approx(0.5 * GIB, rel=1e-6)
+    bound = 8 * upper_bound(counts([at(8, concurrency=8)], None), rows, each)[0]
+    assert 6 * GIB <= bound <= 7 * GIB
+
+
+def test_limits_leave_out_what_others_hold():
+    machine = host(shm_total_bytes=GIB, shm_free_bytes=GIB // 2, pids_limit=1000, pids_used=300)
+    found = memory_limits(Limits(ram_fraction=0.8), DeviceInfo(kind="cpu", name="c", host=machine))
+    assert found.shm_bytes == pytest.approx(0.3 * GIB)
+    assert found.threads == pytest.approx(500)
+    unknown = replace(machine, shm_total_bytes=None, shm_free_bytes=None, pids_limit=None)
+    found = memory_limits(Limits(), DeviceInfo(kind="cpu", name="c", host=unknown))
+    assert (found.shm_bytes, found.threads, found.vram_bytes) == (None, None, None)
+
+
+def test_recorded_probes_are_predicted_by_those_before_them():
+    """Each of the recorded real probes, from the fourth of its history on, from all before it."""
+    histories: dict[str, list[tuple[Point, float]]] = {}
+    with RECORDED.open() as lines:
+        for row in csv.DictReader(lines):
+            point = at(*(int(row[name]) for name in ("num_envs", "batch_size", "concurrency")))
+            histories.setdefault(row["source"], []).append((point, int(row["ram_peak_bytes"]) / point.concurrency))
+    errors, under = [], 0
+    for seen in histories.values():
+        rows, each = counts([point for point, _ in seen], 128), np.array([taken for _, taken in seen])
+        for now in range(3, len(seen)):
+            before = slice(0, now)
+            bound = upper_bound(rows[now : now + 1], rows[before], each[before])[0]
+            errors.append(bound / each[now] - 1)
+            under += each[now] / bound > 1.08
+    assert len(errors) >= 8
+    assert under == 0
+    assert np.median(errors) < 0.2
+
+
+def test_every_peak_is_a_field_of_a_result():
+    assert set(PEAKS.values()) <= set(ProbeResult.__dataclass_fields__)
