@@ -56,12 +56,19 @@ def probe_table(results: Sequence[ProbeResult]) -> str:
                 format_bytes(result.vram_peak_bytes) if result.vram_peak_bytes is not None else "unknown",
                 format_bytes(result.ram_peak_bytes),
                 "" if result.cpu_cores is None else f"{result.cpu_cores:.1f}",
+                _start(result),
                 result.limited_by or result.detail.splitlines()[0][:80] if (result.limited_by or result.detail) else "",
             ]
         )
     knobs = list(results[0].requested.knobs()) if results else []
-    headers = [*knobs, "status", "SPS", "95 %", "VRAM", "RAM", "cores", "limited by"]
+    headers = [*knobs, "status", "SPS", "95 %", "VRAM", "RAM", "cores", "start + first iteration", "limited by"]
     return tabulate(rows, headers=headers, disable_numparse=True)
+
+
+def _start(result: ProbeResult) -> str:
+    """``3.1 + 0.8 s``: launch to ready, and the first iteration (compiling included)."""
+    seconds = [f"{each:.1f}" for each in (result.startup_s, result.first_iteration_s) if each is not None]
+    return f"{' + '.join(seconds)} s" if seconds else ""
 
 
 def search_json(found: StudyResult, run: Run) -> dict[str, Any]:

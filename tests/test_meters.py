@@ -283,7 +283,7 @@ def test_slow_counting_of_pages_is_done_seldom_and_growth_seen_in_between(tmp_pa
     assert meter.read()["ram_pss_bytes"] == 300 * 1024
     write_tree(root, {"proc/5/smaps_rollup": "Pss:   5000 kB\n", "proc/5/statm": "999 700 200 1 0 1 0\n"})
     assert meter.read()["ram_pss_bytes"] == 300 * 1024 + 100 * page
-    now[0] += 0.5  # 10 ms / 2 %
+    now[0] += 10.0  # 10 ms / 0.1 %
     assert meter.read()["ram_pss_bytes"] == 5000 * 1024
     pids.clear()
     assert meter.read()["ram_pss_bytes"] is None

@@ -88,9 +88,9 @@ def _notes(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
         "a trained policy can be slower or faster."
     )
     if measured.result.startup_s:
-        notes.append(
-            f"Every job also takes {format_duration(measured.result.startup_s)} to start, which is not counted."
-        )
+        note = f"Every job also takes {format_duration(measured.result.startup_s)} to start, which is not counted"
+        first_s = measured.result.first_iteration_s
+        notes.append(note + (f"; its first iteration took {format_duration(first_s)}." if first_s else "."))
     notes += _price_notes(facts, plan)
     return "\n".join(f"- {note}" for note in notes)
 
