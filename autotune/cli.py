@@ -16,7 +16,6 @@ from autotune import __version__
 from autotune.errors import (
     EXIT_ERROR,
     EXIT_OK,
-    EXIT_UNFINISHED,
     EXIT_UNFIT,
     AutotuneError,
 )
@@ -26,6 +25,7 @@ from autotune.options import (
     EXPORT,
     GRID,
     JSON,
+    MIGRATION,
     NAMING,
     OUTPUT_FILE,
     PRICE,
@@ -142,9 +142,10 @@ def record(ctx: click.Context, /, **options: Any) -> int:
     click.option("--budget", type=DURATION, default="30m", help="Wall time for the whole search."),
     click.option("--price", type=PRICE, help="US dollars per hour of this machine."),
     click.option("--try", "tries", type=SETTINGS, multiple=True, help="Measure this point too, first."),
-    click.option("--sampler", default="autotune", help="autotune, tpe, gp, random or grid."),
+    click.option("--sampler", default="autotune", help="autotune, tpe, gp, random, grid or hillclimb."),
     click.option("--executor", default="isolated", help="isolated, or replay:FILE for a recorded surface."),
     click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of the search."),
+    click.option("--no-early-stop", is_flag=True, help="Go on when a probe costs more than it can save the training."),
     EXPORT,
 )
 @click.pass_context
@@ -207,40 +208,48 @@ def report(run_word: str | None, price: float | None, exports: tuple[Path, ...],
     DEVICE,
     RUNS,
     NAMING,
+    MIGRATION,
     JSON,
 )
-def train(manifest: str, device: str, runs: Path, name: str | None, new: bool, as_json: bool) -> int:
-    """Execute a manifest (a file, or mini, pilot, full); the same command resumes."""
-    from autotune import live, resources, views
-    from autotune.device.inspect import inspect_device
-    from autotune.manifest import check_manifest, load_manifest
-    from autotune.runs import discarded_when_refused, hold_device
-    from autotune.signals import StopSignals
-    from autotune.train.folder import open_training_run
-    from autotune.train.supervisor import supervise
+def train(**options: Any) -> int:
+    """Execute a manifest (a file, or mini, pilot, full); the same command resumes.
 
-    path = resources.find("manifests", manifest, ".json")
-    loaded = load_manifest(path)
-    check_manifest(loaded)
-    info = inspect_device(device)
-    run = open_training_run(path, loaded, runs, name=name, new=new)
-    print_run(run)
-    with (
-        discarded_when_refused(run),
-        run.hold(),
-        hold_device(info),
-        StopSignals() as stop,
-        live.TrainView() as view,
-    ):
-        result = supervise(loaded, run, device=info, on_event=view.update, warn=say, should_stop=stop.requested)
-    if as_json:
-        show_json(to_json(result))
+    --resume-from goes on with another run's training at this manifest's point; `rollback` returns.
+    """
+    from autotune import views
+    from autotune.training import run_training
+
+    ended = run_training(options, say)
+    if options["as_json"]:
+        show_json(to_json(ended.result))
     else:
-        click.echo(views.train_text(result, run))
-    if stop.exit_code:
-        return stop.exit_code
-    statuses = {job.status for job in result.jobs}
-    return EXIT_OK if statuses == {"done"} else EXIT_ERROR if "crashed" in statuses else EXIT_UNFINISHED
+        click.echo(views.train_text(ended.result, ended.run))
+    return ended.exit_code
+
+
+@cli.command()
+@options(
+    click.argument("run_word", metavar="[RUN]", required=False),
+    RUNS,
+    JSON,
+)
+def rollback(run_word: str | None, runs: Path, as_json: bool) -> int:
+    """Undo what made a run with `train --resume-from`: the run before it is as it was, nothing is lost."""
+    from autotune.runs import find_run
+    from autotune.train.migrate import rollback as roll_back
+
+    run = find_run(runs, run_word)
+    print_run(run)
+    with run.hold():
+        source = roll_back(run)
+    if as_json:
+        show_json({"run": str(run.path), "source": str(source.path)})
+    else:
+        click.echo(
+            f"run {source.path} is as it was before the migration; go on: autotune train {source.manifest_file}\n"
+            f"what was trained since lies in {run.path / 'rolled-back'}"
+        )
+    return EXIT_OK
 
 
 @cli.command()

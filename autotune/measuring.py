@@ -140,6 +140,7 @@ def _study(recipe: Recipe, executor: Any, run: Run, options: dict[str, Any], sto
             seed=options["seed"],
             price=options["price"] or recorded_price(executor),
             tries=[point_of(recipe, settings) for settings in options["tries"]],
+            early_stop=not options["no_early_stop"],
             on_event=view.update,
             should_stop=stop.requested,
         )

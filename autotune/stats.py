@@ -16,7 +16,7 @@ _SINGLE_BELOW = 16
 _PRIOR_CORRELATION = 0.4
 _PRIOR_WEIGHT = 8.0
 _CORRELATION_MAX = 0.8
-_PRIOR_LAUNCHES = 4.0
+_PRIOR_LAUNCHES = 2.0
 """Degrees of freedom that the launch-to-launch spread assumed beforehand counts as."""
 
 
@@ -153,7 +153,7 @@ def launch_spread(groups: Sequence[Sequence[tuple[float, float]]], *, prior: flo
     The between-launch component of a one-way random-effects model by the method of moments (Searle, Casella and
     McCulloch 1992, Variance Components, section 3.5): squared deviations of the log rates of one setting beyond
     what the windows' own errors explain. A setting counts by how much its windows can tell,
-    ``1 / (1 + v / prior^2)^2`` with v the mean squared window error, and `prior` counts as four degrees of
+    ``1 / (1 + v / prior^2)^2`` with v the mean squared window error, and `prior` counts as two degrees of
     freedom, so that a spread is the prior until repeats say otherwise.
 
     Args:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from autotune.export.rows import probe_row, trial_rows
 from autotune.records import ProbeResult, TrainResult, to_json
 from autotune.runs import Run, is_held
-from autotune.search.result import StudyResult, sentence
+from autotune.search.result import StudyResult, economy, sentence
 from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
 from autotune.units import format_bytes, format_count, format_duration
@@ -88,14 +88,23 @@ def search_json(found: StudyResult, run: Run) -> dict[str, Any]:
         "spent_s": found.spent_s,
         "budget_s": found.budget_s,
         "interrupted": found.interrupted,
+        "ended": found.ended,
+        "skipped": [{**point.knobs(), "predicted_s": predicted_s} for point, predicted_s in found.skipped],
+        "observed_s": found.observed_s,
+        "training_s": found.training_s,
+        "baseline_training_s": found.baseline_training_s,
+        "rule_of_thumb_training_s": found.rule_of_thumb_training_s,
+        "launch_fraction": found.launch_fraction,
+        "epochs": found.epochs,
         "summary": sentence(found),
+        "economy": economy(found),
     }
 
 
 def search_text(found: StudyResult, run: Run) -> str:
     """What a search says at its end."""
     price = "" if found.price_usd_per_hour is None else f" --price {found.price_usd_per_hour:g}"
-    lines = [sentence(found), *(decision.sentence for decision in found.knobs)]
+    lines = [sentence(found), economy(found), *(decision.sentence for decision in found.knobs)]
     if found.sharing:
         lines.append(found.sharing.sentence)
     if found.interrupted:

@@ -13,7 +13,7 @@ from autotune.executors.replay import ReplayExecutor, surface_recipe
 from autotune.records import Point, ProbeRequest, ProbeResult
 from autotune.runs import Run, create_run
 from autotune.search import trials
-from autotune.search.result import sentence
+from autotune.search.result import economy, sentence
 from autotune.search.sampler import IGNORED, history_of
 from autotune.search.study import SearchEvent, add_probe_trial, load_trials, run_study
 
@@ -26,6 +26,10 @@ def surface(tmp_path_factory):
 @pytest.fixture
 def run(tmp_path):
     return create_run(tmp_path, "small-1")
+
+
+def memory() -> optuna.Study:
+    return optuna.create_study(direction="maximize")
 
 
 class Watched(ReplayExecutor):
@@ -81,7 +85,7 @@ def test_every_measurement_is_in_the_study(surface, run):
     assert load_trials(run) == found.trials
     with sqlite3.connect(run.study_file) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    study = optuna.load_study(study_name="autotune", storage=f"sqlite:///{run.study_file}")
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{run.study_file}")
     assert len(study.trials) == len(found.trials)
     first = study.trials[0]
     assert first.params == {"num_envs": 8, "batch_size": 256, "concurrency": 1}
@@ -136,7 +140,7 @@ def test_without_room_for_a_final_window_nothing_firmer_is_said(surface, run):
 def test_nothing_that_dominates_a_failure_or_breaks_the_limit_is_run(tmp_path):
     path = write_surface(tmp_path / "tight.csv", vram_limit=6 * GIB, ram_limit=14 * GIB, noise=0.01)
     executor = Watched(path)
-    found = search(path, create_run(tmp_path, "run-1"), executor, budget_s=1800.0)
+    found = search(path, create_run(tmp_path, "run-1"), executor, budget_s=1800.0, study=memory())
     failed: list[Point] = []
     for record in found.trials:
         assert not any(record.result.requested.dominates(point) for point in failed)
@@ -170,7 +174,7 @@ def test_tries_come_first_and_impossible_ones_are_refused(surface, run):
 
 def test_an_unsafe_rule_of_thumb_waits_until_it_is_known_to_fit(tmp_path):
     path = write_surface(tmp_path / "big.csv", cores=32, vram_limit=10 * GIB, ram_limit=16 * GIB)
-    found = search(path, create_run(tmp_path, "run-1"), budget_s=1800.0)
+    found = search(path, create_run(tmp_path, "run-1"), budget_s=1800.0, study=memory())
     stages = [record.stage for record in found.trials]
     assert stages[1] == "spread"
     assert found.rule_of_thumb is None or stages.index("rule of thumb") > 1
@@ -318,3 +322,67 @@ def test_a_damaged_study_is_a_message(surface, run):
 
 def test_a_run_without_a_study_has_no_trials(run):
     assert load_trials(run) == ()
+
+
+def test_a_timeout_grows_with_the_prediction_and_never_beyond_the_budget(tmp_path):
+    """A probe that is known to take 220 s gets three times that, where 300 s are the rule."""
+    path = write_surface(tmp_path / "slow.csv", startup_s=200.0)
+    executor = Watched(path)
+    found = search(path, create_run(tmp_path, "run-1"), executor, budget_s=2000.0, study=memory())
+    patience_s = [request.plan.timeout_s for request in executor.requests]
+    predicted_s = [record.started["predicted_s"] for record in found.trials]
+    assert patience_s[:2] == pytest.approx([660.0, 660.0]) and predicted_s[0] == 220.0
+    spent_s = 0.0
+    for asked_s, expected_s, record in zip(patience_s, predicted_s, found.trials, strict=True):
+        assert asked_s == pytest.approx(min(max(300.0, 3 * expected_s), 2000.0 - spent_s))
+        spent_s += record.result.cost_s
+    assert found.counts["timeout"] == 0
+
+
+def test_points_too_costly_to_measure_are_listed(tmp_path):
+    """From 3 processes on a start takes 100 s: more than 15 % of ten minutes."""
+    path = write_surface(tmp_path / "small.csv", noise=0.01)
+    lines = path.read_text().splitlines()
+    rows = [line.split(",") for line in lines if line[0].isdigit()]
+    for row in rows:
+        row[6] = str(10.0 + 45.0 * max(0, int(row[2]) - 1))
+    path.write_text("\n".join([line for line in lines if not line[0].isdigit()] + [",".join(row) for row in rows]))
+    found = search(path, create_run(tmp_path, "run-1"), budget_s=600.0)
+    assert found.skipped and {point.concurrency for point, _ in found.skipped} <= {3, 4}
+    assert all(predicted_s > 0.15 * 600.0 for _, predicted_s in found.skipped)
+    assert f"{len(found.skipped)} points were left out: each would take over 15 % of the budget" in economy(found)
+
+
+def test_what_remains_of_the_budget_soaks_the_winner(surface, run):
+    found = search(surface, run, budget_s=1800.0, price=2.0, study=memory())
+    soaks = [record for record in found.trials if record.stage == "soak"]
+    assert len(soaks) >= 2 and {record.result.grade for record in soaks} == {"final"}
+    assert soaks[-1].result.requested == found.point
+    own = [r.result for r in found.trials if r.result.requested == found.point]
+    assert found.observed_s == pytest.approx(sum(r.cost_s - r.startup_s for r in own))
+    assert 1800.0 - found.spent_s < 60.0 + 1e-6, "less is left than another window takes"
+    assert f"at most {3 / (found.observed_s / 3600):.2g} per hour" in economy(found)
+
+
+def test_the_references_get_a_final_window_where_the_budget_has_room(surface, run):
+    found = search(surface, run, budget_s=1800.0, study=memory())
+    assert found.baseline.grade == found.rule_of_thumb.grade == "final"
+
+
+class SlowsDown(Watched):
+    """One point slows down within each of its final windows."""
+
+    def run(self, request: ProbeRequest) -> ProbeResult:
+        result = super().run(request)
+        if request.grade == "final" and request.point == self.victim:
+            return replace(result, flags=(*result.flags, "slowing"))
+        return result
+
+
+def test_a_point_that_slows_down_in_two_launches_is_not_recommended(surface, tmp_path):
+    first = search(surface, create_run(tmp_path, "run-1"), budget_s=1800.0, study=memory())
+    executor = SlowsDown(surface)
+    executor.victim = first.point
+    second = search(surface, create_run(tmp_path, "run-2"), executor, budget_s=1800.0, study=memory())
+    assert second.point != first.point
+    assert sum("slowing" in r.result.flags for r in second.trials) == 2, "it is not measured a third time"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import optuna
 import pytest
 from analytic_surface import write_surface
 
@@ -40,6 +41,10 @@ def test_a_probe_pays_when_it_saves_more_machine_time_than_it_costs():
     assert pays(0.0, 1e9, None), "unknown: go on"
 
 
+def memory() -> optuna.Study:
+    return optuna.create_study(direction="maximize")
+
+
 class Real(ReplayExecutor):
     """A replay that calls its clock real, so that break-even counts."""
 
@@ -51,7 +56,9 @@ def search(tmp_path, name, steps, **options):
     recipe = surface_recipe(path)
     budget = Budget(unit="steps", amount=steps)
     recipe = replace(recipe, jobs=tuple(replace(job, budget=budget) for job in recipe.jobs))
-    return run_study(recipe, Real(path), create_run(tmp_path, name), budget_s=1800.0, price=2.0, **options)
+    return run_study(
+        recipe, Real(path), create_run(tmp_path, name), budget_s=1800.0, price=2.0, study=memory(), **options
+    )
 
 
 def test_the_search_ends_when_the_next_probe_cannot_pay_for_itself(tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtr
 
+from autotune.executors.stability import confirmed_drift
 from autotune.records import Point, ProbeResult
 from autotune.search.model import Belief, believe, measured
 from autotune.search.precision import NORMAL_95, launch_fraction, relative_error
@@ -62,12 +63,8 @@ def pool(history: Sequence[ProbeResult]) -> list[Pooled]:
         if result.requested not in failed:
             by_point.setdefault(result.requested, []).append(result)
     spread = launch_fraction(history)
-    pooled = [_pool(point, results, spread) for point, results in by_point.items() if not _slows(results)]
+    pooled = [_pool(point, results, spread) for point, results in by_point.items() if not confirmed_drift(results)]
     return sorted(pooled, key=lambda entry: -entry.sps)
-
-
-def _slows(results: Sequence[ProbeResult]) -> bool:
-    return sum("slowing" in result.flags for result in results) >= 2
 
 
 def observed_s(history: Sequence[ProbeResult], point: Point) -> float:

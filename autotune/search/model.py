@@ -94,17 +94,20 @@ def _condition(where: Array, residual: Array, variance: Array, grid: Array, prio
 
     The covariance is a smooth part and one of each point's own, the roughness, which repeats of a point share.
     """
-    best_likelihood, best = -np.inf, None
     same = (where[:, None] == where[None]).all(axis=2)
+    scales = np.array(list(itertools.product(_AMPLITUDES, _ROUGHNESSES)))
+    amplitudes, roughnesses = scales[:, 0, None, None], scales[:, 1, None, None]
+    best_likelihood, best = -np.inf, None
     for envs, batch in itertools.product(_LENGTHS_OCTAVES, repeat=2):
         lengths = np.array([envs, batch, _LENGTH_CONCURRENCY_OCTAVES])
-        correlation = _matern52(where, where, lengths)
-        for amplitude, rough in itertools.product(_AMPLITUDES, _ROUGHNESSES):
-            lower = np.linalg.cholesky(amplitude**2 * correlation + rough**2 * same + np.diag(variance))
-            white = solve_triangular(lower, residual, lower=True)
-            likelihood = -0.5 * white @ white - np.log(np.diag(lower)).sum()
-            if likelihood > best_likelihood:
-                best_likelihood, best = likelihood, (lengths, amplitude, rough, lower, white)
+        smooth = _matern52(where, where, lengths)
+        lower = np.linalg.cholesky(amplitudes**2 * smooth + roughnesses**2 * same + np.diag(variance))
+        white = np.linalg.solve(lower, np.broadcast_to(residual[:, None], (len(scales), len(residual), 1)))[..., 0]
+        logs = np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1)
+        likelihood = -0.5 * (white**2).sum(axis=1) - logs
+        if likelihood.max() > best_likelihood:
+            at = int(np.argmax(likelihood))
+            best_likelihood, best = likelihood[at], (lengths, *scales[at], lower[at], white[at])
     assert best is not None
     lengths, amplitude, rough, lower, white = best
     own = rough**2 * (where[:, None] == grid[None]).all(axis=2)

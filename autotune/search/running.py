@@ -80,6 +80,7 @@ class Search:
     on_event: Callable[[SearchEvent], None] = ignore
     history: list[ProbeResult] = field(default_factory=list)
     compared: list[ProbeResult] = field(default_factory=list)
+    records: list[trials.TrialRecord] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.space = space_of(self.recipe)
@@ -102,7 +103,7 @@ class Search:
         return self.deadline_s - self.executor.clock_s()
 
     def _read(self) -> None:
-        records = [record for record in trials.records_of(self.study) if record.counts]
+        self.records = records = [record for record in trials.records_of(self.study) if record.counts]
         results = list(zip(records, trials.comparable_history(records), strict=True))
         self.history = [result for record, result in results if record.stage != knobs.STAGE]
         self.compared = [result for record, result in results if record.stage == knobs.STAGE]
@@ -249,7 +250,7 @@ class Search:
 
     def _epoch(self, result: ProbeResult) -> int:
         """The machine's epoch with this newest result."""
-        measured = [record.result for record in trials.records_of(self.study) if record.counts]
+        measured = [record.result for record in self.records]
         return epochs.epochs_of([*measured, result], self.recipe.baseline)[-1]
 
     def _tell_viewer(self, kind: Literal["start", "end"], step: Step, point: Point, result: ProbeResult | None) -> None:
