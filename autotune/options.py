@@ -118,6 +118,14 @@ NAMING = options(
     click.option("--name", help="Name of the run; default RECIPE-n."),
     click.option("--new", is_flag=True, help="Start a new run, whatever can be resumed."),
 )
+MIGRATION = options(
+    click.option("--resume-from", metavar="RUN", help="Go on with this run's training, at the manifest's point."),
+    click.option("--canary", type=click.IntRange(1), metavar="N", help="With --resume-from: N jobs go first."),
+    click.option("--canary-time", type=DURATION, default="10m", help="Training of each of them before the verdict."),
+    click.option(
+        "--canary-sps", type=click.FloatRange(0, 10), default=0.95, help="Of the old run's SPS, what they must reach."
+    ),
+)
 WORK = options(
     click.argument("recipe", required=False),
     click.option("--games", metavar="A,B", help="Only these games (environments) as jobs."),

@@ -88,6 +88,29 @@ def durable_write(path: Path, data: bytes | str) -> None:
         sync_folder(path.parent)
 
 
+def copy_file(source: Path, target: Path, *, link: bool = False) -> None:
+    """Copy a file durably to where there is none.
+
+    Args:
+        source: what to copy.
+        target: where to; its folder's entries are the caller's to flush when it is a link.
+        link: share the bytes by a hard link where the file system can: for files that never change in place.
+
+    Raises:
+        FileError: the source cannot be read, or the folder is missing, read-only or full.
+    """
+    with _file_errors(target, f"copy {source} to"):
+        if link:
+            try:
+                os.link(source, target)
+            except OSError:  # another file system, or one without links
+                pass
+            else:
+                return
+        data = source.read_bytes()
+    durable_write(target, data)
+
+
 def write_json(path: Path, value: Any) -> None:
     """`durable_write` of canonical JSON."""
     durable_write(path, canonical_json(value) + "\n")

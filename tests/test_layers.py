@@ -25,7 +25,7 @@ LAYERS = [
     {"export", "report"},
     {"options", "views"},
     {"live"},
-    {"measuring"},
+    {"measuring", "training"},
     {"cli"},
     {"__main__", "testing"},
 ]

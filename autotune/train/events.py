@@ -14,12 +14,18 @@ from autotune.store import append_line, make_folder, read_lines
 Event = Mapping[str, Any]
 
 
+def make_event(kind: str, *, job: str | None = None, **facts: Any) -> dict[str, Any]:
+    """An event with the time and this boot's id."""
+    stamp = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "boot_id": boot_id()}
+    return {"kind": kind, "job": job, **stamp, **facts}
+
+
 class EventLog:
     """Appends events of a run; each is on the disk when `record` returns.
 
     Kinds: ``opened`` (a supervisor took the run), ``edited`` (the manifest is another one than
-    last time), ``warning``, ``ended``; of a job ``started``, ``ready`` (with what took effect),
-    ``resumed``, ``saved``, ``finished``, ``crashed``, ``stopped``.
+    last time), ``warning``, ``ended``; of a job ``migrated`` (taken over from another run), ``started``,
+    ``ready`` (with what took effect), ``resumed``, ``saved``, ``finished``, ``crashed``, ``stopped``.
     """
 
     def __init__(self, run: Run) -> None:
@@ -32,8 +38,7 @@ class EventLog:
         Raises:
             FileError: the folder is read-only or full.
         """
-        stamp = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "boot_id": boot_id()}
-        append_line(self._path, {"kind": kind, "job": job, **stamp, **facts}, sync=True)
+        append_line(self._path, make_event(kind, job=job, **facts), sync=True)
 
 
 def read_events(run: Run) -> list[Event]:

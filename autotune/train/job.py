@@ -15,7 +15,7 @@ from autotune.train.status import JobSnapshot
 JobStatus = Literal["waiting", "running", "done", "stopped", "crashed"]
 
 _RECENT_S = 30.0
-_ENDINGS = {"finished", "stopped", "crashed", "saved"}
+_ENDINGS = {"finished", "stopped", "crashed", "saved", "migrated"}
 
 
 class JobRun:
@@ -55,7 +55,8 @@ class JobRun:
         if last is None:
             return
         self.take_counts(last)
-        if last["kind"] == "finished" and (last.get("reason") == "finished" or self.fraction >= 1):
+        ended = last["kind"] in ("finished", "migrated")
+        if ended and (last.get("reason") == "finished" or self.fraction >= 1):
             self.status = "done"
 
     def start(self, worker: WorkerProcess) -> None:

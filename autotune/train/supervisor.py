@@ -18,6 +18,7 @@ from autotune.runs import Run
 from autotune.store import write_json
 from autotune.train.events import EventLog, last_event, read_events
 from autotune.train.job import JobRun
+from autotune.train.migration import refuse_migrated
 from autotune.train.status import Snapshot, State, stamp, write_snapshot
 from autotune.train.throughput import SharedThroughput
 from autotune.worker.protocol import TrainPlan, WorkerTask
@@ -40,6 +41,7 @@ def supervise(
     should_stop: Callable[[], bool] = lambda: False,
     plan: MeasurePlan | None = None,
     stop_grace_s: float = STOP_GRACE_S,
+    only: frozenset[str] | None = None,
 ) -> TrainResult:
     """Train every unfinished job of a manifest at its point; the same call resumes.
 
@@ -52,13 +54,15 @@ def supervise(
         should_stop: asked a few times a second; then workers save and end.
         plan: what the measured rate leaves out as warm-up.
         stop_grace_s: seconds that workers get to save before they are killed.
+        only: ids of the jobs that may run, None for all.
 
     Raises:
-        UsageError: the workload refuses the point, a hyperparameter or a job.
+        UsageError: the workload refuses the point, a hyperparameter or a job, or another run goes on with this one.
         FileError: the run's folder is read-only or full.
     """
+    refuse_migrated(run)
     check_manifest(manifest)
-    supervisor = Supervisor(manifest, run, device, warn, plan or MeasurePlan(), stop_grace_s)
+    supervisor = Supervisor(manifest, run, device, warn, plan or MeasurePlan(), stop_grace_s, only=only)
     with shared_if_possible(device, manifest.point.record(), warn) as shared:
         supervisor.environment, supervisor.sharing = shared
         try:
@@ -83,6 +87,8 @@ class Supervisor:
         warn: Callable[[str], None],
         plan: MeasurePlan,
         stop_grace_s: float,
+        *,
+        only: frozenset[str] | None = None,
     ) -> None:
         self._manifest, self._run, self._device, self._warn = manifest, run, device, warn
         self._stop_grace_s = stop_grace_s
@@ -91,7 +97,9 @@ class Supervisor:
         self._point = manifest.point.record()
         self._events = EventLog(run)
         self._jobs = [JobRun(job, run.train_folder / "jobs" / job.id) for job in manifest.job_records()]
-        self._throughput = SharedThroughput(self._point.concurrency, plan)
+        self._only = only
+        at_once = self._point.concurrency if only is None else min(self._point.concurrency, len(only))
+        self._throughput = SharedThroughput(at_once, plan)
         self._gpu = LiveGpu(device.gpu) if device.gpu else None
         self._stop_by_s: float | None = None
         self._viewed_s = self._written_s = -_STATUS_PERIOD_S
@@ -127,7 +135,8 @@ class Supervisor:
         return [job for job in self._jobs if job.worker is not None]
 
     def _waiting(self) -> list[JobRun]:
-        return [job for job in self._jobs if job.status == "waiting"]
+        waiting = [job for job in self._jobs if job.status == "waiting"]
+        return [job for job in waiting if self._only is None or job.job.id in self._only]
 
     def _open(self) -> None:
         """Take up the run: what was done, what changed, whether the jobs can run here."""
@@ -285,7 +294,8 @@ class Supervisor:
 
     def _close_run(self, on_event: Callable[[Snapshot], None]) -> TrainResult:
         statuses = {job.status for job in self._jobs}
-        state: State = "done" if statuses == {"done"} else "crashed" if self._stop_by_s is None else "stopped"
+        stopped = self._stop_by_s is not None or "crashed" not in statuses
+        state: State = "done" if statuses == {"done"} else "stopped" if stopped else "crashed"
         predicted = self._manifest.predicted()
         result = TrainResult(
             run=self._run.name,

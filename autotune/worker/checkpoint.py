@@ -182,8 +182,15 @@ def load_checkpoint(path: Path) -> SessionState:
         raise FileError(f"{path} is {error}. Move it away.") from error
 
 
-def newest_checkpoint(folder: Path, warn: Callable[[str], None] | None = None) -> Path | None:
+def newest_checkpoint(
+    folder: Path, warn: Callable[[str], None] | None = None, *, set_aside: bool = True
+) -> Path | None:
     """The newest valid generation; damaged ones are set aside (renamed ``.damaged``) and named to `warn`.
+
+    Args:
+        folder: of the job's checkpoints.
+        warn: takes sentences for the user.
+        set_aside: whether damaged ones are renamed; without, nothing in the folder changes.
 
     Returns:
         None when the folder holds no checkpoint at all.
@@ -201,7 +208,7 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None] | None = None) -
             if warn:
                 warn(str(error))
             continue
-        for bad in broken:
+        for bad in broken if set_aside else ():
             bad.path.rename(bad.path.with_suffix(".damaged"))
         if broken and warn:
             warn(f"continuing at env step {generation.env_steps} from {generation.path}")

@@ -1,0 +1,188 @@
+"""Takes a training over into another run, at another point, and gives it back.
+
+The old run is never changed but for one fact in its ``run.json``. The new run's ``train/`` is built beside
+its place (backup of the old run, its checkpoints and curves, ``migration.json``), flushed to the disk, and
+published by one rename; a rollback takes it away by another. Killed at any moment, either the old state
+holds or the new one, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from autotune.errors import BusyError, UsageError
+from autotune.executors.isolated import IsolatedExecutor
+from autotune.manifest import Manifest
+from autotune.records import DeviceInfo
+from autotune.runs import Run
+from autotune.store import append_line, copy_file, sync_file, sync_folder
+from autotune.train.backup import back_up, restore
+from autotune.train.events import make_event
+from autotune.train.migration import (
+    BACKUP,
+    MARK,
+    MigratedJob,
+    Migration,
+    load_migration,
+    read_migration,
+    refuse_migrated,
+    source_of,
+    successor,
+    write_migration,
+)
+from autotune.train.migration_plan import plan_migration
+from autotune.worker.checkpoint import load_checkpoint
+
+_STAGING = ".migrating"
+_ROLLED_BACK = "rolled-back"
+_ORPHANS_S = 20.0  # workers whose supervisor was killed save and end within less
+
+
+def migrate(
+    manifest: Manifest,
+    source: Run,
+    run: Run,
+    *,
+    device: DeviceInfo,
+    canary: tuple[int, float, float] | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Migration:
+    """Take every job of a run over into another one, whose manifest may have any point.
+
+    Args:
+        manifest: of the new run.
+        source: the old run; nobody may be training in it.
+        run: the new one, held by the caller; it must not have trained.
+        device: to check on that the jobs can run.
+        canary: how many jobs go first, the seconds they are watched, and the fraction of the old rate that
+            they must reach.
+        warn: takes sentences for the user.
+
+    Raises:
+        BusyError: somebody trains in the old run.
+        FileError: a job's checkpoints are all damaged or gone; nothing was changed.
+        UsageError: the runs do not fit each other; names the difference, nothing was changed.
+    """
+    refuse_migrated(source)
+    if not source.train_folder.is_dir():
+        raise UsageError(f"run {source.path} has not trained: there is nothing to resume, leave --resume-from out")
+    if any(run.train_folder.glob("*")):
+        raise UsageError(f"run {run.path} has trained already: choose a new one with --new, or leave --resume-from out")
+    with source.hold(), _without_orphans(source):
+        migration = plan_migration(manifest, source, canary=canary, warn=warn)
+        states = {job.id: load_checkpoint(_checkpoint(source, job)).meta["session"] for job in migration.jobs}
+        workload, point = manifest.workload, manifest.point.record()
+        jobs = manifest.job_records()
+        IsolatedExecutor(device).ask("check", workload.name, workload.hyperparameters, jobs, point, states=states)
+        return take_over(migration, source, run)
+
+
+def _checkpoint(source: Run, job: MigratedJob) -> Path:
+    return source.train_folder / "jobs" / job.id / "checkpoints" / job.checkpoint
+
+
+def take_over(migration: Migration, source: Run, run: Run) -> Migration:
+    """Carry out what was planned: back the old run up, build the new training, publish it by one rename."""
+    migration = replace(migration, source=os.path.relpath(source.path, run.path))
+    staging = run.path / _STAGING
+    if staging.exists():  # of a migration that was killed
+        shutil.rmtree(staging)
+    staging.mkdir()
+    back_up(source, staging / BACKUP)
+    for job in migration.jobs:
+        _seed(staging / BACKUP / source.train_folder.name / "jobs" / job.id, staging / "jobs" / job.id)
+    for job in migration.jobs:
+        counts = {"total_env_steps": job.env_steps, "total_episodes": job.episodes, "total_seconds": job.seconds}
+        mean = sum(job.returns) / len(job.returns) if job.returns else None
+        facts = {**counts, "mean_return": mean, "best_return": job.best_return, "path": job.checkpoint}
+        append_line(staging / "events.jsonl", make_event("migrated", job=job.id, source=source.name, **facts))
+    if migration.jobs:
+        sync_file(staging / "events.jsonl")
+        sync_folder(staging / "jobs")
+    write_migration(staging, migration)
+    source.update(**{MARK: os.path.relpath(run.path, source.path)})  # means nothing before the rename
+    staging.rename(run.train_folder)
+    sync_folder(run.path)
+    return migration
+
+
+def _seed(backup: Path, folder: Path) -> None:
+    """Give a job its checkpoints and its curve."""
+    (folder / "checkpoints").mkdir(parents=True)
+    for file in sorted((backup / "checkpoints").iterdir()):
+        if file.suffix in (".safetensors", ".json"):
+            copy_file(file, folder / "checkpoints" / file.name, link=file.suffix == ".safetensors")
+    if (backup / "metrics.csv").is_file():
+        copy_file(backup / "metrics.csv", folder / "metrics.csv")
+    sync_folder(folder / "checkpoints")
+    sync_folder(folder)
+
+
+def accept_canary(run: Run, migration: Migration) -> None:
+    """Record that the canary passed: all jobs go on."""
+    if migration.canary is None:
+        return
+    write_migration(run.train_folder, replace(migration, canary=replace(migration.canary, passed=True)))
+
+
+def rollback(run: Run) -> Run:
+    """Undo a migration: the old run is as it was before, the new run's training is set aside, whole.
+
+    What was trained since the migration lies in ``rolled-back/<n>/`` of the new run. The same call again
+    changes nothing more. The caller holds the new run.
+
+    Args:
+        run: the new run.
+
+    Returns:
+        The old run.
+
+    Raises:
+        BusyError: somebody trains in the old run.
+        UsageError: the run was never migrated, or another one goes on with it.
+    """
+    refuse_migrated(run)
+    done = sorted((run.path / _ROLLED_BACK).glob("*"), key=lambda folder: int(folder.name))
+    migration = load_migration(run)
+    if migration is None:
+        last = read_migration(done[-1]) if done else None
+        if last is None:
+            raise UsageError(f"run {run.path} was not migrated from another run: there is nothing to roll back")
+        return _give_back(run, source_of(run, last))
+    source = source_of(run, migration)
+    source.path.mkdir(parents=True, exist_ok=True)
+    with source.hold():
+        restore(source, run.train_folder / BACKUP)
+        (run.path / _ROLLED_BACK).mkdir(exist_ok=True)
+        run.train_folder.rename(run.path / _ROLLED_BACK / str(len(done) + 1))
+        sync_folder(run.path / _ROLLED_BACK)
+        sync_folder(run.path)
+    return _give_back(run, source)
+
+
+def _give_back(run: Run, source: Run) -> Run:
+    if (source.path / "run.json").is_file() and successor(source) is None:
+        source.update(**{MARK: None})
+    run.update(training="rolled back", finished=False)
+    return source
+
+
+@contextlib.contextmanager
+def _without_orphans(source: Run) -> Iterator[None]:
+    """Wait for workers that outlived their supervisor, and let none start."""
+    with contextlib.ExitStack() as locks:
+        for folder in sorted((source.train_folder / "jobs").glob("*")):
+            try:
+                locks.enter_context(FileLock(folder / ".lock").acquire(timeout=_ORPHANS_S))
+            except Timeout:
+                raise BusyError(
+                    f"a worker still trains in {folder}. Find it with `fuser {folder / '.lock'}` and stop it."
+                ) from None
+        yield

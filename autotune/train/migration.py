@@ -1,0 +1,142 @@
+"""What a migration is: a training that was taken over from another run, as `train/migration.json` tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from autotune.errors import FileError, UsageError
+from autotune.records import KnobValue, from_json, to_json
+from autotune.runs import Run
+from autotune.store import read_json, write_json
+
+MARK = "migrated_to"
+"""Fact of an old run: the new one's folder, relative to it. It means nothing until that has a migration."""
+
+MIGRATION_FILE = "migration.json"
+BACKUP = "backup"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MigratedJob:
+    """A job as it was taken over.
+
+    Attributes:
+        id: in both manifests.
+        checkpoint: file name of the generation that it goes on from.
+        env_steps: done by then, as are `episodes` and `seconds` (of training).
+        returns: of the last 100 games by then.
+        best_return: of a single game.
+        first_return: mean return at the start of its curve.
+    """
+
+    id: str
+    checkpoint: str
+    env_steps: int
+    episodes: int
+    seconds: float
+    returns: tuple[float, ...]
+    best_return: float | None
+    first_return: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canary:
+    """Jobs that go first, see `autotune.train.canary`.
+
+    Attributes:
+        jobs: their ids.
+        watch_s: seconds of training of each before the verdict.
+        sps_fraction: of the old rate that the new point must reach.
+        passed: whether the verdict was good.
+    """
+
+    jobs: tuple[str, ...]
+    watch_s: float
+    sps_fraction: float
+    passed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Migration:
+    """What ``train/migration.json`` says.
+
+    Attributes:
+        source: the old run's folder, relative to the new one's.
+        created: ISO 8601, UTC.
+        jobs: that were taken over.
+        fresh: ids of jobs that start from the beginning: new ones, and old ones that never saved.
+        point_before: the old run's knobs.
+        sps_before: env steps per second of all its processes together, None when it never measured any.
+        canary: jobs that go first, None for all at once.
+    """
+
+    source: str
+    created: str
+    jobs: tuple[MigratedJob, ...]
+    fresh: tuple[str, ...]
+    point_before: Mapping[str, KnobValue]
+    sps_before: float | None
+    canary: Canary | None = None
+
+
+def load_migration(run: Run) -> Migration | None:
+    """How a run's training was taken over, None when it was not (or was rolled back).
+
+    Raises:
+        FileError: the file is damaged.
+    """
+    return read_migration(run.train_folder)
+
+
+def source_of(run: Run, migration: Migration) -> Run:
+    """The run that a migration came from."""
+    return Run((run.path / migration.source).resolve())
+
+
+def successor(run: Run) -> Run | None:
+    """The run that this one's training was migrated to, None when it was not, or was rolled back."""
+    if not (run.path / "run.json").is_file() or not (mark := run.state().get(MARK)):
+        return None
+    new = Run((run.path / str(mark)).resolve())
+    migration = load_migration(new)
+    return new if migration and source_of(new, migration).path == run.path.resolve() else None
+
+
+def refuse_migrated(run: Run) -> None:
+    """Refuse to train a run that another one goes on with.
+
+    Raises:
+        UsageError: names the other run, and the way back.
+    """
+    if new := successor(run):
+        raise UsageError(
+            f"run {run.path} was migrated to {new.path}: go on there with `autotune train {new.manifest_file}`, "
+            f"or return with `autotune rollback {new.path}`"
+        )
+
+
+def read_migration(folder: Path) -> Migration | None:
+    """The migration in a ``train/`` folder, None when there is none.
+
+    Raises:
+        FileError: the file is damaged.
+    """
+    file = folder / MIGRATION_FILE
+    if not file.is_file():
+        return None
+    try:
+        migration: Migration = from_json(Migration, read_json(file))
+    except (TypeError, AttributeError, KeyError) as error:
+        raise FileError(f"{file} is damaged ({error}): the backup of the old run lies in {folder / BACKUP}") from error
+    return migration
+
+
+def write_migration(folder: Path, migration: Migration) -> None:
+    """Write a migration into a ``train/`` folder, durably.
+
+    Raises:
+        FileError: the folder is read-only or full.
+    """
+    write_json(folder / MIGRATION_FILE, to_json(migration))

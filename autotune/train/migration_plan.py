@@ -1,0 +1,118 @@
+"""What a migration would take over, and whether the two runs fit each other; changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import FileError, UsageError
+from autotune.manifest import Manifest, load_manifest
+from autotune.records import KnobValue
+from autotune.runs import Run
+from autotune.train.events import Event, last_event, read_events
+from autotune.train.migration import Canary, MigratedJob, Migration
+from autotune.train.status import read_snapshot, status_file
+from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
+from autotune.worker.metrics import read_metrics
+
+
+def plan_migration(
+    manifest: Manifest,
+    source: Run,
+    *,
+    canary: tuple[int, float, float] | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Migration:
+    """What a migration would take over; changes nothing. See `migrate`."""
+    old, events = load_manifest(source.manifest_file), read_events(source)
+    _refuse_other_work(manifest, old, source)
+    newest = {job.id: _newest(source, job.id, events, warn) for job in old.jobs}
+    jobs = tuple(_migrated_job(source, job, path) for job, path in newest.items() if path)
+    opened = last_event(events, {"opened"})
+    before: Mapping[str, KnobValue] = opened["point"] if opened else old.point.record().knobs()
+    return Migration(
+        source="",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        jobs=jobs,
+        fresh=tuple(job.id for job in manifest.jobs if newest.get(job.id) is None),
+        point_before=before,
+        sps_before=_sps_before(source, jobs, int(before["concurrency"])),
+        canary=_canary(manifest, jobs, *canary) if canary else None,
+    )
+
+
+def _refuse_other_work(manifest: Manifest, old: Manifest, source: Run) -> None:
+    """Refuse manifests whose jobs are not those of the old run."""
+    if old.workload.name != manifest.workload.name:
+        raise UsageError(
+            f"run {source.path} trains workload {old.workload.name!r}, the manifest {manifest.workload.name!r}: "
+            "checkpoints of one mean nothing to the other"
+        )
+    if manifest.workload.name == "command":
+        raise UsageError(
+            f"run {source.path} trains a program of your own (workload 'command'), which keeps its own checkpoints: "
+            "autotune cannot migrate them. Give the program its own option to resume, in the command"
+        )
+    jobs = {job.id: job for job in manifest.jobs}
+    missing = [job.id for job in old.jobs if job.id not in jobs]
+    if missing:
+        raise UsageError(
+            f"run {source.path} has the jobs {', '.join(missing)}, which the manifest lacks: add them (a job that has "
+            "met its budget costs nothing more), so that every job is migrated; nothing was changed"
+        )
+    for before in old.jobs:
+        if jobs[before.id].env != before.env:
+            raise UsageError(
+                f"job {before.id} plays {before.env} in run {source.path} and {jobs[before.id].env} in the manifest: "
+                "give another game another id"
+            )
+
+
+def _newest(source: Run, job: str, events: list[Event], warn: Callable[[str], None]) -> Path | None:
+    """The checkpoint that a job goes on from, None for one that never saved."""
+    folder = source.train_folder / "jobs" / job / "checkpoints"
+    path = newest_checkpoint(folder, lambda text: warn(f"{job}: {text}"), set_aside=False)
+    if path is None and (saved := last_event(events, {"saved", "migrated"}, job)):
+        raise FileError(
+            f"job {job} saved at env step {saved['total_env_steps']}, but there is no checkpoint in {folder}. "
+            "Restore a backup; nothing was changed"
+        )
+    return path
+
+
+def _migrated_job(source: Run, job: str, path: Path) -> MigratedJob:
+    progress: Mapping[str, Any] = load_checkpoint(path).meta["progress"]
+    rows = read_metrics(source.train_folder / "jobs" / job / "metrics.csv")
+    first = next((float(row["mean_return_100"]) for row in rows if row.get("mean_return_100")), None)
+    counts = {name: progress[name] for name in ("env_steps", "episodes", "seconds", "best_return")}
+    return MigratedJob(id=job, checkpoint=path.name, returns=tuple(progress["returns"]), first_return=first, **counts)
+
+
+def _sps_before(source: Run, jobs: tuple[MigratedJob, ...], processes: int) -> float | None:
+    """The old run's rate while all its processes ran warm, else that of its jobs over all their training."""
+    with contextlib.suppress(FileError):
+        if status_file(source).is_file() and (measured := read_snapshot(source).measured_sps):
+            return measured
+    seconds = sum(job.seconds for job in jobs)
+    return processes * sum(job.env_steps for job in jobs) / seconds if seconds else None
+
+
+def _canary(
+    manifest: Manifest, jobs: tuple[MigratedJob, ...], count: int, watch_s: float, sps_fraction: float
+) -> Canary:
+    """The first unfinished jobs.
+
+    Raises:
+        UsageError: not so many run at once, or are left.
+    """
+    at_once = manifest.point.concurrency
+    if not 1 <= count <= at_once:
+        raise UsageError(f"--canary {count} must lie between 1 and the {at_once} jobs that the manifest runs at once")
+    done = {job.id: {"steps": job.env_steps, "episodes": job.episodes, "hours": job.seconds / 3600} for job in jobs}
+    left = [job.id for job in manifest.jobs if job.id in done and done[job.id][job.budget.unit] < job.budget.amount]
+    if count > len(left):
+        raise UsageError(f"--canary {count}, but {len(left)} migrated jobs have work left: use that many at most")
+    return Canary(jobs=tuple(left[:count]), watch_s=watch_s, sps_fraction=sps_fraction)

@@ -1,0 +1,414 @@
+"""A training goes on at another point in another run, and returns: whole at every moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from autotune import cli, store
+from autotune.device.inspect import inspect_device
+from autotune.errors import BusyError, FileError, UsageError
+from autotune.manifest import Manifest, build_manifest, save_manifest
+from autotune.records import Budget, DeviceInfo, Job, Point, Recipe
+from autotune.runs import Run
+from autotune.store import make_folder
+from autotune.train import migrate as migrate_module
+from autotune.train.events import EventLog, read_events
+from autotune.train.folder import open_migrated_run, open_training_run
+from autotune.train.job import JobRun
+from autotune.train.migrate import migrate, rollback, take_over
+from autotune.train.migration import load_migration, refuse_migrated, successor
+from autotune.train.migration_plan import plan_migration
+from autotune.train.supervisor import supervise
+from autotune.worker.checkpoint import best_checkpoint, generations, load_checkpoint, newest_checkpoint, save_checkpoint
+from autotune.worker.metrics import MetricsFile, read_metrics
+from autotune.workloads.protocol import SessionState
+
+OLD, NEW = Point(num_envs=8, batch_size=32, concurrency=2), Point(num_envs=16, batch_size=128, concurrency=3)
+QUICK = {"rollout": 8, "env_s": 1e-5, "step_overhead_s": 1e-3, "learn_s": 0.0, "minibatch_overhead_s": 0.0}
+STEPS = {"a": 300, "b": 500}
+
+
+@pytest.fixture(scope="module")
+def device() -> DeviceInfo:
+    return inspect_device("cpu")
+
+
+def a_manifest(
+    jobs: str = "ab", point: Point = OLD, steps: float = 1000, name: str = "old", env: str = "busy", **changes: Any
+) -> Manifest:
+    workload = {"name": name, "workload": "busywork", "hyperparameters": QUICK, **changes}
+    budget = Budget(unit="steps", amount=steps)
+    rows = tuple(Job(id=job, env=env, seed=1, budget=budget) for job in jobs)
+    return build_manifest(Recipe(jobs=rows, knobs={}, grid={}, baseline=point, **workload), point)
+
+
+def progress_of(steps: int) -> dict[str, Any]:
+    returns = [float(n) for n in range(20)]
+    return {"env_steps": steps, "episodes": 20, "seconds": steps / 100, "best_return": 19.0, "returns": returns}
+
+
+def save(run: Run, job: str, steps: int, keep: int = 3) -> Path:
+    counts = {"rows": steps, "env_steps": steps, "samples": steps, "episodes": steps // 200}
+    counters = {"slices": 1, "minibatches": 1, **counts}
+    meta = {"session": counters, "progress": progress_of(steps), "job": job, "env": "busy"}
+    state = SessionState(arrays={"noise": np.array([0.0])}, meta=meta)
+    folder = run.train_folder / "jobs" / job / "checkpoints"
+    return save_checkpoint(folder, state, env_steps=steps, keep=keep, score=float(steps == 200))
+
+
+def old_run(root: Path, manifest: Manifest | None = None) -> Run:
+    """A run that trained for a while: a to 300 steps, b to 500, with their curves."""
+    run = open_training_run(root / "old.json", manifest or a_manifest(), root)
+    events = EventLog(run)
+    events.record("opened", manifest="x", point=OLD.knobs(), device="d")
+    for job, last in STEPS.items():
+        make_folder(run.train_folder / "jobs" / job)
+        metrics = MetricsFile(run.train_folder / "jobs" / job / "metrics.csv", env_steps=0)
+        for steps in range(100, last + 1, 100):
+            save(run, job, steps)
+            metrics.append({"env_steps": steps, "seconds": steps / 100, "mean_return_100": steps / 50})
+            events.record("saved", job=job, path="p", **JobRun(a_job(job), run.path).counts() | totals(steps))
+    return run
+
+
+def a_job(name: str) -> Job:
+    return Job(id=name, env="busy", seed=1, budget=Budget(unit="steps", amount=1000))
+
+
+def totals(steps: int) -> dict[str, Any]:
+    return {"total_env_steps": steps, "total_episodes": 20, "total_seconds": steps / 100}
+
+
+def new_run(root: Path, source: Run, manifest: Manifest | None = None) -> tuple[Manifest, Run]:
+    chosen = manifest or a_manifest("abc", NEW, name="new")
+    return chosen, open_migrated_run(root / "new.json", chosen, source, root)
+
+
+def content(run: Run) -> dict[str, bytes]:
+    files = [path for path in run.train_folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(run.path)): path.read_bytes() for path in files}
+
+
+def steps_of(run: Run, jobs: str = "ab") -> dict[str, int]:
+    found = {job: newest_checkpoint(run.train_folder / "jobs" / job / "checkpoints") for job in jobs}
+    return {job: load_checkpoint(path).meta["progress"]["env_steps"] for job, path in found.items() if path}
+
+
+def check_migrated(source: Run, run: Run) -> None:
+    migration = load_migration(run)
+    assert migration is not None
+    assert [(job.id, job.env_steps) for job in migration.jobs] == [("a", 300), ("b", 500)]
+    assert migration.fresh == ("c",)
+    assert (migration.point_before, migration.sps_before) == (OLD.knobs(), 200.0)
+    assert steps_of(run) == STEPS
+    for job, last in STEPS.items():
+        folder = run.train_folder / "jobs" / job
+        assert [row["env_steps"] for row in read_metrics(folder / "metrics.csv")] == [
+            str(n) for n in range(100, last + 1, 100)
+        ]
+        best = best_checkpoint(folder / "checkpoints")
+        assert best is not None and load_checkpoint(best[0]).meta["progress"]["env_steps"] == 200
+    assert [(e["kind"], e["job"], e["total_env_steps"]) for e in read_events(run)] == [
+        ("migrated", "a", 300),
+        ("migrated", "b", 500),
+    ]
+    backup = run.train_folder / "backup"
+    assert content(Run(backup)) == content(source)
+    assert (backup / "manifest.json").read_bytes() == source.manifest_file.read_bytes()
+    assert successor(source) == Run(run.path.resolve())
+
+
+def test_every_job_goes_on_at_the_new_point(tmp_path: Path, device: DeviceInfo) -> None:
+    source = old_run(tmp_path)
+    before = content(source)
+    manifest, run = new_run(tmp_path, source)
+    with run.hold():
+        migrate(manifest, source, run, device=device)
+    check_migrated(source, run)
+    assert content(source) == before, "the old run is as it was"
+    result = supervise(manifest, run, device=device)
+    assert {job.id: job.status for job in result.jobs} == {"a": "done", "b": "done", "c": "done"}
+    resumed = {e["job"]: e["total_env_steps"] for e in read_events(run) if e["kind"] == "resumed"}
+    assert resumed == STEPS
+    ready = [e["effective"] for e in read_events(run) if e["kind"] == "ready"]
+    assert {(e["num_envs"], e["batch_size"]) for e in ready} == {(16, 128)}
+    for job, last in STEPS.items():
+        rows = [int(row["env_steps"]) for row in read_metrics(run.train_folder / "jobs" / job / "metrics.csv")]
+        assert rows[: last // 100] == [*range(100, last + 1, 100)] and rows[last // 100] == last + 128
+        assert rows == sorted(set(rows)) and rows[-1] >= 1000
+        best = best_checkpoint(run.train_folder / "jobs" / job / "checkpoints")
+        assert best is not None, "the best generation is kept over the migration"
+    assert content(source) == before
+    with pytest.raises(UsageError, match=rf"was migrated to {run.path}.*autotune rollback"):
+        supervise(a_manifest(), source, device=device)
+    with pytest.raises(UsageError, match="was migrated to"):
+        open_migrated_run(tmp_path / "x.json", a_manifest("abc", NEW, steps=5000, name="other"), source, tmp_path)
+    assert open_migrated_run(tmp_path / "new.json", manifest, source, tmp_path).path.name == run.name, "it goes on"
+
+
+def test_a_rollback_returns_and_loses_nothing(tmp_path: Path) -> None:
+    source = old_run(tmp_path)
+    before, (manifest, run) = content(source), new_run(tmp_path, source)
+    for attempt in (1, 2):
+        assert open_migrated_run(tmp_path / "new.json", manifest, source, tmp_path) == run
+        take_over(plan_migration(manifest, source), source, run)
+        save(run, "a", 400 + attempt)
+        trained = content(run)
+        for _ in range(3):
+            assert rollback(run).path == source.path.resolve()
+            assert content(source) == before and successor(source) is None and not run.train_folder.exists()
+            assert sorted(path.name for path in (run.path / "rolled-back").iterdir()) == [
+                str(n) for n in range(1, attempt + 1)
+            ]
+        aside = run.path / "rolled-back" / str(attempt)
+        assert {name: (aside / name.removeprefix("train/")).read_bytes() for name in trained} == trained
+    refuse_migrated(source)
+    with pytest.raises(UsageError, match="was not migrated from another run"):
+        rollback(source)
+
+
+def test_a_rollback_repairs_or_recreates_the_old_run(tmp_path: Path) -> None:
+    source = old_run(tmp_path)
+    before, (manifest, run) = content(source), new_run(tmp_path, source)
+    take_over(plan_migration(manifest, source), source, run)
+    folder = source.train_folder / "jobs" / "a"
+    newest = generations(folder / "checkpoints")[-1].path
+    newest.unlink()
+    newest.write_bytes(b"broken")
+    later = save(source, "b", 900, keep=9)
+    (folder / "metrics.csv").unlink()
+    rollback(run)
+    assert {n: c for n, c in content(source).items() if not n.endswith(".before-rollback")} == before
+    assert newest.with_name(newest.name + ".before-rollback").read_bytes() == b"broken"
+    assert later.with_name(later.name + ".before-rollback").exists(), "set aside, not removed"
+    assert steps_of(source) == STEPS
+
+    for path in list(source.train_folder.rglob("*.before-rollback")):
+        path.unlink()
+    (source.train_folder / "jobs" / "b" / "checkpoints" / "best.json.before-rollback").unlink(missing_ok=True)
+    take_over(plan_migration(manifest, source), source, run)
+    shutil.rmtree(source.path)
+    rollback(run)
+    assert content(source) == before and source.state()["name"] == "old-1"
+    assert source.manifest_file.is_file()
+
+
+def test_a_chain_is_rolled_back_from_its_end(tmp_path: Path) -> None:
+    first = old_run(tmp_path)
+    manifest, second = new_run(tmp_path, first)
+    take_over(plan_migration(manifest, first), first, second)
+    last = a_manifest("abc", replace(NEW, num_envs=32), name="last")
+    third = open_migrated_run(tmp_path / "last.json", last, second, tmp_path)
+    take_over(plan_migration(last, second), second, third)
+    assert steps_of(third) == STEPS
+    with pytest.raises(UsageError, match=rf"was migrated to {third.path}"):
+        rollback(second)
+    rollback(third)
+    rollback(second)
+    assert successor(first) is None and steps_of(first) == STEPS
+    assert shutil.rmtree(second.path) is None and successor(first) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"jobs": "a"}, "has the jobs b, which the manifest lacks: add them"),
+        ({"workload": "atari", "hyperparameters": {}}, "trains workload 'busywork', the manifest 'atari'"),
+        ({"env": "other"}, "job a plays busy in run .* and other in the manifest"),
+    ],
+)
+def test_runs_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    source = old_run(tmp_path)
+    manifest = a_manifest(**{"jobs": "ab", "point": replace(NEW, concurrency=1), **changes})
+    with pytest.raises(UsageError, match=message):
+        plan_migration(manifest, source)
+
+
+def test_what_cannot_be_resumed_is_named(tmp_path: Path, device: DeviceInfo) -> None:
+    source, manifest = old_run(tmp_path), a_manifest("ab", replace(NEW, concurrency=2), name="new")
+    run = open_migrated_run(tmp_path / "new.json", manifest, source, tmp_path)
+
+    def refused(kind: type[Exception], message: str, source: Run = source, run: Run = run) -> None:
+        with pytest.raises(kind, match=message):
+            migrate(manifest, source, run, device=device)
+        assert load_migration(run) is None and successor(source) is None
+
+    untrained = open_training_run(tmp_path / "fresh.json", a_manifest(name="fresh"), tmp_path)
+    refused(UsageError, "has not trained: there is nothing to resume", source=untrained)
+    refused(UsageError, "has trained already", run=source)
+    with source.hold():
+        refused(BusyError, r"run .*old-1 is in use by PID")
+    with pytest.MonkeyPatch.context() as patch, FileLock(source.train_folder / "jobs" / "a" / ".lock"):
+        patch.setattr(migrate_module, "_ORPHANS_S", 0.05)
+        refused(BusyError, "a worker still trains in")
+    with pytest.raises(UsageError, match=r"is the manifest of run .*old-1 itself"):
+        open_migrated_run(source.manifest_file, a_manifest(), source, tmp_path)
+
+    checkpoints = generations(source.train_folder / "jobs" / "a" / "checkpoints")
+    checkpoints[-1].path.write_bytes(b"")
+    warnings: list[str] = []
+    plan = plan_migration(manifest, source, warn=warnings.append)
+    assert plan.jobs[0].env_steps == 200, "the generation before the damaged one"
+    assert len(warnings) == 2 and "env step 300" in warnings[0] and "continuing at env step 200" in warnings[1]
+    assert checkpoints[-1].path.exists(), "planning changes nothing"
+    for generation in checkpoints:
+        generation.path.write_bytes(b"")
+    refused(FileError, r"no valid checkpoint in .* \(3 found, 3 failed")
+    shutil.rmtree(checkpoints[0].path.parent)
+    refused(FileError, "job a saved at env step 300, but there is no checkpoint")
+
+
+def test_own_programs_are_not_migrated(tmp_path: Path) -> None:
+    changes = {"workload": "command", "hyperparameters": {"argv": ["python", "x.py", "--envs", "{num_envs}"]}}
+    source = open_training_run(tmp_path / "old.json", a_manifest(**changes), tmp_path)
+    EventLog(source).record("saved", job="a", **totals(10))
+    with pytest.raises(UsageError, match="keeps its own checkpoints: autotune cannot migrate them"):
+        plan_migration(a_manifest(name="new", **changes), source)
+
+
+@pytest.mark.parametrize(("count", "message"), [(3, "between 1 and the 2 jobs"), (2, "but 1 migrated jobs have work")])
+def test_a_canary_larger_than_what_runs_is_refused(tmp_path: Path, count: int, message: str) -> None:
+    source = old_run(tmp_path)
+    manifest = a_manifest("ab", replace(NEW, concurrency=2), steps=400, name="new")
+    with pytest.raises(UsageError, match=message):
+        plan_migration(manifest, source, canary=(count, 60.0, 0.95))
+
+
+def test_without_hard_links_everything_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: Any) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_links)
+    source = old_run(tmp_path)
+    manifest, run = new_run(tmp_path, source)
+    take_over(plan_migration(manifest, source), source, run)
+    check_migrated(source, run)
+    assert {path.stat().st_nlink for path in run.train_folder.rglob("*.safetensors")} == {1}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of ordinary errors sees it."""
+
+
+CALLS: list[tuple[Any, str]] = [
+    *((os, name) for name in ("fsync", "link", "fdopen", "mkdir")),
+    *((Path, name) for name in ("replace", "rename", "unlink", "chmod")),
+    (store.tempfile, "mkstemp"),
+    (shutil, "rmtree"),
+]
+
+
+def killed_at(call: int, action: Callable[[], Any]) -> int:
+    """Do something, and die before the `call`-th system call that changes what lies on the disk.
+
+    Returns how many calls there were: fewer than `call` when it was not killed.
+    """
+    count = 0
+
+    def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count >= call:  # the dead do nothing more, clean-up included
+                raise Killed
+            return None if original is fsync else original(*arguments, **options)
+
+        return wrapper
+
+    fsync = os.fsync
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in CALLS:
+            patch.setattr(owner, name, guarded(getattr(owner, name)))
+        with contextlib.suppress(Killed):
+            action()
+    return count
+
+
+def kills(root: Path, template: Path, action: Callable[[Path], Any]) -> Iterator[tuple[bool, Path]]:
+    """A copy of the template for each moment to die at: the first and last ones, and a part of those between."""
+    shutil.copytree(template, root / "whole")
+    last = killed_at(10**9, lambda: action(root / "whole"))
+    assert last > 20
+    for call in sorted({*range(1, 5), *range(5, last - 12, 9), *range(max(5, last - 12), last + 2)}):
+        folder = root / str(call)
+        shutil.copytree(template, folder)
+        yield killed_at(call, lambda folder=folder: action(folder)) >= call, folder
+
+
+def test_killed_at_any_call_either_the_old_state_or_the_new_one_is_whole(tmp_path: Path) -> None:
+    template = tmp_path / "template"
+    source = old_run(template)
+    manifest, run = new_run(template, source)
+    before, plan = content(source), plan_migration(manifest, source)
+
+    def go(root: Path) -> None:
+        take_over(plan, Run(root / source.name), Run(root / run.name))
+
+    outcomes = set()
+    for killed, root in kills(tmp_path, template, go):
+        old, new = Run(root / source.name), Run(root / run.name)
+        assert content(old) == before
+        outcomes.add((killed, successor(old) is not None))
+        if not successor(old):
+            assert not new.train_folder.exists()
+            killed_at(10**9, lambda root=root: go(root))
+        check_migrated(old, new)
+    assert outcomes == {(True, False), (True, True), (False, True)}
+
+
+def test_a_rollback_that_is_killed_at_any_call_goes_on(tmp_path: Path) -> None:
+    template = tmp_path / "template"
+    source = old_run(template)
+    manifest, run = new_run(template, source)
+    before = content(source)
+    take_over(plan_migration(manifest, source), source, run)
+    for path in source.train_folder.rglob("metrics.csv"):  # something to put back
+        path.unlink()
+
+    outcomes = set()
+    for killed, root in kills(tmp_path, template, lambda root: rollback(Run(root / run.name))):
+        old, new = Run(root / source.name), Run(root / run.name)
+        outcomes.add((killed, successor(old) is not None))
+        if successor(old):
+            assert steps_of(new) == STEPS and load_migration(new) is not None
+        else:
+            assert content(old) == before
+        assert rollback(new).path == old.path.resolve()
+        assert content(old) == before and successor(old) is None and old.state()["migrated_to"] is None
+        assert len(list((new.path / "rolled-back").iterdir())) == 1
+        assert new.state()["training"] == "rolled back"
+    assert outcomes == {(True, True), (True, False), (False, False)}
+
+
+def test_the_command_line_migrates_and_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    source = old_run(runs)
+    file = tmp_path / "new.json"
+    save_manifest(file, a_manifest("ab", replace(NEW, concurrency=2), name="new"))
+    command = ["train", str(file), "--device", "cpu", "--runs", str(runs), "--json"]
+    assert cli.main([*command, "--canary", "1"]) == 2
+    assert "--canary needs --resume-from RUN" in capsys.readouterr().err
+    assert cli.main([*command, "--resume-from", "nobody"]) == 2
+    assert "there is no run 'nobody'" in capsys.readouterr().err
+    assert cli.main([*command, "--resume-from", "old-1"]) == 0
+    out, told = capsys.readouterr()
+    assert {job["id"]: job["env_steps"] >= 1000 for job in json.loads(out)["jobs"]} == {"a": True, "b": True}
+    assert "a goes on at env step 300 of run old-1" in told and "`autotune rollback new-1` returns to it" in told
+    assert cli.main(["train", str(source.manifest_file), "--device", "cpu", "--runs", str(runs)]) == 2
+    assert "was migrated to" in capsys.readouterr().err
+    for _ in range(2):
+        assert cli.main(["rollback", "new-1", "--runs", str(runs)]) == 0
+        assert f"autotune train {source.manifest_file.resolve()}" in capsys.readouterr().out
+    assert cli.main(["rollback", "old-1", "--runs", str(runs)]) == 2
+    assert "nothing to roll back" in capsys.readouterr().err
