@@ -26,7 +26,7 @@ from autotune.records import (
 )
 from autotune.runs import Run, create_run
 from autotune.search.sampler import RESULT
-from autotune.search.trials import STUDY_NAME, open_study
+from autotune.search.trials import open_study
 from autotune.store import canonical_json, durable_write, write_json
 
 GIB = 2**30
@@ -126,7 +126,7 @@ def study_bytes(rows: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         run.study_file.write_bytes(_empty_study())
-        study = optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{run.study_file}")
+        study = optuna.load_study(study_name=None, storage=f"sqlite:///{run.study_file}")
         for stage, result_json in json.loads(rows):
             attributes = {"stage": stage, RESULT: result_json}
             study.add_trial(optuna.trial.create_trial(value=result_json["sps"] or 0.0, user_attrs=attributes))

@@ -63,6 +63,13 @@ def run_study(
     with trials.storage_errors(run):
         search = Search(recipe, executor, run, budget_s=budget_s, sampler=sampler, seed=seed, tries=tries, study=study)
         search.price, search.on_event, search.early_stop = price or 1.0, on_event, early_stop
+        trials.describe_study(
+            search.study,
+            "env steps per dollar" if price else "env steps per hour",
+            recipe=recipe.name,
+            device=executor.device.fingerprint,
+            baseline=recipe.baseline.label(),
+        )
         ended = search.go(should_stop)
         return search.result(price=price, ended=ended)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
@@ -23,7 +24,8 @@ from autotune.runs import Run
 from autotune.search.epochs import comparable
 from autotune.search.sampler import EPOCH, IGNORED, RESULT
 
-STUDY_NAME = "autotune"
+SHOWN = ("status", "sps", "detail")
+"""Of a result, what stands beside it in attributes of their own, for tables of other programs (optuna-dashboard)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +82,28 @@ def open_study(run: Run, sampler: BaseSampler | None = None) -> optuna.Study:
         storage = RDBStorage(f"sqlite:///{run.study_file}", engine_kwargs={"connect_args": {"timeout": 30}})
         sqlalchemy.event.listen(storage.engine, "connect", _synchronous)
         storage.engine.dispose()
+        there = [study.study_name for study in storage.get_all_studies()]
+        name = there[0] if there else run.name
         return optuna.create_study(
-            study_name=STUDY_NAME, storage=storage, direction="maximize", load_if_exists=True, sampler=sampler
+            study_name=name, storage=storage, direction="maximize", load_if_exists=True, sampler=sampler
         )
+
+
+def describe_study(study: optuna.Study, metric: str, **facts: str) -> None:
+    """Say in the study itself what its values are and what was searched, for programs that show it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if study.metric_names != [metric]:
+            study.set_metric_names([metric])
+    known = study.user_attrs
+    for name, fact in facts.items():
+        if known.get(name) != fact:
+            study.set_user_attr(name, fact)
+
+
+def _shown(result: ProbeResult) -> dict[str, Any]:
+    """Attributes of a trial that tables show; those that are not known are left out."""
+    return {name: value for name in SHOWN if (value := getattr(result, name)) not in (None, "")}
 
 
 def _synchronous(connection: Any, _record: Any) -> None:
@@ -131,6 +152,7 @@ def add_probe_trial(run: Run, stage: str, result: ProbeResult) -> None:
     """
     with storage_errors(run):
         study = open_study(run, RandomSampler())
+        describe_study(study, "env steps per second")
         knobs = {name: getattr(result.requested, name) for name in KNOBS}
         wide: dict[str, BaseDistribution] = {
             name: IntDistribution(1, max(value, 2**16), log=True) for name, value in knobs.items()
@@ -140,7 +162,8 @@ def add_probe_trial(run: Run, stage: str, result: ProbeResult) -> None:
                 params=knobs,
                 distributions=wide,
                 value=float(result.sps or 0.0),
-                user_attrs={"stage": stage, "requested": to_json(result.requested), RESULT: to_json(result)},
+                user_attrs=_shown(result)
+                | {"stage": stage, "requested": to_json(result.requested), RESULT: to_json(result)},
                 constraints=constraints(result),
             )
         )
@@ -161,6 +184,8 @@ def start(trial: Trial, stage: str, point: Point, boot_id: str, clock_s: float, 
 
 def finish(study: optuna.Study, trial: Trial, result: ProbeResult, value: float, epoch: int = 0) -> None:
     """Tell a measurement, durably; a failure is complete with a violated constraint."""
+    for name, shown in _shown(result).items():
+        trial.set_user_attr(name, shown)
     trial.set_user_attr(RESULT, to_json(result))
     trial.set_user_attr(EPOCH, epoch)
     for name, violation in constraints(result).items():
