@@ -170,7 +170,7 @@ def _decode(line: bytes) -> Message | None:
     if not line or len(line) > _LINE_LIMIT_BYTES:
         return None
     try:
-        message = json.loads(line)
+        message = json.loads(line.decode())  # of bytes, it would first guess their encoding
     except ValueError:
         return None
     return message if isinstance(message, dict) else None

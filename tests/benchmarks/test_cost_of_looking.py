@@ -1,22 +1,34 @@
-"""What measuring itself costs: `make bench`. Timings live here, never in tests."""
+"""What measuring itself costs: `make bench`. Timings live here, never in tests.
+
+`python reports/reference/measuring/looking.py` runs these and writes the table; a benchmark's ``extra_info`` says how
+often its call happens (``calls_per_iteration``, ``calls_per_s``, in the worker or ``in_parent``) or what it may take
+(``limit_s``).
+"""
 
 import json
 import os
+import random
 import time
 from pathlib import Path
 
 import pytest
 
+from autotune import registry
+from autotune.device.host import ram_available_bytes
 from autotune.device.inspect import inspect_device
-from autotune.executors.process import WorkerProcess
+from autotune.executors.isolated import METERS
+from autotune.executors.process import WorkerProcess, receive_all
 from autotune.executors.window import Step, windows
-from autotune.meters.host import HostMeter
 from autotune.probe.recipe import load_recipe
-from autotune.records import MeasurePlan, Point, Work
+from autotune.records import MeasurePlan, Point, ProbeResult, Work
+from autotune.search.memory import MemoryLimits
+from autotune.search.propose import Problem, propose
+from autotune.search.space import Space, grid
 from autotune.stats import Trace, estimate
 from autotune.worker.measure import step_message
 from autotune.worker.protocol import WorkerTask
 
+LEVELS = [1, 2, 3, 4, 6, 8, 12, 16]
 WORK = Work(
     env_steps=2048,
     reset_rows=60,
@@ -32,23 +44,94 @@ WORK = Work(
 
 def test_report_of_one_iteration(benchmark):
     """Once an iteration: a message built, encoded and written."""
+    benchmark.extra_info["calls_per_iteration"] = 1
     with Path(os.devnull).open("w", buffering=1) as pipe:
         benchmark(lambda: pipe.write(json.dumps(step_message(WORK, time.monotonic(), 0.0)) + "\n"))
 
 
-def test_reading_of_the_host_meter(benchmark):
-    """Twice a second, in the parent."""
-    meter = HostMeter(inspect_device("cpu"), lambda: [os.getpid()])
-    meter.start()
-    meter.stop()
-    benchmark(meter.read)
+def test_phases_of_one_vector_step(benchmark):
+    """Four clocks read and three sums, 32 times an iteration of the CartPole recipes (128 of a longer one of atari)."""
+    benchmark.extra_info["calls_per_iteration"] = 32
+
+    def phases(infer=0.0, env=0.0, transfer=0.0):
+        before = time.perf_counter()
+        acted = time.perf_counter()
+        stepped = time.perf_counter()
+        written = time.perf_counter()
+        return infer + acted - before, env + stepped - acted, transfer + written - stepped
+
+    benchmark(phases)
+
+
+def test_message_of_one_iteration_in_the_parent(benchmark):
+    """Once an iteration, for each process: decoded and kept."""
+    benchmark.extra_info |= {"calls_per_iteration": 1, "in_parent": True}
+    line = json.dumps(step_message(WORK, time.monotonic(), 0.0)).encode()
+    assert benchmark(lambda: Step.from_message(json.loads(line.decode()))).env_steps == 2048
+
+
+@pytest.mark.parametrize("meter", METERS)
+def test_reading(benchmark, meter, worker):
+    """Twice a second, in the parent, each after a pause: nothing is in the processor's caches."""
+    benchmark.extra_info |= {"calls_per_s": 2, "in_parent": True}
+    made = registry.load("meter", meter)(inspect_device("cpu"), worker.descendants)
+    made.open()
+    made.read()
+    benchmark.pedantic(made.read, setup=lambda: time.sleep(0.02), rounds=100)
+
+
+def test_free_memory_in_the_parent(benchmark):
+    """Twice a second while a probe runs."""
+    benchmark.extra_info |= {"calls_per_s": 2, "in_parent": True}
+    benchmark.pedantic(ram_available_bytes, setup=lambda: time.sleep(0.02), rounds=100)
+
+
+def test_look_for_messages(benchmark, worker):
+    """Ten times a second, in the parent."""
+    benchmark.extra_info |= {"calls_per_s": 10, "in_parent": True}
+    benchmark.pedantic(lambda: receive_all([worker], 0.0), setup=lambda: time.sleep(0.02), rounds=100)
 
 
 def test_windows_of_eight_processes(benchmark):
-    """After every batch of messages, in the parent."""
+    """At the end of a probe, in the parent: not before its windows can be complete."""
     plan = MeasurePlan()
     steps = [[Step(t=float(t), started=t - 1.0, env_steps=100) for t in range(1, 60)] for _ in range(8)]
     assert benchmark(lambda: windows(steps, plan)) is not None
+
+
+def test_decision_of_the_search(benchmark):
+    """Once a probe: 624 points, 60 of them measured."""
+    benchmark.extra_info["limit_s"] = 0.1
+    knobs = {"num_envs": [2**n for n in range(13)], "batch_size": [2**n for n in range(6, 12)], "concurrency": LEVELS}
+    points = grid(knobs)
+    assert len(points) == 624
+    random.Random(0).shuffle(points)
+    history = [measured(point) for point in points[:60]]
+    problem = Problem(space=Space(points=tuple(points), rollout=None), limits=MemoryLimits(ram_bytes=64e9))
+    benchmark.pedantic(lambda: propose(problem, history), rounds=10, warmup_rounds=1)
+
+
+def measured(point: Point) -> ProbeResult:
+    """A result of a machine that saturates."""
+    rows = point.num_envs * point.concurrency
+    sps = 1e5 * rows / (rows + 300) * point.batch_size / (point.batch_size + 100)
+    return ProbeResult(
+        requested=point, status="ok", grade="quick", sps=sps, sps_low=0.97 * sps, sps_high=1.03 * sps, cost_s=23.0,
+        startup_s=3.0, iterations=8, window_s=8.0, noise_fraction=0.01,
+        ram_peak_bytes=10**8 * point.concurrency + 10**6 * rows,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """A process that waits at the barrier."""
+    recipe = load_recipe("busywork")
+    point = Point(num_envs=8, batch_size=256)
+    values = {"workload": "busywork", "hyperparameters": recipe.hyperparameters, "jobs": recipe.jobs[:1]}
+    started = WorkerProcess(WorkerTask(mode="measure", point=point, **values), tmp_path / "log")
+    assert any(message["type"] == "ready" for message in started.receive(60.0))
+    yield started
+    started.kill(grace_s=0.0)
 
 
 def test_estimate_of_a_final_window(benchmark):
