@@ -17,6 +17,8 @@ _PRIOR_CORRELATION = 0.4
 _PRIOR_WEIGHT = 8.0
 _CORRELATION_MAX = 0.8
 _PRIOR_LAUNCHES = 2.0
+_SPREAD_RATIOS = 10 ** np.linspace(-1, 2, 181)
+"""Launch-to-launch deviations that are considered, over the one assumed."""
 """Degrees of freedom that the launch-to-launch spread assumed beforehand counts as."""
 
 
@@ -150,24 +152,28 @@ def estimate(traces: Sequence[Trace], *, launch_fraction: float = LAUNCH_FRACTIO
 def launch_spread(groups: Sequence[Sequence[tuple[float, float]]], *, prior: float = LAUNCH_FRACTION) -> float:
     """Launch-to-launch standard deviation, relative, pooled over settings that were launched again.
 
-    The between-launch component of a one-way random-effects model by the method of moments (Searle, Casella and
-    McCulloch 1992, Variance Components, section 3.5): squared deviations of the log rates of one setting beyond
-    what the windows' own errors explain. A setting counts by how much its windows can tell,
-    ``1 / (1 + v / prior^2)^2`` with v the mean squared window error, and `prior` counts as two degrees of
-    freedom, so that a spread is the prior until repeats say otherwise.
+    The between-launch component of a one-way random-effects model by restricted maximum likelihood (Searle, Casella
+    and McCulloch 1992, Variance Components, chapter 6) on the logarithms of the rates, with the windows' own errors
+    known. `prior` counts as two degrees of freedom: a spread is the prior until repeats say otherwise, and
+    windows much noisier than the spread say little.
 
     Args:
         groups: for each setting, the (rate, relative standard error of its window) of its launches.
         prior: relative deviation assumed beforehand.
     """
-    squares, freedom = _PRIOR_LAUNCHES * prior**2, _PRIOR_LAUNCHES
+    variance = (prior * _SPREAD_RATIOS) ** 2
+    likelihood = -_PRIOR_LAUNCHES / 2 * (np.log(variance) + prior**2 / variance)
     for group in groups:
-        if len(group) < 2:
-            continue
-        logs = np.log([rate for rate, _ in group])
-        window_variance = float(np.mean([error**2 for _, error in group]))
-        weight = (1 + window_variance / prior**2) ** -2
-        degrees = len(group) - 1
-        squares += weight * (float(((logs - logs.mean()) ** 2).sum()) - degrees * window_variance)
-        freedom += weight * degrees
-    return math.sqrt(max(0.0, squares / freedom))
+        if len(group) > 1:
+            likelihood += _restricted_likelihood(group, variance)
+    return float(math.sqrt(variance[np.argmax(likelihood)]))
+
+
+def _restricted_likelihood(group: Sequence[tuple[float, float]], variance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log likelihood of one setting's launches at each (n,) between-launch variance, their mean integrated out."""
+    logs = np.log([rate for rate, _ in group])
+    total = variance[:, None] + np.square([error for _, error in group])
+    mean = (logs / total).sum(axis=1, keepdims=True) / (1 / total).sum(axis=1, keepdims=True)
+    terms = np.log(total).sum(axis=1) + ((logs - mean) ** 2 / total).sum(axis=1) + np.log((1 / total).sum(axis=1))
+    result: NDArray[np.float64] = -terms / 2
+    return result

@@ -94,12 +94,18 @@ def test_without_repeats_the_launch_spread_is_the_one_assumed():
     assert launch_spread([[(100.0, 0.01)], [(50.0, 0.002)]]) == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("spread", [0.003, 0.01, 0.03])
-def test_the_launch_spread_is_found_from_simulated_launches(spread):
+@pytest.mark.parametrize(("spread", "tolerance"), [(0.01, 0.05), (0.03, 0.05), (0.07, 0.05), (0.003, 0.5)])
+def test_the_launch_spread_is_found_from_simulated_launches(spread, tolerance):
+    """Below the windows' own errors of 0.5 % it is found roughly, drawn towards the 1 % assumed."""
     rng = np.random.default_rng(7)
     found = [launch_spread(launches(rng, 40, 4, spread=spread, window=0.005)) for _ in range(40)]
-    expected = math.sqrt(spread**2 + (0.01**2 - spread**2) * 2 / (2 + 120 * 1.25**-2))  # 1 % counts as 2 degrees
-    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(expected, rel=0.05)
+    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(spread, rel=tolerance)
+
+
+def test_one_setting_launched_often_on_a_drifting_host_outweighs_what_was_assumed():
+    rng = np.random.default_rng(1)
+    found = [launch_spread(launches(rng, 1, 20, spread=0.07, window=0.027)) for _ in range(20)]
+    assert np.mean(found) == pytest.approx(0.065, abs=0.01)
 
 
 def test_windows_that_are_far_noisier_than_the_spread_say_little_about_it():
