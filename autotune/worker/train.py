@@ -122,8 +122,10 @@ def train(session: Session, task: WorkerTask, send: Send, should_stop: Callable[
         raise BusyError(
             f"another worker still trains in {folder}. Find it with `fuser {folder / '.lock'}` and stop it."
         ) from None
-    with lock:
+    try:
         _Training(session, task, task.train, send, should_stop).run()
+    finally:
+        lock.release()
 
 
 class _Training:
