@@ -13,6 +13,7 @@ from autotune.records import Point, ProbeResult
 from autotune.search.least_squares import fit_relative
 from autotune.search.memory import MemoryLimits, safe
 from autotune.search.model import Belief, believe, measured
+from autotune.search.risk import chance_stable
 from autotune.search.space import Array, Space, counts
 
 Stage = Literal["spread", "model", "neighbours"]
@@ -26,6 +27,9 @@ WORTHWHILE = 3e-4
 
 UNKNOWN_GAIN = 0.1
 """Gain expected of a probe while too little is known for the model to say."""
+
+SURE = 0.8
+"""Chance of not taking the machine down below which nothing is run, once a point has."""
 
 _STEPS_MIN = 8
 """Steps of a probe whose steps are long: those that settle, are discarded and are measured."""
@@ -80,10 +84,11 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
         return Proposal(point=space.points[_lightest(space, open_)], stage="spread")
     belief = believe(space, history)
     cost_s = predict_cost_s(problem, history, belief)
-    open_ &= cost_s <= problem.cost_max_s
+    open_ &= (cost_s <= problem.cost_max_s) & (_chance(space, history, lost=True) >= SURE)
     if not open_.any():
         return None
-    gain = np.where(open_, expected_improvement(space, history, belief), 0.0)
+    promise = expected_improvement(space, history, belief) * _chance(space, history, lost=False)
+    gain = np.where(open_, promise, 0.0)
     stage: Stage = "spread"
     if (index := _spread(space, history, open_)) is not None:
         gain = np.maximum(gain, np.where(open_, UNKNOWN_GAIN, 0.0))
@@ -99,6 +104,12 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
         predicted_s=float(cost_s[index]),
         gain_per_s=float((gain / cost_s).max()),
     )
+
+
+def _chance(space: Space, history: Sequence[ProbeResult], *, lost: bool) -> Array:
+    """(n,) chance that a point runs, or with `lost` that it does not take the machine down."""
+    failed = [result for result in history if (result.status == "host_lost" if lost else not result.ok)]
+    return chance_stable(space, measured(history), failed)
 
 
 def too_costly(problem: Problem, history: Sequence[ProbeResult]) -> list[tuple[Point, float]]:
