@@ -78,6 +78,23 @@ def test_jax_finds_what_another_process_compiled(caches):
     assert any(path.name.endswith("-cache") for path in (caches / "jax").iterdir())
 
 
+def test_a_point_is_compiled_anew_whatever_is_kept(caches):
+    """Memory and seconds of a probe are those of a process that compiles: only what opens a session is kept."""
+    pytest.importorskip("jax")
+    code = (
+        "from autotune.probe.recipe import load_recipe\n"
+        "from autotune.records import Point\n"
+        "from autotune.workloads.cartpole_jax import CartpoleJaxWorkload\n"
+        "recipe = load_recipe('cartpole-jax')\n"
+        "session = CartpoleJaxWorkload({}).open(Point(num_envs=4, batch_size=32), recipe.jobs[0], 'cpu')\n"
+        "session.step()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=worker_environment(task_of()), check=True, capture_output=True)
+    kept = {path.name.rsplit("-", 2)[0] for path in (caches / "jax").iterdir()}
+    assert any("orthogonal" in name for name in kept)
+    assert not any("update" in name for name in kept)
+
+
 def test_descendants_are_those_of_every_generation():
     code = (
         "import subprocess, sys, threading\n"
