@@ -123,7 +123,7 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
         raise
     if not executor.simulated:
         emit_manifest(found, recipe, run, executor.device)
-    run.update(finished=not found.interrupted)
+    run.update(finished=not found.interrupted, ended=found.ended)
     return FinishedSearch(recipe=recipe, device=executor.device, run=run, found=found, exit_code=stop.exit_code)
 
 

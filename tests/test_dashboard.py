@@ -45,6 +45,7 @@ def test_the_study_says_what_it_is(searched):
     assert study.user_attrs["recipe"] == "small"
     assert study.user_attrs["baseline"] == "num_envs=8 batch_size=64 concurrency=1"
     assert study.user_attrs["device"].startswith("Made up")
+    assert study.user_attrs["recommended"] == "num_envs=16 batch_size=64 concurrency=1"
 
 
 def test_trials_show_settings_values_status_and_constraints(searched):

@@ -18,13 +18,15 @@ from autotune.report.training import Training, load_training
 from autotune.runs import Run, load_device
 from autotune.search.confirm import published, winner
 from autotune.search.model import measured
+from autotune.search.outcome import found_in
+from autotune.search.result import StudyResult
 from autotune.search.space import space_of
-from autotune.search.trials import TrialRecord, load_trials
+from autotune.search.trials import TrialRecord, comparable_history, load_trials
 
 COLUMNS = (
     *("number", "stage", "num_envs", "batch_size", "concurrency", "extra", "status", "grade"),
     *("sps", "sps_low", "sps_high", "job_sps", "vram_peak_bytes", "ram_peak_bytes", "cost_s", "window_s"),
-    *("reset_fraction", "limited_by", "detail", "log_tail", "changed", "flags"),
+    *("startup_s", "first_iteration_s", "reset_fraction", "limited_by", "detail", "log_tail", "changed", "flags"),
 )
 
 
@@ -89,6 +91,7 @@ class Facts:
         spent_s: search seconds.
         budget_s: what the search was given.
         steps_per_episode: by environment, measured.
+        search: what it found as a whole; None for other runs, and where nothing was stable.
         price: None when not known.
     """
 
@@ -109,6 +112,7 @@ class Facts:
     spent_s: float | None = None
     budget_s: float | None = None
     steps_per_episode: Mapping[str, float] = field(default_factory=dict)
+    search: StudyResult | None = None
     training: Training | None = None
     price: Price | None = None
 
@@ -159,9 +163,10 @@ def gather(run: Run, price: Price | None = None) -> Facts:
     manifest = load_manifest(run.manifest_file) if run.manifest_file.exists() else None
     device = load_device(run)
     training = load_training(run)
-    history = [record.result for record in records if record.counts]
-    best = winner(space_of(recipe), history) if recipe else None
-    chosen = manifest.point.record() if manifest else best[0].point if best else None
+    history = comparable_history(records)
+    found = found_in(run, recipe, device, price.usd_per_hour if price else None) if recipe and device else None
+    best = _best(found, recipe, history)
+    chosen = manifest.point.record() if manifest else best[0] if best else None
     tuned = measure_role("tuned" if manifest else "best measured", chosen, history)
     thumb = rule_of_thumb(recipe, device.host) if recipe and device else None
     jobs = manifest.job_records() if manifest else recipe.jobs if recipe else ()
@@ -175,7 +180,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         jobs=jobs,
         hyperparameters=manifest.workload.hyperparameters if manifest else recipe.hyperparameters if recipe else {},
         tuned=tuned,
-        tied=tuple(entry.point for entry in best[1]) if best and best[0].point == chosen else (),
+        tied=best[1] if best and best[0] == chosen else (),
         baseline=measure_role(
             "baseline", staged_point("baseline", records) or (recipe.baseline if recipe else None), history
         ),
@@ -185,9 +190,20 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         spent_s=finite(state.get("spent_s")),
         budget_s=finite(state.get("budget_s")),
         steps_per_episode=episode_lengths(jobs, history, training),
+        search=found,
         training=training,
         price=price or manifest_price(manifest),
     )
+
+
+def _best(
+    found: StudyResult | None, recipe: Recipe | None, history: Sequence[ProbeResult]
+) -> tuple[Point, tuple[Point, ...]] | None:
+    """The best point and those tied with it: what the search says, else the fastest of the probes."""
+    if found is not None:
+        return found.point, found.tied
+    best = winner(space_of(recipe), history) if recipe else None
+    return (best[0].point, tuple(entry.point for entry in best[1])) if best else None
 
 
 def manifest_price(manifest: Manifest | None) -> Price | None:
@@ -204,7 +220,7 @@ def trials_frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
 def _row(record: TrialRecord) -> dict[str, Any]:
     result = record.result
     plain = ("status", "grade", "vram_peak_bytes", "ram_peak_bytes", "limited_by", "detail", "log_tail")
-    numbers = ("sps", "sps_low", "sps_high", "cost_s", "window_s", "reset_fraction")
+    numbers = ("sps", "sps_low", "sps_high", "cost_s", "window_s", "startup_s", "first_iteration_s", "reset_fraction")
     point = result.requested
     return {
         "number": record.number,

@@ -9,7 +9,8 @@ from autotune.report.projection import HOUR_S, Projection, Quantity, Savings, sa
 
 _TRIAL_KEYS = (
     *("number", "stage", "num_envs", "batch_size", "concurrency", "status", "grade", "sps", "sps_low", "sps_high"),
-    *("job_sps", "vram_peak_bytes", "ram_peak_bytes", "cost_s", "reset_fraction", "limited_by", "detail"),
+    *("job_sps", "vram_peak_bytes", "ram_peak_bytes", "cost_s", "startup_s", "first_iteration_s"),
+    *("reset_fraction", "limited_by", "detail"),
 )
 
 
@@ -42,7 +43,13 @@ def _goodput_per_usd(sps: float | None, facts: Facts) -> float | None:
 def _trial(row: dict[str, Any], facts: Facts) -> dict[str, Any]:
     shown = {key: row[key] for key in _TRIAL_KEYS}
     knobs = dict(row["extra"])
-    return {**knobs, **shown, "job_sps": list(row["job_sps"]), "goodput_per_usd": _goodput_per_usd(row["sps"], facts)}
+    return {
+        **knobs,
+        **shown,
+        "job_sps": list(row["job_sps"]),
+        "flags": list(row["flags"]),
+        "goodput_per_usd": _goodput_per_usd(row["sps"], facts),
+    }
 
 
 def _measured(facts: Facts, measured: Measured | None) -> dict[str, Any] | None:

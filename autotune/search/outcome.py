@@ -4,17 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import get_args
 
 from autotune.errors import InfeasibleError
-from autotune.records import Point, ProbeResult, Recipe
+from autotune.records import DeviceInfo, Point, ProbeResult, Recipe
+from autotune.runs import Run
 from autotune.search import confirm, knobs
-from autotune.search.plan import Ending
+from autotune.search.memory import memory_limits
+from autotune.search.plan import Ending, thumb_point
 from autotune.search.precision import launch_fraction
 from autotune.search.propose import Problem, too_costly
 from autotune.search.result import StudyResult
 from autotune.search.sharing import sharing_gain
-from autotune.search.trials import TrialRecord
+from autotune.search.space import space_of
+from autotune.search.trials import TrialRecord, comparable_history, load_trials
 from autotune.search.worth import episode_steps, training_s
+
+_COST_SHARE_MAX = 0.15
+
+
+def problem_of(recipe: Recipe, device: DeviceInfo | None, budget_s: float) -> Problem:
+    """What a search of a recipe on a machine may measure within a budget."""
+    quick = recipe.quick
+    return Problem(
+        space=space_of(recipe),
+        limits=memory_limits(recipe.limits, device),
+        cost_max_s=max(_COST_SHARE_MAX * budget_s, 2 * (quick.discard_s + quick.window_s)),
+        slice_s=quick.long_iteration_s / 4,
+    )
+
+
+def found_in(run: Run, recipe: Recipe, device: DeviceInfo, price: float | None) -> StudyResult | None:
+    """What the search in a run's folder has found so far; None where the run is no search, or nothing was stable.
+
+    Raises:
+        FileError: the study cannot be read.
+    """
+    state, records = run.state(), load_trials(run)
+    budget_s, kept = state.get("budget_s"), [record for record in records if record.counts]
+    if not isinstance(budget_s, (int, float)) or not kept:
+        return None
+    problem, results = problem_of(recipe, device, budget_s), comparable_history(kept)
+    by_stage = list(zip((record.stage == knobs.STAGE for record in kept), results, strict=True))
+    ended: Ending = state["ended"] if state.get("ended") in get_args(Ending) else "stopped"
+    try:
+        return conclude(
+            recipe,
+            problem,
+            [result for comparison, result in by_stage if not comparison],
+            [result for comparison, result in by_stage if comparison],
+            records,
+            thumb=thumb_point(recipe, problem.space, device),
+            ended=ended,
+            spent_s=float(state.get("spent_s", 0.0)),
+            budget_s=float(budget_s),
+            price=price,
+        )
+    except InfeasibleError:
+        return None
 
 
 def conclude(

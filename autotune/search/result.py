@@ -108,7 +108,7 @@ def sentence(found: StudyResult) -> str:
     return "; ".join(parts) + "."
 
 
-_ENDINGS = {
+ENDINGS: Mapping[Ending, str] = {
     "budget": "the budget was spent",
     "known": "nothing was left worth measuring",
     "worth": "the next probe would have cost more than it was expected to save (--no-early-stop goes on)",
@@ -130,7 +130,7 @@ def economy(found: StudyResult) -> str:
         parts.append(f"{len(found.skipped)} points were left out: each would take over 15 % of the budget to measure")
     if found.epochs > 1:
         parts.append(f"the machine's speed changed {found.epochs - 1} times meanwhile, results are put on its last one")
-    parts.append(f"it ended because {_ENDINGS[found.ended]}")
+    parts.append(f"it ended because {ENDINGS[found.ended]}")
     return "; ".join(part for part in parts if part) + "."
 
 

@@ -16,10 +16,8 @@ from autotune.probe.run import build_request, run_probe
 from autotune.records import Grade, Point, ProbeResult, Recipe
 from autotune.runs import Run
 from autotune.search import confirm, epochs, knobs, plan, samplers, trials
-from autotune.search.memory import memory_limits
-from autotune.search.outcome import conclude
+from autotune.search.outcome import conclude, problem_of
 from autotune.search.plan import Ending, Situation, Step
-from autotune.search.propose import Problem
 from autotune.search.result import StudyResult
 from autotune.search.sampler import IGNORED, FixedSampler, HistorySampler
 from autotune.search.space import space_of
@@ -27,7 +25,6 @@ from autotune.search.worth import episode_steps, pays, training_s
 from autotune.units import format_duration
 
 _REFUSALS_MAX = 30
-_COST_SHARE_MAX = 0.15
 _LONG_TIMEOUT = 3.0
 _CEILINGS_SHARE_MAX = 0.2
 _CEILINGS_FROM_S = 120.0
@@ -84,11 +81,8 @@ class Search:
 
     def __post_init__(self) -> None:
         self.space = space_of(self.recipe)
-        device, quick = self.executor.device, self.recipe.quick
-        cost_max_s = max(_COST_SHARE_MAX * self.budget_s, 2 * (quick.discard_s + quick.window_s))
-        limits = memory_limits(self.recipe.limits, device)
-        slice_s = quick.long_iteration_s / 4
-        self.problem = Problem(space=self.space, limits=limits, cost_max_s=cost_max_s, slice_s=slice_s)
+        device = self.executor.device
+        self.problem = problem_of(self.recipe, device, self.budget_s)
         self.opening = plan.opening(self.recipe, self.space, device, self.tries)
         self._refuse_short_budget()
         self.optuna_sampler: BaseSampler = samplers.make(self.sampler, self.problem, self.seed)

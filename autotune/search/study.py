@@ -71,7 +71,9 @@ def run_study(
             baseline=recipe.baseline.label(),
         )
         ended = search.go(should_stop)
-        return search.result(price=price, ended=ended)
+        found = search.result(price=price, ended=ended)
+        search.study.set_user_attr("recommended", found.point.label())  # the highest single value is a lucky one
+        return found
 
 
 __all__ = [

@@ -24,6 +24,8 @@ def render(facts: Facts) -> str:
         parts.append(ceilings)
     if rows:
         parts.append(table(["microseconds per env step (share)", *(each.role for each in measured)], rows))
+    if settings := _settings(facts):
+        parts.append(settings)
     return "\n\n".join(parts)
 
 
@@ -47,6 +49,15 @@ def _ceilings(facts: Facts) -> str:
         if share > 1:
             words += " (More than all: its environments, minibatch and processes are others than those.)"
     return words
+
+
+def _settings(facts: Facts) -> str:
+    """Whether several processes pay, and what was found of each further knob."""
+    if facts.search is None:
+        return ""
+    sharing = [facts.search.sharing.sentence] if facts.search.sharing else []
+    sentences = sharing + [decision.sentence for decision in facts.search.knobs]
+    return "\n".join(f"- {text(sentence[:1].upper() + sentence[1:])}." for sentence in sentences)
 
 
 def _ran(measured: list[Measured], phase: str) -> bool:

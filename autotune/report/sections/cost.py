@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.records import Budget
 from autotune.report.availability import effective_cost_usd
 from autotune.report.facts import Facts, Measured
-from autotune.report.projection import HOUR_S, JobProjection, Projection
+from autotune.report.projection import HOUR_S, JobProjection, Projection, savings
 from autotune.report.wording import (
     UNKNOWN,
     code,
@@ -18,6 +18,7 @@ from autotune.report.wording import (
     table,
     text,
 )
+from autotune.search.result import ENDINGS
 from autotune.units import format_count, format_duration, format_usd
 
 _DOWNTIMES = (0.01, 0.05, 0.17)
@@ -91,7 +92,7 @@ def _notes(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
         note = f"Every job also takes {format_duration(measured.result.startup_s)} to start, which is not counted"
         first_s = measured.result.first_iteration_s
         notes.append(note + (f"; its first iteration took {format_duration(first_s)}." if first_s else "."))
-    notes += _price_notes(facts, plan)
+    notes += [*_search_notes(facts), *_price_notes(facts, plan)]
     return "\n".join(f"- {note}" for note in notes)
 
 
@@ -108,14 +109,37 @@ def _episode_notes(facts: Facts) -> list[str]:
     ]
 
 
+def _search_notes(facts: Facts) -> list[str]:
+    """What finding the point cost, when that is earned back, and why no more was spent."""
+    if not facts.spent_s:
+        return []
+    usd = f", {money(facts.spent_s / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
+    told = facts.search is not None and "ended" in facts.state
+    why = f" (it ended because {ENDINGS[facts.search.ended]})" if facts.search and told else ""
+    return [f"The search itself took {format_duration(facts.spent_s)}{usd}{why}, left out above.{_earned(facts)}"]
+
+
+def _earned(facts: Facts) -> str:
+    """After how much training at the tuned point the search is repaid, against the baseline.
+
+    In each second there, the baseline would have needed ``before / after`` seconds, so that t seconds save
+    ``t * (before / after - 1)``.
+    """
+    before, after = facts.projection(facts.baseline), facts.projection(facts.tuned)
+    saved = savings(before, after) if before and after else None
+    if saved is None or saved.tied or saved.hours.value <= 0 or not after or not after.hours or not facts.spent_s:
+        return ""
+    repaid_s = facts.spent_s * after.hours.value / saved.hours.value
+    if repaid_s > after.hours.value * HOUR_S:
+        return " **These jobs are too short to earn it back**; further ones at the same settings will."
+    return f" Against the baseline it is earned back after {format_duration(repaid_s)} of training."
+
+
 def _price_notes(facts: Facts, plan: Projection) -> list[str]:
     if facts.price is None or plan.usd is None:
         return []
     price = facts.price.usd_per_hour
     notes = [f"{format_usd(price)} per hour of the whole machine: {text(facts.price.note)}."]
-    if facts.spent_s:
-        spent = f"{format_duration(facts.spent_s)}, {money(facts.spent_s / HOUR_S * price)}"
-        notes.append(f"The search itself took {spent}; the figures above leave it out.")
     at = ", ".join(f"{money(effective_cost_usd(plan.usd.value, u))} at {percent(u)}" for u in _DOWNTIMES)
     notes.append(f"If the machine is down for a share of the time, the jobs cost {at}.")
     return notes

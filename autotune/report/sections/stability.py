@@ -24,7 +24,7 @@ def render(facts: Facts) -> str:
     tuned = facts.tuned
     if tuned is None:
         return ""
-    lines = [*_failures(facts, tuned), *_training(facts), *_headroom(facts, tuned)]
+    lines = [*_failures(facts, tuned), *_training(facts), *_drift(facts), *_headroom(facts, tuned)]
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -72,16 +72,41 @@ def _training(facts: Facts) -> list[str]:
     return [f"In training: {crashes} in {seen} summed over the jobs, so at most {bound} per hour of one job (95 %)."]
 
 
+def _drift(facts: Facts) -> list[str]:
+    """Whether the machine stayed what it was."""
+    if facts.search is None or facts.search.epochs < 2:
+        return []
+    changes = "once" if facts.search.epochs == 2 else f"{facts.search.epochs - 1} times"
+    return [f"The machine's own speed changed {changes} during the search; figures are put on its last footing."]
+
+
 def _headroom(facts: Facts, tuned: Measured) -> list[str]:
     device = facts.device
     limits = [
         ("VRAM", tuned.result.vram_peak_bytes, device.vram_total_bytes if device else None),
         ("RAM", tuned.result.ram_peak_bytes, device.host.ram_limit_bytes if device else None),
+        ("/dev/shm", tuned.result.shm_peak_bytes or None, device.host.shm_total_bytes if device else None),
     ]
     lines = []
     for name, peak, limit in limits:
         if peak is None:
             continue
         of = f" of {format_bytes(limit)} ({percent(peak / limit)})" if limit else ""
-        lines.append(f"{name} peak {format_bytes(peak)}{of}.")
+        lines.append(f"{name} peak {format_bytes(peak)}{of}{_vram_parts(tuned) if name == 'VRAM' else ''}.")
+    if tuned.result.threads_peak is not None and tuned.result.processes_peak is not None:
+        limit = device.host.pids_limit if device else None
+        of = f" of {limit:,} allowed" if limit else ""
+        lines.append(f"{tuned.result.processes_peak:,} processes with {tuned.result.threads_peak:,} threads{of}.")
     return lines
+
+
+def _vram_parts(tuned: Measured) -> str:
+    """The peaks that different observers saw, side by side."""
+    result = tuned.result
+    seen = {
+        "the framework's own count": result.framework_peak_bytes,
+        "the driver's by process": result.vram_process_bytes,
+        "the device's growth": result.vram_device_delta_bytes,
+    }
+    parts = [f"{name} {format_bytes(peak)}" for name, peak in seen.items() if peak is not None]
+    return f"; {', '.join(parts)}" if parts else ""

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from autotune.report.facts import Facts
-from autotune.report.wording import block, counts, table, text
+from autotune.report.wording import block, code, counts, table, text
+from autotune.search.precision import EPOCH_FLAG
 from autotune.units import format_bytes, format_duration
 
 _LOGS_SHOWN = 5
+_SKIPPED_SHOWN = 8
+MARKS = {
+    "extrapolated": "iterations too long to measure whole, put together from their phases",
+    "shared": "another process used the GPU meanwhile",
+    "shared cpu": "other processes kept much of the CPU busy meanwhile",
+    "slowing": "its second half was slower than its first",
+}
+"""Flags of a result, and what they mean."""
 UNSEEN = "-"
 
 
@@ -22,8 +32,10 @@ def render(facts: Facts) -> str:
         "over the jobs that run at once; rows that an environment spends on resets do not count. Quick windows rank, "
         f"final ones are published.{_spent(facts)}",
         _table(rows),
+        *_legend(rows),
         *_changed(rows),
         *_refused(facts),
+        *_skipped(facts),
         *_failed(rows),
     ]
     return "\n\n".join(parts)
@@ -32,7 +44,7 @@ def render(facts: Facts) -> str:
 def _table(rows: list[dict[str, Any]]) -> str:
     fastest = max((row["sps"] or 0.0 for row in rows), default=0.0)
     headers = ["stage", "probe", "num_envs", "batch_size", "concurrency", "status", "SPS", "95 % interval"]
-    headers += ["SPS of each job", "VRAM", "RAM"]
+    headers += ["SPS of each job", "VRAM", "RAM", "start, first iteration", "marks"]
     cells = [dict(zip(headers, _cells(row, fastest), strict=True)) for row in rows]
     shown = [name for name in headers if any(row[name] != UNSEEN for row in cells)]
     return table(shown, [[row[name] for name in shown] for row in cells])
@@ -63,7 +75,38 @@ def _cells(row: dict[str, Any], fastest: float) -> list[str]:
         counts(sum(jobs) / len(jobs)) if jobs else UNSEEN,
         format_bytes(row["vram_peak_bytes"]) if row["vram_peak_bytes"] is not None else UNSEEN,
         format_bytes(row["ram_peak_bytes"]) if row["ram_peak_bytes"] is not None else UNSEEN,
+        _seconds(row["startup_s"], row["first_iteration_s"]),
+        text(", ".join(marks(row["flags"]))) or UNSEEN,
     ]
+
+
+def _seconds(*each_s: float | None) -> str:
+    known = [f"{seconds:.1f}" for seconds in each_s if seconds is not None]
+    return f"{' + '.join(known)} s" if known else UNSEEN
+
+
+def marks(flags: Sequence[str]) -> list[str]:
+    """What makes a probe's figure less than it seems; how many launches it rests on is said elsewhere."""
+    return [flag for flag in flags if flag in MARKS or flag.startswith(EPOCH_FLAG)]
+
+
+def _legend(rows: list[dict[str, Any]]) -> list[str]:
+    seen = {mark for row in rows for mark in marks(row["flags"])}
+    lines = [f"- {mark}: {meaning}" for mark, meaning in MARKS.items() if mark in seen]
+    return ["**Marks:**\n\n" + "\n".join(lines)] if lines else []
+
+
+def _skipped(facts: Facts) -> list[str]:
+    """Points that cost too much of the budget to measure."""
+    skipped = facts.search.skipped if facts.search else ()
+    if not skipped:
+        return []
+    shown = [
+        f"{code(point.label())} ({format_duration(predicted_s)})" for point, predicted_s in skipped[:_SKIPPED_SHOWN]
+    ]
+    more = f" and {len(skipped) - len(shown)} more" if len(skipped) > len(shown) else ""
+    share = "a probe would take more than 15 % of the budget (predicted seconds in brackets)"
+    return [f"**Left out**, because {share}: {', '.join(shown)}{more}. A longer `--budget` reaches them."]
 
 
 def _changed(rows: list[dict[str, Any]]) -> list[str]:

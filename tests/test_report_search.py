@@ -1,0 +1,113 @@
+"""What the report says of the search behind it: marks, starts, what was left out, sharing, knobs, what it earned."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report_run import device, make_run, recipe, result, search_trials
+
+from autotune.records import Budget, DeviceInfo, Job, Point, ProbeResult
+from autotune.report.figures import report_json
+from autotune.report.render import priced_facts, render_sections
+from autotune.runs import Run
+
+BEST = Point(num_envs=64, batch_size=1024, concurrency=2)
+
+
+def section(run: Run, name: str, price: float | None = 2.0) -> str:
+    found = {each.name: each.markdown for each in render_sections(priced_facts(run, price=price))}
+    return found.get(name, "")
+
+
+def changed(**changes: object) -> list[tuple[str, ProbeResult]]:
+    """The usual trials, the last two (finals of the best point) changed."""
+    trials = search_trials()
+    return [*trials[:-2], *((stage, replace(last, **changes)) for stage, last in trials[-2:])]
+
+
+def test_marks_are_shown_and_explained_where_there_are_any(tmp_path: Path) -> None:
+    trials = changed(flags=("one launch", "shared", "extrapolated"))
+    text = section(make_run(tmp_path, trials), "trials")
+    assert text.count("| shared, extrapolated |") == 2
+    assert "- shared: another process used the GPU meanwhile" in text
+    assert "- extrapolated: iterations too long" in text
+    assert "slowing" not in text
+
+
+def test_without_marks_and_starts_there_is_no_column_for_them(tmp_path: Path) -> None:
+    text = section(make_run(tmp_path), "trials")
+    assert "marks" not in text
+    assert "first iteration" not in text
+
+
+def test_start_and_first_iteration_of_every_probe(tmp_path: Path) -> None:
+    text = section(make_run(tmp_path, changed(startup_s=6.14, first_iteration_s=21.3)), "trials")
+    assert text.count("6.1 + 21.3 s |") == 2
+
+
+def test_the_peaks_of_all_observers_stand_side_by_side(tmp_path: Path) -> None:
+    gib = 2**30
+    trials = changed(
+        framework_peak_bytes=3 * gib, vram_process_bytes=4 * gib, vram_device_delta_bytes=5 * gib,
+        shm_peak_bytes=gib // 2, processes_peak=18, threads_peak=96,
+    )  # fmt: skip
+    host = replace(device().host, pids_limit=4096, shm_total_bytes=gib)
+    text = section(make_run(tmp_path, trials, own_device=device(host=host)), "stability")
+    assert (
+        "VRAM peak 5.0 GiB of 80.0 GiB (6.2 %); the framework's own count 3.0 GiB, the driver's by process 4.0 GiB, "
+        "the device's growth 5.0 GiB." in text
+    )
+    assert "/dev/shm peak 512.0 MiB of 1.0 GiB (50 %)." in text
+    assert "18 processes with 96 threads of 4,096 allowed." in text
+
+
+def test_whether_sharing_pays_is_said(tmp_path: Path) -> None:
+    assert "- Sharing pays here: 2 processes reach 1.58x" in section(make_run(tmp_path), "bottleneck")
+
+
+def test_points_that_cost_too_much_to_measure_are_listed(tmp_path: Path) -> None:
+    """A probe takes 8 s for each environment, and 15 % of half an hour are 270 s."""
+    points = [Point(num_envs=n, batch_size=64) for n in (2, 4, 8, 16, 32)]
+    trials = [("model", result(p, 10.0, cost_s=8.0 * p.num_envs, startup_s=7.0 * p.num_envs)) for p in points]
+    knobs = {"num_envs": (2, 4, 8, 16, 32, 64, 128), "batch_size": (64,), "concurrency": (1,)}
+    run = make_run(tmp_path, trials, own_recipe=recipe(knobs=knobs, grid=knobs, baseline=points[0]))
+    found = priced_facts(run).search
+    assert found is not None
+    assert {point.num_envs for point, _ in found.skipped} == {64, 128}
+    assert all(predicted_s > 270 for _, predicted_s in found.skipped)
+    text = section(run, "trials")
+    assert "**Left out**, because a probe would take more than 15 % of the budget" in text
+    assert "`num_envs=64 batch_size=64 concurrency=1` (" in text
+
+
+def test_when_the_search_is_earned_back(tmp_path: Path) -> None:
+    """40 h at the baseline and 4.97 h at the tuned point, so t saves 7.05 t, and 1,750 s take 1,750 / 7.05 s."""
+    run = make_run(tmp_path)
+    assert "29m 10s, 0.97 USD, left out above. Against the baseline it is earned back after 4m 8s" in section(
+        run, "cost"
+    )
+    run.update(ended="known")
+    assert "29m 10s, 0.97 USD (it ended because nothing was left worth measuring), left out" in section(run, "cost")
+
+
+def test_jobs_too_short_to_earn_the_search_back_are_told_so(tmp_path: Path) -> None:
+    short = recipe(
+        jobs=[Job(id=f"{i}", env="Game-v5", seed=i, budget=Budget(unit="steps", amount=1e5)) for i in (1, 2)]
+    )
+    assert "too short to earn it back" in section(make_run(tmp_path, own_recipe=short), "cost")
+
+
+def test_an_ending_that_is_not_known_is_passed_over(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    state = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(json.dumps(state | {"ended": "by magic"}))
+    assert "it was stopped" in section(run, "cost")
+
+
+@pytest.mark.parametrize("own_device", [device(), device(kind="cpu", gpus=(), gpu_index=None)])
+def test_the_json_holds_starts_and_flags(tmp_path: Path, own_device: DeviceInfo) -> None:
+    trials = changed(startup_s=6.14, first_iteration_s=21.3, flags=("shared cpu",))
+    rows = report_json(priced_facts(make_run(tmp_path, trials, own_device=own_device)))["trials"]
+    assert (rows[-1]["startup_s"], rows[-1]["first_iteration_s"], rows[-1]["flags"]) == (6.14, 21.3, ["shared cpu"])
+    assert rows[0]["startup_s"] is None
