@@ -53,7 +53,9 @@ def run_training(options: dict[str, Any], say: Say) -> EndedTraining:
         StopSignals() as stop,
         live.TrainView() as view,
     ):
-        if source and load_migration(run) is None:
+        if source and load_migration(run):
+            say(f"run {source.name} was migrated before: run {run.name} goes on")
+        elif source:
             _take_over(manifest, source, run, device, options, say)
         result = train_run(manifest, run, device=device, on_event=view.update, warn=say, should_stop=stop.requested)
     statuses = {job.status for job in result.jobs}

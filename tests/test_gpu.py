@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.numpy
 
 from autotune.device.inspect import inspect_device
 
@@ -69,3 +70,27 @@ def test_search_then_train_at_the_tuned_point(tmp_path):
     trained = autotune(tmp_path, "train", str(manifest))
     assert {job["status"] for job in trained["jobs"]} == {"done"}
     assert trained["sps"] == pytest.approx(found["sps"], rel=0.15)
+
+
+def test_deterministic_training_is_bit_identical_and_moves_to_the_cpu(tmp_path):
+    job = {"id": "breakout", "env": "Breakout-v5", "seed": 1, "budget": {"unit": "steps", "amount": 20_000}}
+    manifest = {
+        "schema": 1,
+        "name": "same",
+        "workload": {"name": "atari", "hyperparameters": {"deterministic": True}},
+        "point": {"num_envs": 16, "batch_size": 256, "concurrency": 1},
+        "jobs": [job],
+    }
+    (tmp_path / "same.json").write_text(json.dumps(manifest))
+    found = []
+    for name in ("one", "two"):
+        autotune(tmp_path, "train", "same.json", "--name", name)
+        newest = sorted((tmp_path / "runs" / name).glob("train/jobs/breakout/checkpoints/*.safetensors"))[-1]
+        found.append({key: array.tobytes() for key, array in safetensors.numpy.load_file(newest).items()})
+    assert found[0] == found[1]
+    manifest |= {"name": "other", "point": {"num_envs": 8, "batch_size": 64, "concurrency": 1}}
+    job["budget"]["amount"] = 22_000
+    (tmp_path / "other.json").write_text(json.dumps(manifest))
+    moved = autotune(tmp_path, "train", "other.json", "--resume-from", "one", "--device", "cpu")
+    assert moved["jobs"][0]["status"] == "done"
+    assert moved["jobs"][0]["env_steps"] >= 22_000

@@ -304,6 +304,31 @@ def test_killed_at_any_call_either_the_old_state_or_the_new_one_is_whole(tmp_pat
     assert outcomes == {(True, False), (True, True), (False, True)}
 
 
+def test_a_killed_migration_is_not_taken_for_a_training_from_the_beginning(tmp_path: Path, device: DeviceInfo) -> None:
+    source = old_run(tmp_path)
+    manifest, run = new_run(tmp_path, source)
+    plan = plan_migration(manifest, source)
+    assert killed_at(30, lambda: take_over(plan, source, run)) >= 30
+    assert open_training_run(tmp_path / "new.json", manifest, tmp_path) == run
+    with pytest.raises(UsageError, match=r"was interrupted: repeat its command, with --resume-from"):
+        supervise(manifest, run, device=device)
+    assert open_migrated_run(tmp_path / "new.json", manifest, source, tmp_path) == run
+    take_over(plan, source, run)
+    refuse_migrated(run)
+    check_migrated(source, run)
+
+
+def test_runs_are_found_through_links_and_after_they_moved_together(tmp_path: Path) -> None:
+    source = old_run(tmp_path / "one")
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    manifest, run = new_run(tmp_path / "link", Run(tmp_path / "link" / source.name))
+    take_over(plan_migration(manifest, source), source, run)
+    (tmp_path / "one").rename(tmp_path / "two")
+    moved = Run(tmp_path / "two" / source.name)
+    assert successor(moved) == Run(tmp_path / "two" / run.name)
+    assert rollback(Run(tmp_path / "two" / run.name)) == moved
+
+
 def test_a_rollback_that_is_killed_at_any_call_goes_on(tmp_path: Path) -> None:
     template = tmp_path / "template"
     source = old_run(template)

@@ -28,6 +28,7 @@ from autotune.train.events import make_event
 from autotune.train.migration import (
     BACKUP,
     MARK,
+    STAGING,
     MigratedJob,
     Migration,
     load_migration,
@@ -40,7 +41,6 @@ from autotune.train.migration import (
 from autotune.train.migration_plan import plan_migration
 from autotune.worker.checkpoint import load_checkpoint
 
-_STAGING = ".migrating"
 _ROLLED_BACK = "rolled-back"
 _ORPHANS_S = 20.0  # workers whose supervisor was killed save and end within less
 
@@ -90,8 +90,8 @@ def _checkpoint(source: Run, job: MigratedJob) -> Path:
 
 def take_over(migration: Migration, source: Run, run: Run) -> Migration:
     """Carry out what was planned: back the old run up, build the new training, publish it by one rename."""
-    migration = replace(migration, source=os.path.relpath(source.path, run.path))
-    staging = run.path / _STAGING
+    migration = replace(migration, source=os.path.relpath(source.path.resolve(), run.path.resolve()))
+    staging = run.path / STAGING
     if staging.exists():  # of a migration that was killed
         shutil.rmtree(staging)
     staging.mkdir()
@@ -107,7 +107,8 @@ def take_over(migration: Migration, source: Run, run: Run) -> Migration:
         sync_file(staging / "events.jsonl")
         sync_folder(staging / "jobs")
     write_migration(staging, migration)
-    source.update(**{MARK: os.path.relpath(run.path, source.path)})  # means nothing before the rename
+    # The mark means nothing until the rename.
+    source.update(**{MARK: os.path.relpath(run.path.resolve(), source.path.resolve())})
     staging.rename(run.train_folder)
     sync_folder(run.path)
     return migration
@@ -158,7 +159,7 @@ def rollback(run: Run) -> Run:
         return _give_back(run, source_of(run, last))
     source = source_of(run, migration)
     source.path.mkdir(parents=True, exist_ok=True)
-    with source.hold():
+    with source.hold(), _without_orphans(run):
         restore(source, run.train_folder / BACKUP)
         (run.path / _ROLLED_BACK).mkdir(exist_ok=True)
         run.train_folder.rename(run.path / _ROLLED_BACK / str(len(done) + 1))
@@ -175,10 +176,10 @@ def _give_back(run: Run, source: Run) -> Run:
 
 
 @contextlib.contextmanager
-def _without_orphans(source: Run) -> Iterator[None]:
+def _without_orphans(run: Run) -> Iterator[None]:
     """Wait for workers that outlived their supervisor, and let none start."""
     with contextlib.ExitStack() as locks:
-        for folder in sorted((source.train_folder / "jobs").glob("*")):
+        for folder in sorted((run.train_folder / "jobs").glob("*")):
             try:
                 locks.enter_context(FileLock(folder / ".lock").acquire(timeout=_ORPHANS_S))
             except Timeout:

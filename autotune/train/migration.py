@@ -16,6 +16,8 @@ MARK = "migrated_to"
 
 MIGRATION_FILE = "migration.json"
 BACKUP = "backup"
+STAGING = ".migrating"
+"""Folder of a new run in which its ``train/`` is built; one that is left is of a migration that was killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +94,29 @@ def load_migration(run: Run) -> Migration | None:
 
 def source_of(run: Run, migration: Migration) -> Run:
     """The run that a migration came from."""
-    return Run((run.path / migration.source).resolve())
+    return Run((run.path.resolve() / migration.source).resolve())
 
 
 def successor(run: Run) -> Run | None:
     """The run that this one's training was migrated to, None when it was not, or was rolled back."""
     if not (run.path / "run.json").is_file() or not (mark := run.state().get(MARK)):
         return None
-    new = Run((run.path / str(mark)).resolve())
+    new = Run((run.path.resolve() / str(mark)).resolve())
     migration = load_migration(new)
     return new if migration and source_of(new, migration).path == run.path.resolve() else None
 
 
 def refuse_migrated(run: Run) -> None:
-    """Refuse to train a run that another one goes on with.
+    """Refuse to train a run that another one goes on with, or whose own migration was interrupted.
 
     Raises:
         UsageError: names the other run, and the way back.
     """
+    if (run.path / STAGING).exists() and load_migration(run) is None:
+        raise UsageError(
+            f"a migration into run {run.path} was interrupted: repeat its command, with --resume-from; to train from "
+            f"the beginning instead, remove {run.path / STAGING}"
+        )
     if new := successor(run):
         raise UsageError(
             f"run {run.path} was migrated to {new.path}: go on there with `autotune train {new.manifest_file}`, "
