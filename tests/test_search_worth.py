@@ -55,7 +55,7 @@ def search(tmp_path, name, steps, **options):
     path = write_surface(tmp_path / f"{name}.csv", noise=0.01)
     recipe = surface_recipe(path)
     budget = Budget(unit="steps", amount=steps)
-    recipe = replace(recipe, jobs=tuple(replace(job, budget=budget) for job in recipe.jobs))
+    recipe = replace(recipe, workload="busywork", jobs=tuple(replace(job, budget=budget) for job in recipe.jobs))
     return run_study(
         recipe, Real(path), create_run(tmp_path, name), budget_s=1800.0, price=2.0, study=memory(), **options
     )

@@ -105,6 +105,7 @@ def conclude(
     heaviest = replace(best.point, extra=tuning.incumbent.extra) if tuning else best.point
     baseline, rule_of_thumb = _stated(history, recipe.baseline), _stated(history, thumb)
     length = episode_steps(history)
+    jobs = () if recipe.workload == "replay" else recipe.jobs  # a surface plans no training
     return StudyResult(
         point=best.point,
         result=result,
@@ -122,9 +123,9 @@ def conclude(
         ended=ended,
         skipped=tuple(too_costly(problem, history)),
         observed_s=confirm.observed_s(every, best.point),
-        training_s=training_s(recipe.jobs, result, length),
-        baseline_training_s=training_s(recipe.jobs, baseline, length) if baseline else None,
-        rule_of_thumb_training_s=training_s(recipe.jobs, rule_of_thumb, length) if rule_of_thumb else None,
+        training_s=training_s(jobs, result, length),
+        baseline_training_s=training_s(jobs, baseline, length) if baseline else None,
+        rule_of_thumb_training_s=training_s(jobs, rule_of_thumb, length) if rule_of_thumb else None,
         launch_fraction=launch_fraction(history),
         knobs=knobs.concluded(recipe, tuning) if tuning else (),
         sharing=sharing_gain(history),
