@@ -43,26 +43,40 @@ def _half_width(result: ProbeResult) -> float | None:
 
 
 def probe_table(results: Sequence[ProbeResult]) -> str:
-    """A table of probes for people."""
-    rows = []
-    for result in results:
-        half = _half_width(result)
-        rows.append(
-            [
-                *result.requested.knobs().values(),
-                result.status,
-                format_count(result.sps) if result.sps is not None else "",
-                "" if half is None else f"± {half:.1%}",
-                format_bytes(result.vram_peak_bytes) if result.vram_peak_bytes is not None else "unknown",
-                format_bytes(result.ram_peak_bytes),
-                "" if result.cpu_cores is None else f"{result.cpu_cores:.1f}",
-                _start(result),
-                result.limited_by or result.detail.splitlines()[0][:80] if (result.limited_by or result.detail) else "",
-            ]
-        )
-    knobs = list(results[0].requested.knobs()) if results else []
-    headers = [*knobs, "status", "SPS", "95 %", "VRAM", "RAM", "cores", "start + first iteration", "limited by"]
-    return tabulate(rows, headers=headers, disable_numparse=True)
+    """A table of probes for people; columns that no probe has anything to say in are left out."""
+    rows = [_cells(result) for result in results]
+    always = {"status", "SPS", "95 %", "VRAM", "RAM"}
+    knobs = [name for result in results for name in result.requested.knobs()]
+    names = dict.fromkeys([*knobs, *(name for row in rows for name in row)])
+    shown = [name for name in names if name in always or any(row.get(name, "") != "" for row in rows)]
+    return tabulate([[row.get(name, "") for name in shown] for row in rows], headers=shown, disable_numparse=True)
+
+
+def _cells(result: ProbeResult) -> dict[str, Any]:
+    """A probe by column; the three VRAM columns are what different observers saw of its peak."""
+    half, reason = _half_width(result), result.limited_by or brief(result.detail)[:80]
+    marks = [flag for flag in result.flags if "launch" not in flag]
+    return {
+        **result.requested.knobs(),
+        "status": result.status,
+        "SPS": "" if result.sps is None else format_count(result.sps),
+        "95 %": "" if half is None else f"± {half:.1%}",
+        "VRAM": _size(result.vram_peak_bytes) or "unknown",
+        "framework": _size(result.framework_peak_bytes),
+        "by process": _size(result.vram_process_bytes),
+        "device delta": _size(result.vram_device_delta_bytes),
+        "RAM": _size(result.ram_peak_bytes) or "unknown",
+        "shm": _size(result.shm_peak_bytes or None),
+        "threads": "" if result.threads_peak is None else f"{result.threads_peak:,}",
+        "cores": "" if result.cpu_cores is None else f"{result.cpu_cores:.1f}",
+        "start + first iteration": _start(result),
+        "marks": ", ".join(marks),
+        "limited by": reason,
+    }
+
+
+def _size(count_bytes: int | None) -> str:
+    return "" if count_bytes is None else format_bytes(count_bytes)
 
 
 def _start(result: ProbeResult) -> str:

@@ -34,6 +34,8 @@ PEAKS: dict[Resource, str] = {
 
 _TOLERANCE = 0.03
 """Launches of the same settings differ by this much in the memory that readings see."""
+_UNSEEN_ERROR = 0.05
+"""Error assumed of a law while there are no more observations than coefficients: it passes through them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +156,9 @@ def _corners(rows_bytes: bytes, each_bytes: bytes) -> Array:
     """
     rows, each = np.frombuffer(rows_bytes).reshape(-1, 3), np.frombuffer(each_bytes)
     error = np.abs(features(rows) @ fit(rows, each) / each - 1)
-    tolerance = _TOLERANCE + float(error.max())
     terms = features(rows) / each[:, None]
+    least = _UNSEEN_ERROR if len(terms) <= terms.shape[1] else 0.0
+    tolerance = _TOLERANCE + max(least, float(error.max()))
     scale = terms.max(axis=0)
     terms, free = terms / scale, terms.shape[1]  # scaled so that all terms are of one order
     planes = np.vstack([terms, -terms, -np.eye(free)])

@@ -1,0 +1,47 @@
+"""Tables and JSON objects for stdout."""
+
+from report_run import result
+
+from autotune.records import Point
+from autotune.views import probe_table
+
+GIB = 2**30
+SMALL, LARGE = Point(num_envs=8, batch_size=256), Point(num_envs=16, batch_size=256)
+
+
+def test_what_each_observer_saw_of_the_vram_stands_side_by_side():
+    probes = [
+        result(SMALL, 100.0, vram_peak_bytes=3 * GIB, framework_peak_bytes=GIB, vram_process_bytes=2 * GIB,
+               vram_device_delta_bytes=3 * GIB, threads_peak=1200),
+        result(LARGE, detail="ran out of memory\nTraceback"),
+    ]  # fmt: skip
+    header, _, first, second = probe_table(probes).splitlines()
+    assert " ".join(header.split()) == (
+        "num_envs batch_size concurrency status SPS 95 % VRAM framework by process device delta RAM threads cores "
+        "limited by"
+    )
+    assert "3.0 GiB  1.0 GiB      2.0 GiB       3.0 GiB" in first
+    assert "1,200" in first
+    assert ("oom" in second, "unknown" in second, "ran out of memory Traceback" in second) == (True, True, True)
+
+
+def test_a_machine_without_a_gpu_has_no_columns_for_one():
+    table = probe_table([result(SMALL, 100.0, vram_peak_bytes=None, flags=("one launch", "shared cpu"))])
+    assert "framework" not in table
+    assert "device delta" not in table
+    header, _, row = table.splitlines()
+    assert "marks" in header
+    assert "shared cpu" in row
+    assert "one launch" not in row
+
+
+def test_a_table_of_nothing_is_empty():
+    assert probe_table([]) == ""
+
+
+def test_a_knob_of_some_probes_only():
+    wide = Point(num_envs=8, batch_size=256, extra=(("precision", "bf16"),))
+    header, _, first, second = probe_table([result(SMALL, 100.0), result(wide, 90.0)]).splitlines()
+    assert header.split()[3:5] == ["precision", "status"]
+    assert "bf16" not in first
+    assert "bf16" in second
