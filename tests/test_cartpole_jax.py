@@ -487,3 +487,20 @@ def test_deterministic_mode_tells_xla():
     with mock.patch.dict(os.environ, {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false"}):
         set_environment("cpu", deterministic=True)
         assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"
+
+
+def test_a_state_is_refused_without_a_session_too():
+    session = open_session()
+    meta = session.state().meta
+    session.close()
+    CartpoleJaxWorkload({}).check_state(job(), meta)
+    for workload, chosen, message in (
+        (
+            CartpoleJaxWorkload({}),
+            job("Acrobot-v1"),
+            r"env is 'CartPole-v1' there and 'Acrobot-v1' here; observation_size",
+        ),
+        (CartpoleJaxWorkload({"hidden": [32]}), job(), r"hidden is \[64, 64\] there and \[32\] here"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            workload.check_state(chosen, meta)

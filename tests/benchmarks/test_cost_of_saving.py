@@ -7,7 +7,7 @@ import pytest
 
 from autotune.manifest_schema import Stability
 from autotune.records import Budget, Job, Point
-from autotune.worker.checkpoint import save_checkpoint
+from autotune.worker.checkpoint import refuse_nonfinite, save_checkpoint
 from autotune.workloads.atari import AtariWorkload
 from autotune.workloads.protocol import SessionState
 
@@ -26,11 +26,12 @@ def session(monkeypatch):
 
 
 def test_a_checkpoint_of_breakout(benchmark, session):
-    """State, encoding, hash, write and flush to this disk: 20 MB of weights and moments."""
+    """State, check, encoding, hash, write and flush to this disk: 20 MB of weights and moments."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
 
         def save():
             state = session.state()
+            refuse_nonfinite(state, Path(folder))
             whole = SessionState(arrays=state.arrays, meta={"session": state.meta})
             return save_checkpoint(Path(folder), whole, env_steps=session.env_steps, score=1.0)
 
