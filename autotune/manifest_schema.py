@@ -1,4 +1,4 @@
-"""The manifest's sections: strict pydantic models, in the words of DESIGN.md."""
+"""The manifest's sections: strict pydantic models."""
 
 from __future__ import annotations
 

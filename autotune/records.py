@@ -131,7 +131,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurePlan:
-    """How long a probe discards and measures (METHOD.md section 1); seconds and iterations.
+    """How long a probe discards and measures; seconds and iterations.
 
     Attributes:
         long_iteration_s: iterations above this are measured in slices (`Session.step`).

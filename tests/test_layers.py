@@ -1,4 +1,4 @@
-"""Imports point down only, and the parent process stays light (DESIGN.md, "The house")."""
+"""Imports point down only, and the parent process stays light."""
 
 import ast
 import subprocess

@@ -35,7 +35,7 @@ from autotune.records import (
 )
 
 CONCURRENCY_LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Levels of concurrency that are tried (METHOD.md section 2)."""
+"""Levels of concurrency that are tried."""
 
 
 class _Strict(BaseModel):

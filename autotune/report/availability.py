@@ -1,4 +1,4 @@
-"""How much of the time survives failures: availability, checkpoint interval, failure rates (METHOD.md section 3)."""
+"""How much of the time survives failures: availability, checkpoint interval, failure rates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from autotune.errors import UsageError
 
 
 def effective_cost_usd(cost_usd: float, downtime_fraction: float) -> float:
-    """What a cost becomes when a share u of the time is lost: cost / (1 - u) (METHOD.md section 3).
+    """What a cost becomes when a share u of the time is lost: cost / (1 - u).
 
     Raises:
         UsageError: u not in [0, 1).

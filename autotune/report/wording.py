@@ -1,4 +1,4 @@
-"""How figures and other people's words are put: what a report may say (METHOD.md section 4), and safe Markdown."""
+"""How figures and other people's words are put: what a report may say, and safe Markdown."""
 
 from __future__ import annotations
 

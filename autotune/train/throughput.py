@@ -24,7 +24,7 @@ class SharedThroughput:
     """Env steps per second of all processes, over the spans in which as many as planned run warm.
 
     A process is warm `discard_s` after the slowest one's first complete iteration and after
-    `discard_iterations` of its own (METHOD.md section 1). A process that ends closes the span;
+    `discard_iterations` of its own. A process that ends closes the span;
     the next one opens when its successor is warm. Rates are sums over processes of steps / time
     from iteration end to iteration end, averaged over spans by their length.
     """
