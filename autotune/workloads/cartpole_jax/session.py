@@ -53,7 +53,7 @@ def find_device(device: str) -> jax.Device:
 def _compile_anew() -> None:
     """Compile from here on, whatever an earlier process has kept: opening is quick, and what follows is as at first.
 
-    A process that reads a point's programs instead of compiling them takes a third less host memory, which says
+    A process that reads a point's programs instead of compiling them takes a quarter less host memory, which says
     nothing about the processes that will compile them together (reports/reference/start/results.md).
     """
     jax.config.update("jax_enable_compilation_cache", False)  # type: ignore[no-untyped-call]
