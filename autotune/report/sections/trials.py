@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from autotune.records import KNOBS, Point
 from autotune.report.facts import Facts
 from autotune.report.wording import block, code, counts, table, text
 from autotune.search.precision import EPOCH_FLAG
@@ -28,10 +29,8 @@ def render(facts: Facts) -> str:
     if not rows:
         return ""
     parts = [
-        f"{facts.points_measured} points measured in {len(rows)} probes. SPS are agent decisions per second, summed "
-        "over the jobs that run at once; rows that an environment spends on resets do not count. Quick windows rank, "
-        f"final ones are published.{_spent(facts)}",
-        _table(rows),
+        _introduction(facts, len(rows)),
+        _table(rows, facts.tuned.point if facts.tuned else None),
         *_legend(rows),
         *_changed(rows),
         *_refused(facts),
@@ -41,11 +40,21 @@ def render(facts: Facts) -> str:
     return "\n\n".join(parts)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    fastest = max((row["sps"] or 0.0 for row in rows), default=0.0)
+def _introduction(facts: Facts, probes: int) -> str:
+    bold = (
+        f" Bold: the {facts.tuned.role} point; a single figure above it is usually a lucky one." if facts.tuned else ""
+    )
+    return (
+        f"{facts.points_measured} points measured in {probes} probes. SPS are agent decisions per second, summed "
+        "over the jobs that run at once; rows that an environment spends on resets do not count. Quick windows rank, "
+        f"final ones are published.{bold} Start: from launch to ready, then the first iteration.{_spent(facts)}"
+    )
+
+
+def _table(rows: list[dict[str, Any]], tuned: Point | None) -> str:
     headers = ["stage", "probe", "num_envs", "batch_size", "concurrency", "status", "SPS", "95 % interval"]
-    headers += ["SPS of each job", "VRAM", "RAM", "start, first iteration", "marks"]
-    cells = [dict(zip(headers, _cells(row, fastest), strict=True)) for row in rows]
+    headers += ["SPS of each job", "VRAM", "RAM", "start (s)", "marks"]
+    cells = [dict(zip(headers, _cells(row, tuned), strict=True)) for row in rows]
     shown = [name for name in headers if any(row[name] != UNSEEN for row in cells)]
     return table(shown, [[row[name] for name in shown] for row in cells])
 
@@ -57,7 +66,7 @@ def _spent(facts: Facts) -> str:
     return f" Time spent: {format_duration(facts.spent_s)}{of}."
 
 
-def _cells(row: dict[str, Any], fastest: float) -> list[str]:
+def _cells(row: dict[str, Any], tuned: Point | None) -> list[str]:
     known = row["sps_low"] is not None and row["sps_high"] is not None
     jobs = row["job_sps"]
     stage = row["stage"].replace("_", " ")
@@ -70,7 +79,7 @@ def _cells(row: dict[str, Any], fastest: float) -> list[str]:
         str(row["number"]),
         *(str(row[name]) for name in ("num_envs", "batch_size", "concurrency")),
         text(row["status"].replace("_", " ")),
-        f"**{speed}**" if row["sps"] and row["sps"] == fastest else speed,
+        f"**{speed}**" if row["sps"] and _point(row) == tuned else speed,
         f"{counts(row['sps_low'])} to {counts(row['sps_high'])}" if known else UNSEEN,
         counts(sum(jobs) / len(jobs)) if jobs else UNSEEN,
         format_bytes(row["vram_peak_bytes"]) if row["vram_peak_bytes"] is not None else UNSEEN,
@@ -80,9 +89,14 @@ def _cells(row: dict[str, Any], fastest: float) -> list[str]:
     ]
 
 
+def _point(row: dict[str, Any]) -> Point:
+    knobs = (row[name] for name in KNOBS)
+    return Point(**dict(zip(KNOBS, knobs, strict=True)), extra=tuple(row["extra"]))
+
+
 def _seconds(*each_s: float | None) -> str:
     known = [f"{seconds:.1f}" for seconds in each_s if seconds is not None]
-    return f"{' + '.join(known)} s" if known else UNSEEN
+    return " + ".join(known) or UNSEEN
 
 
 def marks(flags: Sequence[str]) -> list[str]:
