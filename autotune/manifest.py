@@ -21,8 +21,9 @@ from pydantic import BaseModel, ValidationError
 from autotune import __version__, registry, resources
 from autotune.device.mps import check_sharing
 from autotune.errors import FileError, ManifestError, UsageError
+from autotune.machine import DeviceInfo
 from autotune.manifest_schema import Manifest
-from autotune.records import SHARING, Budget, DeviceInfo, Point, ProbeResult, Recipe, to_json
+from autotune.records import SHARING, Budget, Point, ProbeResult, Recipe, to_json
 from autotune.store import canonical_json, content_hash, durable_write, make_folder
 
 __all__ = [

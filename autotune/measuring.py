@@ -10,11 +10,12 @@ from autotune.device.inspect import inspect_device
 from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, InfeasibleError
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.live import ProbeView, SearchView
+from autotune.machine import DeviceInfo
 from autotune.manifest import build_manifest
 from autotune.options import choose_executor, choose_recipe, grid_values, open_run, point_of, recorded_price
 from autotune.probe.grid import grid_points, run_grid
 from autotune.probe.recipe_file import knob_points
-from autotune.records import KNOBS, DeviceInfo, ProbeResult, Recipe
+from autotune.records import KNOBS, ProbeResult, Recipe
 from autotune.runs import Run, discarded_when_refused, hold_device
 from autotune.search.emit import emit_manifest
 from autotune.search.study import StudyResult, add_probe_trial, load_trials, run_study

@@ -14,7 +14,7 @@ from autotune.records import COUNT_MAX, KNOBS, KnobValue, Point, Recipe, to_json
 from autotune.units import parse_duration, parse_price
 
 if TYPE_CHECKING:
-    from autotune.records import DeviceInfo
+    from autotune.machine import DeviceInfo
     from autotune.runs import Run
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autotune.records import HostInfo
+from autotune.machine import HostInfo
 
 GIB = 2**30
 

@@ -11,8 +11,9 @@ from migration_run import NEW, QUICK, STEPS, a_manifest, content, old_run, steps
 
 from autotune import cli
 from autotune.device.inspect import inspect_device
+from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, save_manifest
-from autotune.records import DeviceInfo, JobResult, MeasurePlan, Point, TrainResult
+from autotune.records import JobResult, MeasurePlan, Point, TrainResult
 from autotune.runs import Run
 from autotune.train import canary as canary_module
 from autotune.train.canary import CanaryError, collapsed, judge, train_run

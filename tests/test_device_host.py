@@ -12,7 +12,8 @@ from fake_host import GIB, write_tree
 
 from autotune.device import host
 from autotune.device.host import busy_cpu_seconds, inspect_host, process_identity
-from autotune.records import HostInfo, from_json, to_json
+from autotune.machine import HostInfo
+from autotune.records import from_json, to_json
 
 CGROUP_V2 = {
     "proc/self/cgroup": "0::/docker/job\n",

@@ -18,7 +18,8 @@ from autotune.device.nvml import read_nvml
 from autotune.device.prices import listed_price, price_table
 from autotune.device.smi import read_smi
 from autotune.errors import DeviceError, UsageError
-from autotune.records import DeviceInfo, GpuInfo, GpuProcess, from_json, to_json
+from autotune.machine import DeviceInfo, GpuInfo, GpuProcess
+from autotune.records import from_json, to_json
 
 NO_PROGRAM = {"run": lambda _: None}
 

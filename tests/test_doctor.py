@@ -13,7 +13,8 @@ from fake_nvml import FakeNvml
 from autotune.device.doctor import Diagnosis, check_rows, device_rows, diagnose, render_diagnosis
 from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError
-from autotune.records import Budget, DeviceInfo, HostInfo, Job, Point, to_json
+from autotune.machine import DeviceInfo, HostInfo
+from autotune.records import Budget, Job, Point, to_json
 from autotune.workloads import doctor as checks
 from autotune.workloads.doctor import DoctorWorkload
 from autotune.workloads.protocol import Finished

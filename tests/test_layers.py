@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent / "autotune"
 # A name is a module or package directly under autotune/; it may import what stands above it here, and nothing
 # of its own line (except inside one package).
 LAYERS = [
-    {"__version__", "errors", "progress", "records"},
+    {"__version__", "errors", "machine", "progress"},
+    {"records"},
     {"registry", "signals", "stats", "store", "units"},
     {"resources", "runs"},
     {"device", "workloads"},

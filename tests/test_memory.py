@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from fake_host import host
 
-from autotune.records import DeviceInfo, Limits, Point, ProbeResult
+from autotune.machine import DeviceInfo
+from autotune.records import Limits, Point, ProbeResult
 from autotune.search.memory import PEAKS, MemoryLimits, fit, memory_limits, observed, safe_points, upper_bound
 from autotune.search.space import counts
 

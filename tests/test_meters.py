@@ -19,13 +19,14 @@ from fake_nvml import GIB, FakeNvml
 from autotune import registry
 from autotune.device.inspect import inspect_device
 from autotune.executors.ending import side_by_side, start_meters, stop_all
+from autotune.machine import DeviceInfo
 from autotune.meters import summary
 from autotune.meters.base import SampledMeter
 from autotune.meters.health import HealthMeter
 from autotune.meters.host import HostMeter, pss_bytes, spike_bytes
 from autotune.meters.power import PowerMeter
 from autotune.meters.vram import VramMeter
-from autotune.records import DeviceInfo, Reading
+from autotune.records import Reading
 
 
 def device(nvml: FakeNvml) -> DeviceInfo:

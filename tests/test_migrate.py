@@ -18,8 +18,8 @@ from migration_run import NEW, OLD, STEPS, a_manifest, content, old_run, save, s
 from autotune import cli, store
 from autotune.device.inspect import inspect_device
 from autotune.errors import BusyError, FileError, UsageError
+from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, save_manifest
-from autotune.records import DeviceInfo
 from autotune.runs import Run
 from autotune.train import migrate as migrate_module
 from autotune.train.events import EventLog, read_events

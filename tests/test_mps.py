@@ -24,7 +24,8 @@ from autotune.device.mps import (
     sharing_in_effect,
 )
 from autotune.errors import DeviceError, UsageError
-from autotune.records import DeviceInfo, GpuInfo, Point
+from autotune.machine import DeviceInfo, GpuInfo
+from autotune.records import Point
 
 GPU = DeviceInfo(kind="cuda", name="GPU", host=host(), gpus=(GpuInfo(index=0, name="GPU", uuid="GPU-1"),), gpu_index=0)
 SHARED = Point(num_envs=8, batch_size=64, concurrency=2, extra=(("sharing", "cuda-mps"),))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from report_run import device, make_run, recipe, result, search_trials
 
-from autotune.records import Budget, DeviceInfo, Job, Point, ProbeResult
+from autotune.machine import DeviceInfo
+from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.report.figures import report_json
 from autotune.report.render import priced_facts, render_sections
 from autotune.runs import Run

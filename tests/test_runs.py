@@ -8,7 +8,7 @@ import pytest
 from fake_host import host
 
 from autotune.errors import BusyError, FileError, UsageError
-from autotune.records import DeviceInfo, GpuInfo
+from autotune.machine import DeviceInfo, GpuInfo
 from autotune.runs import (
     Run,
     all_runs,

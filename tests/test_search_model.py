@@ -126,7 +126,7 @@ def test_the_memory_rule_keeps_within_the_limit():
 def test_limits_leave_out_what_others_hold():
     from fake_host import host
 
-    from autotune.records import DeviceInfo, GpuInfo
+    from autotune.machine import DeviceInfo, GpuInfo
 
     gpu = GpuInfo(index=0, name="g", vram_total_bytes=10 * GIB, vram_used_bytes=2 * GIB)
     device = DeviceInfo(kind="cuda", name="g", host=host(), gpus=(gpu,), gpu_index=0)

@@ -17,7 +17,8 @@ from autotune.device.xids import XIDS, describe_xid
 from autotune.executors.leak import hours_to
 from autotune.executors.stability import Seen, confirmed_drift, judge, neighbours, slows
 from autotune.executors.window import Step
-from autotune.records import DeviceInfo, GpuProcess, Limits, Point, ProbeResult, Reading
+from autotune.machine import DeviceInfo, GpuProcess
+from autotune.records import Limits, Point, ProbeResult, Reading
 from autotune.stats import Trace
 
 MIB = 2**20

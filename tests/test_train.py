@@ -18,8 +18,17 @@ import pytest
 
 from autotune.device.inspect import inspect_device
 from autotune.errors import FileError, UsageError
+from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, build_manifest, load_manifest, manifest_text, parse_manifest, save_manifest
-from autotune.records import Budget, DeviceInfo, Job, MeasurePlan, Point, ProbeResult, Recipe, TrainResult
+from autotune.records import (
+    Budget,
+    Job,
+    MeasurePlan,
+    Point,
+    ProbeResult,
+    Recipe,
+    TrainResult,
+)
 from autotune.runs import Run, create_run
 from autotune.train.events import EventLog, read_events
 from autotune.train.folder import open_training_run

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from autotune.device import findings as topics
 from autotune.device.findings import Finding
 from autotune.device.prices import listed_price
-from autotune.records import DeviceInfo, GpuInfo, HostInfo
+from autotune.machine import DeviceInfo, GpuInfo, HostInfo
 from autotune.units import format_bytes, format_count
 
 _ORDER = {"fatal": 0, "warning": 1, "info": 2}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from autotune.records import DeviceInfo, GpuInfo, HostInfo
+from autotune.machine import DeviceInfo, GpuInfo, HostInfo
 from autotune.units import format_bytes
 
 Severity = Literal["fatal", "warning", "info"]

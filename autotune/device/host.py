@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import psutil
 
-from autotune.records import HostInfo
+from autotune.machine import HostInfo
 
 ROOT = Path("/")
 PACKAGES = (

@@ -16,7 +16,7 @@ from autotune.device.nvml import NvmlAnswer, read_nvml
 from autotune.device.prices import find_sku
 from autotune.device.smi import Run, read_smi, run_program
 from autotune.errors import DeviceError, UsageError
-from autotune.records import DeviceInfo, GpuInfo, HostInfo
+from autotune.machine import DeviceInfo, GpuInfo, HostInfo
 
 
 def visible_gpus(gpus: tuple[GpuInfo, ...], variable: str | None) -> list[int]:

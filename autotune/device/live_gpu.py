@@ -22,7 +22,7 @@ from autotune.device.nvml import (
     scaled,
     throttle_reasons,
 )
-from autotune.records import GpuInfo
+from autotune.machine import GpuInfo
 
 T = TypeVar("T")
 MPS_SERVER = "nvidia-cuda-mps-server"

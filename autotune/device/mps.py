@@ -19,7 +19,8 @@ from pathlib import Path
 
 from autotune.device.inspect import child_environment
 from autotune.errors import DeviceError, UsageError
-from autotune.records import SHARING, SHARINGS, DeviceInfo, Point
+from autotune.machine import DeviceInfo
+from autotune.records import SHARING, SHARINGS, Point
 
 PROGRAM = "nvidia-cuda-mps-control"
 _START_S = 10.0

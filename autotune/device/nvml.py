@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autotune.records import GpuInfo, GpuProcess
+from autotune.machine import GpuInfo, GpuProcess
 
 THROTTLE_BITS = {
     0x1: "idle",

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from autotune.records import DeviceInfo, GpuInfo
+from autotune.machine import DeviceInfo, GpuInfo
 
 
 @dataclass(frozen=True, kw_only=True)

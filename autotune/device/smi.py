@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 
 from autotune.device.nvml import NvmlAnswer
-from autotune.records import GpuInfo, GpuProcess
+from autotune.machine import GpuInfo, GpuProcess
 
 Run = Callable[[Sequence[str]], str | None]
 """Runs a program and gives its output, None when it is missing, hangs or says nothing."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from autotune.errors import AutotuneError
 from autotune.executors.isolated import IsolatedExecutor
-from autotune.records import Budget, DeviceInfo, Job, Point
+from autotune.machine import DeviceInfo
+from autotune.records import Budget, Job, Point
 
 FRAMEWORKS = ("torch", "jax")
 _STEPS_MAX = 100

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from autotune.device.live_gpu import LiveGpu
 from autotune.executors.process import WorkerProcess
+from autotune.machine import GpuInfo
 from autotune.meters.protocol import Meter
-from autotune.records import GpuInfo, Reading
+from autotune.records import Reading
 
 T = TypeVar("T")
 END_S = 10.0

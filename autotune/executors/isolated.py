@@ -22,17 +22,10 @@ from autotune.executors.ending import END_S, start_meters, stop_all, wait_clean
 from autotune.executors.evidence import Evidence
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.executors.window import Step
+from autotune.machine import DeviceInfo
 from autotune.meters.protocol import Meter
 from autotune.meters.summary import first
-from autotune.records import (
-    DeviceInfo,
-    Job,
-    Point,
-    ProbeRequest,
-    ProbeResult,
-    Recipe,
-    Status,
-)
+from autotune.records import Job, Point, ProbeRequest, ProbeResult, Recipe, Status
 from autotune.worker.protocol import Mode, WorkerTask
 from autotune.workloads.command_child import count_oom_kills
 

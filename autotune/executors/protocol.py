@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from autotune.records import DeviceInfo, Point, ProbeRequest, ProbeResult, Recipe
+from autotune.machine import DeviceInfo
+from autotune.records import Point, ProbeRequest, ProbeResult, Recipe
 
 
 class Executor(Protocol):

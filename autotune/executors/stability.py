@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from autotune.device.xids import describe_xid
 from autotune.executors import leak, window
 from autotune.executors.window import Step
+from autotune.machine import DeviceInfo, GpuProcess
 from autotune.meters.health import XID
 from autotune.meters.summary import first, last, mean, names, peak, series
 from autotune.meters.vram import NEIGHBOUR
-from autotune.records import DeviceInfo, GpuProcess, Limits, ProbeResult, Reading
+from autotune.records import Limits, ProbeResult, Reading
 from autotune.stats import Trace, sampling_half_width, total_rate
 from autotune.units import format_bytes
 

@@ -17,13 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.errors import UsageError
+from autotune.machine import DeviceInfo, GpuInfo, HostInfo
 from autotune.records import (
     KNOBS,
     STATUSES,
     Budget,
-    DeviceInfo,
-    GpuInfo,
-    HostInfo,
     Job,
     Point,
     ProbeResult,

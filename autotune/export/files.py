@@ -14,8 +14,8 @@ from typing import Any
 from autotune.errors import UsageError
 from autotune.export.benchmark import benchmark_json
 from autotune.export.rows import trial_rows
+from autotune.machine import DeviceInfo
 from autotune.probe.recipe import load_recipe
-from autotune.records import DeviceInfo
 from autotune.runs import Run, load_device
 from autotune.search.trials import TrialRecord, load_trials
 from autotune.store import canonical_json, durable_write

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from autotune.device.live_gpu import LiveGpu
-from autotune.records import DeviceInfo, Reading
+from autotune.machine import DeviceInfo
+from autotune.records import Reading
 
 _PATIENCE_S = 5.0  # a driver call can hang; starting and stopping a meter must not
 _STOP_PATIENCE_S = 3.0

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from autotune.device.host import ROOT, busy_cpu_seconds, pressure, ram_available_bytes, read_text, shm_space_bytes
+from autotune.machine import DeviceInfo
 from autotune.meters.base import SampledMeter
-from autotune.records import DeviceInfo
 
 PSS_SHARE = 0.001  # of a core at most: the kernel walks a process's pages under its memory lock
 

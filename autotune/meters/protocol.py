@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from autotune.records import DeviceInfo, Reading
+from autotune.machine import DeviceInfo
+from autotune.records import Reading
 
 
 class Meter(Protocol):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from autotune.records import DeviceInfo, ProbeResult
+from autotune.machine import DeviceInfo
+from autotune.records import ProbeResult
 from autotune.units import format_count
 
 _CPU_SATURATED = 0.85

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from autotune.device.mps import check_sharing
 from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
+from autotune.machine import DeviceInfo
 from autotune.probe.recipe_file import batch_size_max
 from autotune.probe.run import run_probe
-from autotune.records import SHARING, DeviceInfo, Grade, KnobValue, Point, ProbeResult, Recipe
+from autotune.records import SHARING, Grade, KnobValue, Point, ProbeResult, Recipe
 from autotune.registry import unknown_name
 from autotune.runs import Run
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from autotune import resources
 from autotune.errors import UsageError
+from autotune.machine import HostInfo
 from autotune.probe import schema
 from autotune.probe.recipe_file import (
     batch_size_max,
@@ -23,7 +24,7 @@ from autotune.probe.recipe_file import (
     nearest,
     parse_recipe,
 )
-from autotune.records import Budget, HostInfo, Job, KnobValue, Point, Recipe
+from autotune.records import Budget, Job, KnobValue, Point, Recipe
 
 __all__ = [
     "check_point",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autotune.executors.protocol import Executor
+from autotune.machine import DeviceInfo
 from autotune.probe.bottleneck import limited_by
-from autotune.records import DeviceInfo, Grade, Point, ProbeRequest, ProbeResult, Recipe
+from autotune.records import Grade, Point, ProbeRequest, ProbeResult, Recipe
 from autotune.runs import Run
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from autotune.machine import DeviceInfo
 from autotune.manifest import load_manifest
 from autotune.manifest_schema import Manifest
 from autotune.probe.recipe import load_recipe, rule_of_thumb
-from autotune.records import DeviceInfo, Job, Point, ProbeResult, Recipe
+from autotune.records import Job, Point, ProbeResult, Recipe
 from autotune.report.projection import Projection, Quantity, project
 from autotune.report.training import Training, load_training
 from autotune.runs import Run, load_device

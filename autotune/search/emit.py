@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, build_manifest, save_manifest
-from autotune.records import DeviceInfo, Recipe
+from autotune.records import Recipe
 from autotune.runs import Run
 from autotune.search.result import StudyResult
 

@@ -19,7 +19,8 @@ import numpy as np
 from scipy.optimize import linprog  # type: ignore[attr-defined]
 from scipy.spatial import HalfspaceIntersection
 
-from autotune.records import DeviceInfo, HostInfo, Limits, Point, ProbeResult
+from autotune.machine import DeviceInfo, HostInfo
+from autotune.records import Limits, Point, ProbeResult
 from autotune.search.least_squares import fit_relative
 from autotune.search.space import Array, Space, counts
 

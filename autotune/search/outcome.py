@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import get_args
 
 from autotune.errors import InfeasibleError
-from autotune.records import DeviceInfo, Point, ProbeResult, Recipe
+from autotune.machine import DeviceInfo
+from autotune.records import Point, ProbeResult, Recipe
 from autotune.runs import Run
 from autotune.search import confirm, knobs
 from autotune.search.memory import memory_limits

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from autotune.machine import DeviceInfo
 from autotune.probe.recipe import rule_of_thumb
-from autotune.records import DeviceInfo, Grade, MeasurePlan, Point, ProbeResult, Recipe
+from autotune.records import Grade, MeasurePlan, Point, ProbeResult, Recipe
 from autotune.search import confirm, epochs, knobs
 from autotune.search.memory import safe_points
 from autotune.search.propose import Problem

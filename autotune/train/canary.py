@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import AutotuneError
+from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest
-from autotune.records import DeviceInfo, TrainResult
+from autotune.records import TrainResult
 from autotune.runs import Run
 from autotune.train.migrate import accept_canary, rollback
 from autotune.train.migration import Canary, MigratedJob, Migration, load_migration

@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 
 from autotune.errors import BusyError, UsageError
 from autotune.executors.isolated import IsolatedExecutor
+from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest
-from autotune.records import DeviceInfo
 from autotune.runs import Run
 from autotune.store import append_line, copy_file, sync_file, sync_folder
 from autotune.train.backup import back_up, restore

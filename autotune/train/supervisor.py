@@ -11,9 +11,10 @@ from autotune.device.live_gpu import LiveGpu
 from autotune.device.mps import shared_if_possible
 from autotune.executors.isolated import IsolatedExecutor, threads_each
 from autotune.executors.process import Message, WorkerProcess, receive_all
+from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, check_manifest, manifest_hash
 from autotune.meters.host import pss_bytes
-from autotune.records import DeviceInfo, MeasurePlan, TrainResult, to_json
+from autotune.records import MeasurePlan, TrainResult, to_json
 from autotune.runs import Run
 from autotune.store import write_json
 from autotune.train.events import EventLog, last_event, read_events

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from autotune import registry
 from autotune.device.inspect import inspect_device
+from autotune.machine import DeviceInfo
 from autotune.meters.protocol import Meter
-from autotune.records import DeviceInfo
 from autotune.testing.meter import MeterContract
 
 this_device: Callable[[], DeviceInfo] = functools.cache(inspect_device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.records import DeviceInfo, GpuInfo
+from autotune.machine import DeviceInfo, GpuInfo
 from autotune.report.facts import Facts
 from autotune.report.wording import UNKNOWN, table, text
 from autotune.units import format_bytes, format_count
