@@ -120,12 +120,18 @@ def next_finalist(
     if not entries:
         return None
     near = [entry for entry in entries[:FINALISTS] if entry.sps >= (1 - WITHIN) * entries[0].sps]
-    due = sorted((entry for entry in near if entry.finals < ROUNDS), key=lambda entry: (entry.finals, -entry.sps))
+    due = sorted((entry for entry in near if entry.finals < ROUNDS), key=lambda entry: _turn(entry, near[0]))
     for entry in due:
         first = entry is entries[0] and not entry.finals
         if wanted(entry.point, np.inf if first else _regret_left(entry, near)):
             return entry.point
     return None
+
+
+def _turn(entry: Pooled, leader: Pooled) -> tuple[object, ...]:
+    """Orders finalists: least often confirmed first, then the fastest; the lightest of those as fast as the leader."""
+    level = entry.sps >= (1 - TIE) * leader.sps
+    return entry.finals, not level, weight(entry.point) if level else -entry.sps
 
 
 def _regret_left(entry: Pooled, near: Sequence[Pooled]) -> float:
