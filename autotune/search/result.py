@@ -125,7 +125,9 @@ def economy(found: StudyResult) -> str:
         parts.append(_saved("the rule of thumb", found, found.rule_of_thumb, found.rule_of_thumb_training_s))
     hours = found.observed_s / 3600
     if hours > 0:
-        parts.append(f"no failure in {format_duration(found.observed_s)} there, so at most {3 / hours:.2g} per hour")
+        rate = 3 / hours
+        most = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        parts.append(f"no failure in {format_duration(found.observed_s)} there, so at most {most} per hour")
     if found.skipped:
         parts.append(f"{len(found.skipped)} points were left out: each would take over 15 % of the budget to measure")
     if found.epochs > 1:
