@@ -10,6 +10,7 @@ from fake_host import host
 
 from autotune.machine import DeviceInfo
 from autotune.records import Limits, Point, ProbeResult
+from autotune.search import memory
 from autotune.search.memory import PEAKS, MemoryLimits, fit, memory_limits, observed, safe_points, upper_bound
 from autotune.search.space import counts
 
@@ -102,3 +103,26 @@ def test_recorded_probes_are_predicted_by_those_before_them():
 
 def test_every_peak_is_a_field_of_a_result():
     assert set(PEAKS.values()) <= set(ProbeResult.__dataclass_fields__)
+
+
+def test_the_bound_holds_where_quickhull_gives_up(monkeypatch):
+    rng = np.random.default_rng(3)
+    rows = np.column_stack([2.0 ** rng.integers(0, 9, 12), 2.0 ** rng.integers(5, 12, 12), rng.integers(1, 5, 12)])
+    each = memory.features(rows) @ np.array([4e8, 1e6, 2e4, 1e6, 1e8]) * np.exp(rng.normal(0, 0.02, 12))
+    memory._corners.cache_clear()
+    usual = memory.upper_bound(rows, rows, each)
+    quickhull = memory.HalfspaceIntersection
+
+    def refuse(refused):
+        def intersect(halfspaces, inside, qhull_options):
+            if qhull_options in refused:
+                raise memory.QhullError("wide facet")
+            return quickhull(halfspaces, inside, qhull_options=qhull_options)
+
+        memory._corners.cache_clear()
+        monkeypatch.setattr(memory, "HalfspaceIntersection", intersect)
+        return memory.upper_bound(rows, rows, each)
+
+    assert refuse({"Qx"}) == pytest.approx(usual, rel=1e-6)
+    assert (refuse({"Qx", "QJ"}) >= usual * (1 - 1e-9)).all()
+    memory._corners.cache_clear()

@@ -10,6 +10,7 @@ proportion; between observations it is close to the fit.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.optimize import linprog  # type: ignore[attr-defined]
-from scipy.spatial import HalfspaceIntersection
+from scipy.spatial import HalfspaceIntersection, QhullError
 
 from autotune.machine import DeviceInfo, HostInfo
 from autotune.records import Limits, Point, ProbeResult
@@ -166,5 +167,17 @@ def _corners(rows_bytes: bytes, each_bytes: bytes) -> Array:
     offsets = np.concatenate([np.full(len(terms), 1 + tolerance), np.full(len(terms), tolerance - 1), np.zeros(free)])
     widths = np.linalg.norm(planes, axis=1)[:, None]
     ball = linprog(np.append(np.zeros(free), -1), A_ub=np.hstack([planes, widths]), b_ub=offsets)  # type: ignore[no-untyped-call]
-    corners: Array = HalfspaceIntersection(np.column_stack([planes, -offsets]), ball.x[:free]).intersections / scale
-    return corners
+    corners = None if ball.x is None else _vertices(np.column_stack([planes, -offsets]), ball.x[:free])
+    if corners is None:  # each term as if it were alone: more than any law allows
+        corners = ((1 + tolerance) / np.maximum(terms, np.finfo(float).tiny)).min(axis=0, keepdims=True)
+    result: Array = corners / scale
+    return result
+
+
+def _vertices(halfspaces: Array, inside: Array) -> Array | None:
+    """(v, 5) vertices; planes that nearly coincide, which Quickhull may refuse, are joggled apart. None if it fails."""
+    for options in ("Qx", "QJ"):
+        with contextlib.suppress(QhullError):
+            found: Array = HalfspaceIntersection(halfspaces, inside, qhull_options=options).intersections
+            return found
+    return None
