@@ -36,7 +36,9 @@ def native_precisions(device: torch.device) -> tuple[Precision, ...]:
     """What the device computes natively, fastest suitable one first.
 
     CUDA by compute capability: bf16 and tf32 from 8.0, fp16 from 7.0 (a T4, 7.5, emulates bf16 slowly).
-    CPU: bf16 with AVX-512 BF16 or AMX, after fp32, which stays the default there.
+    CPU: bf16 first with AMX, whose tiles make Breakout 1.4 to 1.6 times as fast as fp32 (8 environments and
+    minibatch 256: 828 and 844 SPS for 591 and 565); after fp32 with AVX-512 BF16 alone, where on busy cores it took
+    several times the learner's time.
     """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
@@ -45,7 +47,9 @@ def native_precisions(device: torch.device) -> tuple[Precision, ...]:
         return ("fp16", "fp32") if capability >= (7, 0) else ("fp32",)
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
-        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+        if capabilities.get("amx_bf16"):
+            return ("bf16", "fp32")
+        if capabilities.get("avx512_bf16"):
             return ("fp32", "bf16")
     return ("fp32",)
 
