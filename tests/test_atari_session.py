@@ -18,10 +18,11 @@ from autotune.workloads.atari import AtariWorkload, ppo  # noqa: E402
 from autotune.workloads.atari import environment as environment_module  # noqa: E402
 from autotune.workloads.atari import session as session_module  # noqa: E402
 from autotune.workloads.atari.environment import VectorEnvironment, environment_spec, full_name  # noqa: E402
+from autotune.workloads.atari.precision import native_precisions  # noqa: E402
 from autotune.workloads.atari.rollout import RolloutBuffer, bytes_per_env  # noqa: E402
 from autotune.workloads.atari.settings import PPOSettings  # noqa: E402
 from autotune.workloads.guards import OutOfMemoryError  # noqa: E402
-from autotune.workloads.protocol import SessionState  # noqa: E402
+from autotune.workloads.protocol import OPENMP, SessionState  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +193,8 @@ def test_same_seed_same_metrics_other_seed_others():
 
 def test_breakout_trains_with_images_and_reports_what_took_effect(monkeypatch):
     monkeypatch.setenv("AUTOTUNE_THREADS", "2")
+    for name, value in OPENMP.items():
+        monkeypatch.setenv(name, value)
     session = open_session(num_envs=3, batch_size=17, env="Breakout-v5", epochs=1, extra=(("env_threads", 1),))
     before = {name: value.copy() for name, value in session.state().arrays.items() if name.startswith("model.")}
     work = session.step()
@@ -200,10 +203,27 @@ def test_breakout_trains_with_images_and_reports_what_took_effect(monkeypatch):
     effective = session.effective
     assert (effective["num_envs"], effective["batch_size"], effective["minibatches"]) == (3, 17, 3)
     assert (effective["env_threads"], effective["torch_threads"]) == (1, 2)
-    assert (effective["precision"], effective["device"], effective["env"]) == ("fp32", "cpu", "Breakout-v5")
+    assert (effective["device"], effective["env"]) == ("cpu", "Breakout-v5")
+    assert effective["precision"] == native_precisions(torch.device("cpu"))[0]
+    assert {name: effective[name] for name in ("omp_wait_policy", "gomp_spincount")} == {
+        "omp_wait_policy": "PASSIVE", "gomp_spincount": "1000"
+    }  # fmt: skip
     after = session.state().arrays
     assert all((after[name] != value).any() for name, value in before.items())
     session.close()
+
+
+@pytest.mark.parametrize(
+    ("known", "precisions"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, ("bf16", "fp32")),
+        ({"amx_bf16": False, "avx512_bf16": True}, ("fp32", "bf16")),
+        ({"avx2": True}, ("fp32",)),
+    ],
+)
+def test_a_cpu_computes_in_bf16_by_default_where_it_has_tiles_for_it(monkeypatch, known, precisions):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert native_precisions(torch.device("cpu")) == precisions
 
 
 @pytest.mark.parametrize(("channels_last"), [True, False])

@@ -9,11 +9,12 @@ import time
 import psutil
 import pytest
 
-from autotune.executors.environment import processor_tag, worker_environment
+from autotune.executors.environment import kept_memory, processor_tag, worker_environment
 from autotune.executors.process import descendants_of
 from autotune.records import Budget, Job, Point, Work, to_json
 from autotune.worker.measure import step_message
 from autotune.worker.protocol import WorkerTask
+from autotune.workloads.protocol import OPENMP
 
 JOB = Job(id="a", env="busy", seed=0, budget=Budget(unit="steps", amount=1))
 CACHES = ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
@@ -47,6 +48,41 @@ def test_a_cache_that_the_user_chose_is_kept(caches, monkeypatch):
 
 def test_an_own_script_finds_what_it_would_find_without_autotune(caches):
     assert not set(CACHES) & set(worker_environment(task_of("command")))
+
+
+def test_the_trainers_malloc_keeps_what_was_freed_unless_the_user_chose(monkeypatch):
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "4096")
+    kept = kept_memory(("glibc", "2.36"))
+    assert set(kept) == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+    assert kept_memory(("glibc", "2.35")) == kept_memory(("musl", "1.2")) == kept_memory(("", "")) == {}
+    if kept_memory():
+        environment = worker_environment(task_of())
+        assert environment["MALLOC_MMAP_THRESHOLD_"] == "4096"
+        assert environment["MALLOC_TRIM_THRESHOLD_"] == kept["MALLOC_TRIM_THRESHOLD_"]
+        assert "MALLOC_TRIM_THRESHOLD_" not in worker_environment(task_of("command"))
+
+
+@pytest.mark.skipif(not kept_memory(), reason="another malloc than a recent glibc's")
+def test_kept_memory_is_not_given_back_to_the_kernel(monkeypatch):
+    """Large blocks taken and freed again and again cost page faults once, not every time."""
+    code = (
+        "import resource; size = 64 << 20\n"
+        "for n in range(12): block = bytearray(size); del block\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"
+    )
+    faults = []
+    for names in ({}, kept_memory()):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | names
+        ran = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+        faults.append(int(ran.stdout))
+    assert faults[1] < 0.5 * faults[0]
+
+
+def test_openmp_waits_as_measured_whatever_the_shell_says(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    environment = worker_environment(task_of())
+    assert {name: environment[name] for name in OPENMP} == OPENMP
 
 
 def test_threads_and_memory_are_the_tasks_own(monkeypatch):

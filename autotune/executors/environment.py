@@ -13,6 +13,7 @@ import platformdirs
 
 from autotune.device.host import ROOT, read_text
 from autotune.worker.protocol import WorkerTask
+from autotune.workloads.protocol import OPENMP
 
 _MEMORY_VARIABLE = "AUTOTUNE_MEMORY_FRACTION"
 _THREAD_VARIABLES = (
@@ -23,6 +24,9 @@ _THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 _JAX_CACHE_BYTES = 2**30
+_KEPT_BYTES = 2**30
+_GLIBC_KEEPS_FROM = (2, 36)
+"""Earlier versions may refuse a threshold above 32 MiB, and then use one of 128 KiB."""
 
 
 def worker_environment(task: WorkerTask, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -30,14 +34,32 @@ def worker_environment(task: WorkerTask, extra: Mapping[str, str] | None = None)
     environment = {name: value for name, value in os.environ.items() if name != _MEMORY_VARIABLE}
     environment.update(dict.fromkeys(_THREAD_VARIABLES, str(task.threads)))
     environment.update(
-        OMP_WAIT_POLICY="PASSIVE",
+        **OPENMP,
         XLA_PYTHON_CLIENT_PREALLOCATE="false",
         PYTHONUNBUFFERED="1",
     )
     if task.memory_fraction is not None:
         environment[_MEMORY_VARIABLE] = f"{task.memory_fraction:.4f}"
     own_script = task.workload == "command"  # finds what it would find without autotune
-    return ({} if own_script else compile_caches()) | environment | dict(extra or {})
+    own = {} if own_script else compile_caches() | kept_memory()
+    return own | environment | dict(extra or {})
+
+
+def kept_memory(libc: tuple[str, str] | None = None) -> dict[str, str]:
+    """Variables with which glibc's malloc keeps what was freed, for those that the user has not set.
+
+    Without them every minibatch's activations are fresh pages, which the kernel zeroes: 95,000 page faults a second
+    in Breakout on 2 cores, and 823 SPS for 912 (8 environments, minibatch 256), 1,030 for 1,400 (64, 2048). The peak
+    is the same.
+
+    Args:
+        libc: name and version, as `platform.libc_ver` gives them; of this Python by default.
+    """
+    name, version = libc or platform.libc_ver()
+    numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
+    if name != "glibc" or numbers < _GLIBC_KEEPS_FROM:
+        return {}
+    return dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(_KEPT_BYTES))
 
 
 def compile_caches() -> dict[str, str]:

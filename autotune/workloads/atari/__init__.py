@@ -14,7 +14,7 @@ from typing import Any
 from autotune.records import Job, Point
 from autotune.workloads.atari.settings import PPOSettings, check_point
 from autotune.workloads.guards import refuse_foreign_state
-from autotune.workloads.protocol import Session
+from autotune.workloads.protocol import OPENMP, Session
 
 
 class AtariWorkload:
@@ -66,8 +66,8 @@ class AtariWorkload:
         """
         self.check(point, [job])
         if "torch" not in sys.modules:
-            # OpenMP's spinning threads take the cores that EnvPool needs; read once, when torch is loaded.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            for name, value in OPENMP.items():  # read once, when torch is loaded
+                os.environ.setdefault(name, value)
             if self.settings.deterministic:  # read by cuBLAS when it is first used
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         from autotune.workloads.atari.session import PPOSession

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from autotune.workloads.atari.rollout import Samples
+
 if TYPE_CHECKING:
     from autotune.workloads.atari.session import PPOSession
+
+_LEARN_ROWS = 4096
 
 
 def rate_per_s(work: Callable[[], int], synchronize: Callable[[], None], seconds: float) -> float:
@@ -24,17 +29,27 @@ def rate_per_s(work: Callable[[], int], synchronize: Callable[[], None], seconds
     return units / (perf_counter() - start)
 
 
+def _scattered(samples: Samples, batch_size: int) -> Samples:
+    """Some of the rows, at least `_LEARN_ROWS` or a minibatch, from all over the rollout."""
+    count = min(len(samples.rows), max(batch_size, _LEARN_ROWS // batch_size * batch_size))
+    order = torch.randperm(len(samples.rows), generator=torch.Generator().manual_seed(0))[:count]
+    return replace(samples, rows=samples.rows[order.to(samples.rows.device)])
+
+
 def measure_ceilings(session: PPOSession, seconds: float) -> dict[str, float]:
     """Env steps per second of stepping, inference and learning alone, `seconds` each.
 
-    Stepping uses random actions; inference and learning use the observations that it left. The
-    session has learnt from them afterwards: throw it away.
+    Stepping uses random actions; inference and learning use the observations that it left. Minibatches are
+    drawn from the memory of a whole rollout, which no cache holds, as in training. The session has learnt from
+    them afterwards: throw it away.
     """
     session.step(session.settings.rollout)  # fills the shortest slice of the buffers
     environment, learner, buffer = session.environment, session._learner, session._buffer
     rng = np.random.default_rng(0)
     steps = session._slice_steps(session.settings.rollout)
-    samples = buffer.samples(steps, session.settings.gamma, session.settings.gae_lambda)
+    buffer.repeat(steps)
+    samples = buffer.samples(session.settings.rollout, session.settings.gamma, session.settings.gae_lambda)
+    samples = _scattered(samples, session._point.batch_size)
 
     def step() -> int:
         before = environment.executed_steps

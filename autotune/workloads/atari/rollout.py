@@ -92,10 +92,20 @@ class RolloutBuffer:
         self._done[step] = rows.done
         self._valid[step] = rows.valid
 
+    def repeat(self, steps: int) -> None:
+        """Fill the whole rollout with copies of its first `steps` steps."""
+        rollout = len(self.actions)
+        for start in range(steps, rollout, steps):
+            stop = min(start + steps, rollout)
+            for column in (self._observations, self.actions, self.log_probs, self.values, *self._host()):
+                column[start:stop] = column[: stop - start]
+
+    def _host(self) -> tuple[Array, Array, Array, Array]:
+        return self._rewards, self._terminated, self._done, self._valid
+
     def samples(self, steps: int, gamma: float, gae_lambda: float) -> Samples:
         """The first `steps` steps with advantages and returns, ready to learn from."""
-        host = (self._rewards, self._terminated, self._done, self._valid)
-        rewards, terminated, done, valid = (torch.from_numpy(array[:steps]).to(self.device) for array in host)
+        rewards, terminated, done, valid = (torch.from_numpy(array[:steps]).to(self.device) for array in self._host())
         values = self.values[: steps + 1]
         advantages = ppo.generalised_advantages(
             rewards, values, terminated, done, valid, gamma=gamma, gae_lambda=gae_lambda

@@ -20,7 +20,7 @@ from autotune.workloads.atari.precision import choose_device, choose_precision, 
 from autotune.workloads.atari.rollout import RolloutBuffer, Samples, bytes_per_env
 from autotune.workloads.atari.settings import PPOSettings
 from autotune.workloads.guards import check_rollout_memory, free_ram_bytes, refuse_foreign_state
-from autotune.workloads.protocol import SessionState
+from autotune.workloads.protocol import OPENMP, SessionState
 
 
 class PPOSession:
@@ -219,6 +219,6 @@ class PPOSession:
             "channels_last": self._learner.channels_last,
             "device": str(self._device),
             "deterministic": self.settings.deterministic,
-            "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+            **{name.lower(): os.environ.get(name) for name in OPENMP},
             **self._spec.options,
         }
