@@ -9,7 +9,7 @@ BIN := .venv/bin
 # The stamp's name follows what is to be installed: nothing is downloaded twice, and nothing stale is kept.
 STAMP := .venv/ready-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 
-.PHONY: demo test test-slow bench bench-search lint setup
+.PHONY: demo test test-slow bench bench-search bench-trainer lint setup
 
 setup: $(STAMP)
 
@@ -39,6 +39,16 @@ bench: $(STAMP)
 # Hours of CPU time for all methods; a stopped one goes on, and SEEDS=3 METHODS=autotune takes a minute.
 bench-search: $(STAMP)
 	$(BIN)/python reports/reference/search/bench.py --seeds $(or $(SEEDS),50) $(if $(METHODS),--methods $(METHODS))
+
+# Stable-Baselines3 in an environment of its own; a stopped run goes on.
+bench-trainer: $(STAMP) .venv-sb3/ready
+	$(BIN)/python reports/reference/trainer/run.py --rounds $(or $(ROUNDS),3) --sb3-python .venv-sb3/bin/python
+
+.venv-sb3/ready: constraints.txt
+	test -x .venv-sb3/bin/python || $(PYTHON) -m venv .venv-sb3
+	.venv-sb3/bin/pip install -q -c constraints.txt torch
+	.venv-sb3/bin/pip install -q -c constraints.txt stable-baselines3 envpool
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
