@@ -18,6 +18,7 @@ from autotune.workloads.atari import AtariWorkload, ppo  # noqa: E402
 from autotune.workloads.atari import environment as environment_module  # noqa: E402
 from autotune.workloads.atari import session as session_module  # noqa: E402
 from autotune.workloads.atari.environment import VectorEnvironment, environment_spec, full_name  # noqa: E402
+from autotune.workloads.atari.learner import Learner  # noqa: E402
 from autotune.workloads.atari.precision import native_precisions  # noqa: E402
 from autotune.workloads.atari.rollout import RolloutBuffer, bytes_per_env  # noqa: E402
 from autotune.workloads.atari.settings import PPOSettings  # noqa: E402
@@ -224,6 +225,30 @@ def test_breakout_trains_with_images_and_reports_what_took_effect(monkeypatch):
 def test_a_cpu_computes_in_bf16_by_default_where_it_has_tiles_for_it(monkeypatch, known, precisions):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     assert native_precisions(torch.device("cpu")) == precisions
+
+
+def test_low_precision_points_where_full_precision_does():
+    """The gradient in bf16 on real minibatches, against the one in fp32 with the same weights."""
+    session = open_session(num_envs=8, batch_size=64, env="Breakout-v5", precision="fp32", rollout=32)
+    exact = session._learner
+    for _ in range(3):
+        session.step()
+    session._collect(32)
+    samples = session._buffer.samples(32, session.settings.gamma, session.settings.gae_lambda)
+    low = Learner(session._spec, session.settings, torch.device("cpu"), "bf16", seed=0)
+    low.load(exact.arrays(), exact.meta(), seed=0)
+    for rows in list(ppo.minibatches(samples.rows, 128, torch.Generator().manual_seed(0)))[:2]:
+        exact.gradients(samples, rows)
+        low.gradients(samples, rows)
+        pairs = {
+            name: (parameter.grad.flatten(), other.grad.flatten())
+            for (name, parameter), other in zip(exact.model.named_parameters(), low.model.parameters(), strict=True)
+        }
+        whole = [torch.cat([pair[side] for pair in pairs.values()]) for side in (0, 1)]
+        assert torch.cosine_similarity(*whole, dim=0) >= 0.99
+        assert all(torch.cosine_similarity(*pair, dim=0) >= 0.95 for pair in pairs.values())
+        assert all(other.grad.dtype == torch.float32 for other in low.model.parameters())
+    session.close()
 
 
 @pytest.mark.parametrize(("channels_last"), [True, False])

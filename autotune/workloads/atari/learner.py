@@ -107,6 +107,19 @@ class Learner:
 
     def _minibatch(self, samples: Samples, rows: Tensor) -> Tensor:
         """One optimizer step; returns the loss terms, detached, without waiting for the device."""
+        terms = self.gradients(samples, rows)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_gradient_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.updates += 1
+        return terms
+
+    def gradients(self, samples: Samples, rows: Tensor) -> Tensor:
+        """Put the gradient of the loss of some rows where the parameters keep theirs, not yet clipped.
+
+        Returns:
+            (terms,) the loss terms, in the order of `ppo.LossTerms`, detached.
+        """
         settings = self.settings
         with self.autocast():
             logits, values = self._forward(samples.images(rows))
@@ -129,10 +142,6 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_gradient_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.updates += 1
         return torch.stack([term.detach() for term in terms])
 
     def arrays(self) -> dict[str, Array]:
