@@ -397,7 +397,7 @@ def test_nan_loss_names_update_and_term():
 )
 def test_broken_observations_are_named(broken, message):
     session = open_session()
-    pool = session.environment._pool
+    pool = session.environment.parts[0]._pool
 
     class Broken:
         def step(self, actions):
@@ -412,7 +412,7 @@ def test_broken_observations_are_named(broken, message):
         def close(self):
             pool.close()
 
-    session.environment._pool = Broken()
+    session.environment.parts[0]._pool = Broken()
     with pytest.raises(WorkerError, match=message):
         session.step()
     session.close()
@@ -513,8 +513,8 @@ def test_an_environment_that_raises_is_named():
         def close(self):
             pass
 
-    session.environment._pool.close()
-    session.environment._pool = Raising()
+    session.environment.parts[0]._pool.close()
+    session.environment.parts[0]._pool = Raising()
     with pytest.raises(WorkerError, match=rf"CartPole-v1 raised RuntimeError after {session.env_steps} steps: ROM"):
         session.step()
     session.close()

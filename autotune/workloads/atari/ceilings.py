@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from autotune.workloads.atari.session import PPOSession
 
 _LEARN_ROWS = 4096
+_CALLS = 8
+"""Vector steps of a lane between two looks at the clock: lanes wait for each other there, and do not in training."""
 
 
 def rate_per_s(work: Callable[[], int], synchronize: Callable[[], None], seconds: float) -> float:
@@ -44,26 +46,33 @@ def measure_ceilings(session: PPOSession, seconds: float) -> dict[str, float]:
     them afterwards: throw it away.
     """
     session.step(session.settings.rollout)  # fills the shortest slice of the buffers
-    environment, learner, buffer = session.environment, session._learner, session._buffer
-    rng = np.random.default_rng(0)
+    parts, learner, buffer = session.environment.parts, session._learner, session._buffer
+    generators = [np.random.default_rng(lane) for lane in range(len(parts))]
     steps = session._slice_steps(session.settings.rollout)
     buffer.repeat(steps)
     samples = buffer.samples(session.settings.rollout, session.settings.gamma, session.settings.gae_lambda)
     samples = _scattered(samples, session._point.batch_size)
 
-    def step() -> int:
+    def step(lane: int) -> int:
+        environment, rng = parts[lane], generators[lane]
         before = environment.executed_steps
-        environment.step(rng.integers(0, environment.spec.actions, environment.num_envs).astype(np.int32))
+        for _ in range(_CALLS):
+            environment.step(rng.integers(0, environment.spec.actions, environment.num_envs).astype(np.int32))
         return environment.executed_steps - before
 
-    def infer() -> int:
+    def infer(lane: int) -> int:
         with torch.no_grad(), learner.autocast():
-            learner.act(buffer.observations(0))[0].cpu()
-        return environment.num_envs
+            for _ in range(_CALLS):
+                learner.act(session._parts[lane].observations(0), lane)[0].cpu()
+        return _CALLS * parts[lane].num_envs
 
     def learn() -> int:
         learner.update(samples, session._point.batch_size, 0.0)
         return len(samples.rows)
 
-    parts = {"env": step, "infer": infer, "learn": learn}
-    return {name: rate_per_s(work, session.synchronize, seconds) for name, work in parts.items()}
+    together = {
+        "env": lambda: sum(session._lanes.run(step)),
+        "infer": lambda: sum(session._lanes.run(infer)),
+        "learn": learn,
+    }
+    return {name: rate_per_s(work, session.synchronize, seconds) for name, work in together.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -235,3 +235,44 @@ class VectorEnvironment:
 
     def _checked(self, observations: Array) -> Array:
         return checked_observations(observations, self.spec.shape, self.spec.name, self.executed_steps)
+
+
+class EnvironmentGroup:
+    """The vector environments of a training, one for each lane, counted as one; see `VectorEnvironment`."""
+
+    def __init__(self, parts: Sequence[VectorEnvironment]) -> None:
+        self.parts = tuple(parts)
+        self.spec = self.parts[0].spec
+        self.num_envs = sum(part.num_envs for part in self.parts)
+        self.threads = sum(part.threads for part in self.parts)
+
+    @property
+    def observations(self) -> Array:
+        """Of the last rows: (num_envs, *shape), a copy."""
+        return np.concatenate([part.observations for part in self.parts])
+
+    @property
+    def executed_steps(self) -> int:
+        """Decisions executed since the start, counted by valid rows."""
+        return sum(part.executed_steps for part in self.parts)
+
+    @property
+    def reset_rows(self) -> int:
+        """Rows spent on automatic resets."""
+        return sum(part.reset_rows for part in self.parts)
+
+    @property
+    def elapsed_steps(self) -> int | None:
+        """`executed_steps` counted from EnvPool's ``elapsed_step``, None where it has none."""
+        counts = [part.elapsed_steps for part in self.parts]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def take_games(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Returns and lengths of the games that ended since the last call."""
+        returns, lengths = zip(*(part.take_games() for part in self.parts), strict=True)
+        return tuple(value for part in returns for value in part), tuple(n for part in lengths for n in part)
+
+    def close(self) -> None:
+        """Stop every environment; safe to call twice."""
+        for part in self.parts:
+            part.close()

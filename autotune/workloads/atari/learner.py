@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autotune.errors import WorkerError
 from autotune.workloads.atari import ppo
 from autotune.workloads.atari.environment import EnvironmentSpec
+from autotune.workloads.atari.lanes import Lanes
 from autotune.workloads.atari.model import build_model, compiled
 from autotune.workloads.atari.rollout import Samples
 from autotune.workloads.atari.settings import PPOSettings, Precision
@@ -22,21 +23,31 @@ Array = np.ndarray[Any, Any]
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 TERMS = ppo.LossTerms._fields
+_LANE_SEEDS = 1_000_003
 
 
 class Learner:
     """PPO on one device. Heads, loss and optimizer state are in float32 whatever the precision.
 
+    Every lane has a network of its own, which shares the parameters but not their gradients.
+
     Attributes:
         precision: in effect; float32 for vector observations whatever was asked for.
         compiled: whether the network runs through torch.compile.
         updates: optimizer steps taken so far.
-        generator: source of actions and minibatch orders.
+        generator: source of minibatch orders, and of the first lane's actions.
     """
 
     def __init__(
-        self, spec: EnvironmentSpec, settings: PPOSettings, device: torch.device, precision: Precision, seed: int
+        self,
+        spec: EnvironmentSpec,
+        settings: PPOSettings,
+        device: torch.device,
+        precision: Precision,
+        seed: int,
+        lanes: Lanes | None = None,
     ) -> None:
+        self._lanes = lanes or Lanes(1, 1)
         self.settings = settings
         self.device = device
         # A network for vectors is too small to gain from low precision.
@@ -48,7 +59,8 @@ class Learner:
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.compiled = settings.compile
-        self._forward = compiled(self.model, device) if self.compiled else self.model
+        self._models = [self.model, *(_twin(self.model, spec, settings) for _ in range(1, self._lanes.count))]
+        self._networks = [compiled(model, device) if self.compiled else model for model in self._models]
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
             lr=settings.learning_rate,
@@ -56,7 +68,9 @@ class Learner:
             fused=device.type in ("cpu", "cuda"),
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self._generators = [torch.Generator(device) for _ in self._models]
+        self.generator = self._generators[0]
+        self._seed_generators(seed)
         self.updates = 0
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
@@ -68,17 +82,17 @@ class Learner:
         with torch.autocast(self.device.type, dtype=low, enabled=low is not None):
             yield
 
-    def values(self, observations: Tensor) -> Tensor:
+    def values(self, observations: Tensor, lane: int = 0) -> Tensor:
         """What the network expects from here: (batch,)."""
-        values: Tensor = self._forward(observations)[1]
+        values: Tensor = self._networks[lane](observations)[1]
         return values
 
-    def act(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def act(self, observations: Tensor, lane: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Sample actions: (actions, log probabilities, values), each (batch,), on the device."""
-        logits, values = self._forward(observations)
+        logits, values = self._networks[lane](observations)
         log_probs = logits.log_softmax(-1)
         # argmax of p / Exp(1) draws from p without waiting for the device.
-        noise = torch.empty_like(log_probs).exponential_(generator=self.generator)
+        noise = torch.empty_like(log_probs).exponential_(generator=self._generators[lane])
         actions = (log_probs.exp() / noise).argmax(-1, keepdim=True)
         return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1), values
 
@@ -117,15 +131,34 @@ class Learner:
     def gradients(self, samples: Samples, rows: Tensor) -> Tensor:
         """Put the gradient of the loss of some rows where the parameters keep theirs, not yet clipped.
 
+        Each lane computes its share of the rows; the sum is the gradient of the whole up to rounding.
+
         Returns:
             (terms,) the loss terms, in the order of `ppo.LossTerms`, detached.
         """
-        settings = self.settings
-        with self.autocast():
-            logits, values = self._forward(samples.images(rows))
         advantages = samples.advantages[rows]
-        if settings.advantage_normalisation == "minibatch":
+        if self.settings.advantage_normalisation == "minibatch":
             advantages = ppo.normalised(advantages)
+        shares = list(zip(rows.chunk(self._lanes.count), advantages.chunk(self._lanes.count), strict=True))
+
+        def share(lane: int) -> Tensor | None:
+            if lane >= len(shares):  # fewer rows than lanes
+                self._models[lane].zero_grad(set_to_none=True)
+                return None
+            return self._share(samples, *shares[lane], weight=len(shares[lane][0]) / len(rows), lane=lane)
+
+        terms = [part for part in self._lanes.run(share) if part is not None]
+        own = [parameter.grad for parameter in self.model.parameters()]
+        for model in self._models[1 : len(shares)]:
+            torch._foreach_add_(own, [parameter.grad for parameter in model.parameters()])
+        self.scaler.unscale_(self.optimizer)
+        return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
+
+    def _share(self, samples: Samples, rows: Tensor, advantages: Tensor, *, weight: float, lane: int) -> Tensor:
+        """Gradient of some of a minibatch's rows, `weight` of the whole; returns that much of the loss terms."""
+        settings, model = self.settings, self._models[lane]
+        with self.autocast():
+            logits, values = self._networks[lane](samples.images(rows))
         terms = ppo.ppo_loss(
             logits,
             values,
@@ -139,10 +172,13 @@ class Learner:
             value_coefficient=settings.value_coefficient,
             entropy_coefficient=settings.entropy_coefficient,
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimizer)
-        return torch.stack([term.detach() for term in terms])
+        model.zero_grad(set_to_none=True)
+        self.scaler.scale(terms.total * weight).backward()  # type: ignore[no-untyped-call]
+        return torch.stack([term.detach() for term in terms]) * weight
+
+    def _seed_generators(self, seed: int) -> None:
+        for lane, generator in enumerate(self._generators):
+            generator.manual_seed(seed + _LANE_SEEDS * lane)
 
     def arrays(self) -> dict[str, Array]:
         """Weights, Adam's moments and the generator's state as plain arrays, by name."""
@@ -150,7 +186,8 @@ class Learner:
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 found[f"adam.{key}.{name}"] = _array(value)
-        return {**found, "generator": _array(self.generator.get_state())}
+        states = {_generator_key(n): _array(g.get_state()) for n, g in enumerate(self._generators)}
+        return {**found, **states}
 
     def meta(self) -> dict[str, Any]:
         """What `arrays` leaves out, as JSON values."""
@@ -159,8 +196,8 @@ class Learner:
     def load(self, arrays: Mapping[str, Array], meta: Mapping[str, Any], seed: int) -> None:
         """Put back what `arrays` and `meta` gave, whatever device and point they came from.
 
-        A generator's state means nothing on another kind of device: there a new one is seeded
-        from the seed and the number of updates.
+        A generator's state means nothing on another kind of device: there, and for a lane that there was not, a
+        new one is seeded from the seed and the number of updates.
         """
         weights = {key.removeprefix("model."): torch.tensor(a) for key, a in arrays.items() if key.startswith("model.")}
         self.model.load_state_dict(weights)
@@ -169,10 +206,11 @@ class Learner:
             if state:
                 self.optimizer.state[parameter] = {k: self._adam_value(k, v, parameter) for k, v in state.items()}
         self.updates = int(meta["updates"])
+        self._seed_generators(seed + self.updates)
         if meta["generator_device"] == self.device.type:
-            self.generator.set_state(torch.tensor(arrays["generator"]))
-        else:
-            self.generator.manual_seed(seed + self.updates)
+            for lane, generator in enumerate(self._generators):
+                if (key := _generator_key(lane)) in arrays:  # of a lane that there was
+                    generator.set_state(torch.tensor(arrays[key]))
         if self.scaler.is_enabled() and meta["loss_scale"] > 1:
             self.scaler = torch.amp.GradScaler(self.device.type, init_scale=meta["loss_scale"])
 
@@ -182,6 +220,18 @@ class Learner:
         if key == "step":
             return value.to(self.device) if self.device.type == "cuda" else value
         return torch.empty_like(parameter).copy_(value)
+
+
+def _twin(model: nn.Module, spec: EnvironmentSpec, settings: PPOSettings) -> nn.Module:
+    """A network with the parameters of another one, in the same memory, and gradients of its own."""
+    twin = build_model(spec, settings.hidden, 0)
+    for own, shared in zip(twin.parameters(), model.parameters(), strict=True):
+        own.data = shared.data
+    return twin
+
+
+def _generator_key(lane: int) -> str:
+    return f"generator.{lane}" if lane else "generator"
 
 
 def _array(tensor: Tensor) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,15 @@ class RolloutBuffer:
         self._valid = np.zeros((rollout, num_envs), bool)
         pinned = device.type == "cuda"
         self._staged = torch.zeros((num_envs, *spec.shape), dtype=dtype, pin_memory=True) if pinned else None
+
+    def columns(self, which: slice) -> RolloutBuffer:
+        """The part of this memory that belongs to some of the environments; what is written there is written here."""
+        part = copy.copy(self)
+        part._observations = self._observations[:, which]
+        part.actions, part.log_probs, part.values = (t[:, which] for t in (self.actions, self.log_probs, self.values))
+        part._rewards, part._terminated, part._done, part._valid = (array[:, which] for array in self._host())
+        part._staged = None if self._staged is None else self._staged[which]
+        return part
 
     def observations(self, step: int) -> Tensor:
         """What the policy sees at a step: (num_envs, *shape)."""

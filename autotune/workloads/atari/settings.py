@@ -45,6 +45,8 @@ class PPOSettings(Settings):
         episodic_life: whether a lost life ends an episode for learning (Atari).
         reward_clip: whether learning sees the sign of the reward only (Atari).
         env_threads: EnvPool's threads, 0 for the process's share of cores.
+        lanes: threads that each step some of the environments and compute a share of every minibatch, on a CPU;
+            0 for one per core where each has enough to do, 1 for one thing at a time on all cores.
         env_options: further EnvPool options of the environment, by EnvPool's names.
         hidden: units per layer of the network for vector observations.
     """
@@ -71,6 +73,7 @@ class PPOSettings(Settings):
     episodic_life: bool = True
     reward_clip: bool = True
     env_threads: int = Field(default=0, ge=0)
+    lanes: int = Field(default=0, ge=0, le=64)
     env_options: dict[str, Option] = Field(default_factory=dict)
     hidden: int = Field(default=64, ge=1)
 
