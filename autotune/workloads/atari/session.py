@@ -25,7 +25,7 @@ from autotune.workloads.atari.lanes import Lanes, lane_columns, lane_count
 from autotune.workloads.atari.learner import Learner
 from autotune.workloads.atari.precision import choose_device, choose_precision, native_precisions
 from autotune.workloads.atari.rollout import RolloutBuffer, Samples, bytes_per_env
-from autotune.workloads.atari.settings import PPOSettings, Precision
+from autotune.workloads.atari.settings import PPOSettings
 from autotune.workloads.guards import check_rollout_memory, free_ram_bytes, refuse_foreign_state
 from autotune.workloads.protocol import OPENMP, SessionState
 
@@ -52,7 +52,7 @@ class PPOSession:
         precision = choose_precision(settings.precision, native_precisions(self._device), str(self._device))
         self._spec = environment_spec(job.env, settings)
         check_rollout_memory(bytes_per_env(settings.rollout, self._spec), point.num_envs, self._free_bytes(fraction))
-        self._lanes = self._divide(precision)
+        self._lanes = self._divide()
         self.environment = self._start_environment(job.seed)
         self._learner = Learner(self._spec, settings, self._device, precision, job.seed, self._lanes)
         self._buffer = RolloutBuffer(
@@ -153,18 +153,17 @@ class PPOSession:
         self.environment.close()
         self._lanes.close()
 
-    def _divide(self, precision: Precision) -> Lanes:
+    def _divide(self) -> Lanes:
         """As many lanes as the settings and the machine allow: one on a device, for vectors, and when compiled.
 
-        By itself, one in float32, where two on 2 cores gained nothing (Breakout: 658 SPS for 627 at 8 environments,
-        761 for 784 at 32); in bf16 with AMX they made 917 for 839 (8, minibatch 128), 1,045 for 971 (8, 256), 1,231
-        for 1,156 (16, 512), 1,439 for 1,346 (64, 1024), 1,561 for 1,546 (128, 1024).
+        Two lanes for one on 2 cores, Breakout in bf16 with AMX: 917 SPS for 839 (8 environments, minibatch 128),
+        1,045 for 971 (8, 256), 1,231 for 1,156 (16, 512), 1,561 for 1,546 (128, 1024); in float32 658 for 627 (8, 256)
+        and 761 for 784 (32, 512). Beside another busy process 691 for 355 and 430 for 384 (8, 256): the operations of
+        one lane wait for all its threads each time.
         """
         settings, cores, point = self.settings, allowed_threads(), self._point
         alone = self._device.type != "cpu" or self._spec.kind == "vector" or settings.compile
-        if alone or (precision == "fp32" and not settings.lanes):
-            return Lanes(1, cores)
-        count = lane_count(settings.lanes, cores, point.num_envs, point.batch_size)
+        count = 1 if alone else lane_count(settings.lanes, cores, point.num_envs, point.batch_size)
         if settings.env_threads:
             count = min(count, settings.env_threads)
         return Lanes(count, max(1, cores // count))
