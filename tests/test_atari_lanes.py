@@ -62,8 +62,8 @@ def test_lanes_work_at_the_same_time_and_raise_what_one_of_them_raises():
 def test_the_shares_of_a_minibatch_add_up_to_its_gradient():
     session = open_session(2)
     session.step()
-    session._collect(16)
-    samples = session._buffer.samples(16, 0.99, 0.95)
+    session._collector.collect(session._buffers[0], 16)
+    samples = session._buffers[0].samples(16, 0.99, 0.95)
     one = Learner(session._spec, session.settings, torch.device("cpu"), "fp32", seed=0)
     one.load(session._learner.arrays(), session._learner.meta(), seed=0)
     for rows in (samples.rows[:25], samples.rows[3:4]):
@@ -79,11 +79,13 @@ def test_both_lanes_fill_their_columns_and_the_games_are_those_of_one_lane():
     assert (one.effective["lanes"], two.effective["lanes"]) == (1, 2)
     assert two.effective["num_envs"] == 4
     np.testing.assert_array_equal(one.environment.observations, two.environment.observations)
-    np.testing.assert_array_equal(one._buffer.observations(0), two._buffer.observations(0))
+    for session in (one, two):
+        session._collector.collect(session._buffers[0], 1)
+    np.testing.assert_array_equal(one._buffers[0].observations(0), two._buffers[0].observations(0))
     work = two.step()
-    assert work.env_steps + work.reset_rows == 64
-    assert work.env_steps == two.environment.executed_steps == two.environment.elapsed_steps
-    buffer = two._buffer
+    assert work.samples == 2 * 64
+    assert two.env_steps == two.environment.executed_steps == two.environment.elapsed_steps
+    buffer = two._buffers[0]
     assert (buffer.log_probs < 0).all()
     assert (buffer.values[:16] != 0).all()
     assert set(work.seconds) == {"env", "infer", "transfer", "learn"}

@@ -90,8 +90,8 @@ def test_breakout_counts_games_not_lives_and_unclipped_returns():
 
 def test_truncated_episode_bootstraps_from_the_value_of_its_true_final_observation():
     session = open_session(num_envs=2, batch_size=8, rollout=12, env_options={"max_episode_steps": 5}, gae_lambda=1.0)
-    session._collect(12)
-    buffer = session._buffer
+    session._collector.collect(session._buffers[0], 12)
+    buffer = session._buffers[0]
     samples = buffer.samples(12, gamma=0.9, gae_lambda=1.0)
     returns = samples.returns.reshape(12, 2)
     truncated = np.argwhere(buffer._done & ~buffer._terminated)
@@ -112,9 +112,9 @@ def test_truncated_episode_bootstraps_from_the_value_of_its_true_final_observati
 
 def test_terminated_episode_bootstraps_nothing():
     session = open_session(num_envs=8, batch_size=8, rollout=64)
-    session._collect(64)
-    returns = session._buffer.samples(64, gamma=0.9, gae_lambda=1.0).returns.reshape(64, 8)
-    terminated = np.argwhere(session._buffer._terminated)
+    session._collector.collect(session._buffers[0], 64)
+    returns = session._buffers[0].samples(64, gamma=0.9, gae_lambda=1.0).returns.reshape(64, 8)
+    terminated = np.argwhere(session._buffers[0]._terminated)
     assert len(terminated) >= 8
     assert [returns[t, env].item() for t, env in terminated] == pytest.approx([1.0] * len(terminated), abs=1e-5)
     session.close()
@@ -233,8 +233,8 @@ def test_low_precision_points_where_full_precision_does():
     exact = session._learner
     for _ in range(3):
         session.step()
-    session._collect(32)
-    samples = session._buffer.samples(32, session.settings.gamma, session.settings.gae_lambda)
+    session._collector.collect(session._buffers[0], 32)
+    samples = session._buffers[0].samples(32, session.settings.gamma, session.settings.gae_lambda)
     low = Learner(session._spec, session.settings, torch.device("cpu"), "bf16", seed=0)
     low.load(exact.arrays(), exact.meta(), seed=0)
     for rows in list(ppo.minibatches(samples.rows, 128, torch.Generator().manual_seed(0)))[:2]:
@@ -255,7 +255,8 @@ def test_low_precision_points_where_full_precision_does():
 def test_layout_changes_no_prediction(channels_last):
     session = open_session(num_envs=2, batch_size=16, env="Pong", channels_last=channels_last)
     raw = session.environment.observations
-    stored = session._buffer.observations(0)
+    session._collector.collect(session._buffers[0], 1)
+    stored = session._buffers[0].observations(0)
     np.testing.assert_array_equal(stored.numpy(), raw)
     with torch.no_grad():
         logits, value = session._learner.model(stored)
@@ -274,8 +275,8 @@ def test_bf16_gradient_points_where_the_fp32_one_does():
     """Cosine >= 0.99 over all weights and >= 0.95 in each layer, on a real minibatch."""
     session = open_session(num_envs=8, batch_size=128, env="Breakout", epochs=1)
     session.step()
-    session._collect(16)
-    samples = session._buffer.samples(16, 0.99, 0.95)
+    session._collector.collect(session._buffers[0], 16)
+    samples = session._buffers[0].samples(16, 0.99, 0.95)
     learner, gradients = session._learner, {}
     for precision in ("fp32", "bf16"):
         learner.precision = precision
@@ -342,12 +343,12 @@ def test_restored_optimizer_takes_the_same_step():
     first, second = open_session(env="Pong"), open_session(env="Pong")
     first.step()
     second.restore(first.state())
-    first._collect(16)
+    first._collector.collect(first._buffers[0], 16)
     generator = first._learner.generator.get_state()
     results = []
     for session in (first, second):
         session._learner.generator.set_state(generator)
-        metrics, _ = session._learn(first._buffer.samples(16, 0.99, 0.95))
+        metrics, _ = session._learn(first._buffers[0].samples(16, 0.99, 0.95))
         results.append((metrics["policy_loss"], metrics["value_loss"], session.state().arrays))
         session.close()
     assert results[0][:2] == results[1][:2]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from autotune.workloads.atari.lanes import lane_columns
 from autotune.workloads.atari.rollout import Samples
 
 if TYPE_CHECKING:
@@ -46,9 +47,11 @@ def measure_ceilings(session: PPOSession, seconds: float) -> dict[str, float]:
     them afterwards: throw it away.
     """
     session.step(session.settings.rollout)  # fills the shortest slice of the buffers
-    parts, learner, buffer = session.environment.parts, session._learner, session._buffer
+    parts, learner, buffer = session.environment.parts, session._learner, session._buffers[0]
     generators = [np.random.default_rng(lane) for lane in range(len(parts))]
     steps = session._slice_steps(session.settings.rollout)
+    lanes = session._collector.lanes
+    columns = [buffer.columns(which) for which in lane_columns(buffer.actions.shape[1], lanes.count)]
     buffer.repeat(steps)
     samples = buffer.samples(session.settings.rollout, session.settings.gamma, session.settings.gae_lambda)
     samples = _scattered(samples, session._point.batch_size)
@@ -63,7 +66,7 @@ def measure_ceilings(session: PPOSession, seconds: float) -> dict[str, float]:
     def infer(lane: int) -> int:
         with torch.no_grad(), learner.autocast():
             for _ in range(_CALLS):
-                learner.act(session._parts[lane].observations(0), lane)[0].cpu()
+                learner.act(columns[lane].observations(0), lane)[0].cpu()
         return _CALLS * parts[lane].num_envs
 
     def learn() -> int:
@@ -71,8 +74,8 @@ def measure_ceilings(session: PPOSession, seconds: float) -> dict[str, float]:
         return len(samples.rows)
 
     together = {
-        "env": lambda: sum(session._lanes.run(step)),
-        "infer": lambda: sum(session._lanes.run(infer)),
+        "env": lambda: sum(lanes.run(step)),
+        "infer": lambda: sum(lanes.run(infer)),
         "learn": learn,
     }
     return {name: rate_per_s(work, session.synchronize, seconds) for name, work in together.items()}

@@ -29,7 +29,8 @@ _LANE_SEEDS = 1_000_003
 class Learner:
     """PPO on one device. Heads, loss and optimizer state are in float32 whatever the precision.
 
-    Every lane has a network of its own, which shares the parameters but not their gradients.
+    Every lane has a network of its own, which shares the parameters but not their gradients. With `overlap` the
+    policy that acts is a copy, renewed by `publish`.
 
     Attributes:
         precision: in effect; float32 for vector observations whatever was asked for.
@@ -46,7 +47,19 @@ class Learner:
         precision: Precision,
         seed: int,
         lanes: Lanes | None = None,
+        actors: int = 1,
     ) -> None:
+        """A learner for an environment.
+
+        Args:
+            spec: of the environment.
+            settings: hyperparameters.
+            device: for network and optimizer.
+            precision: of the network's arithmetic.
+            seed: of weights, actions and minibatch orders.
+            lanes: that share every minibatch, this thread alone by default.
+            actors: lanes that act, each with a source of actions of its own.
+        """
         self._lanes = lanes or Lanes(1, 1)
         self.settings = settings
         self.device = device
@@ -68,7 +81,14 @@ class Learner:
             fused=device.type in ("cpu", "cuda"),
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self._generators = [torch.Generator(device) for _ in self._models]
+        self._actor, self._policy = self.model, self._networks[0]
+        if settings.overlap:
+            self._actor = build_model(spec, settings.hidden, seed).to(device).requires_grad_(False)
+            if self.channels_last:
+                self._actor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._policy = compiled(self._actor, device) if self.compiled else self._actor
+        # The learner's comes first; an actor beside it cannot share it.
+        self._generators = [torch.Generator(device) for _ in range(actors + settings.overlap)]
         self.generator = self._generators[0]
         self._seed_generators(seed)
         self.updates = 0
@@ -82,17 +102,23 @@ class Learner:
         with torch.autocast(self.device.type, dtype=low, enabled=low is not None):
             yield
 
-    def values(self, observations: Tensor, lane: int = 0) -> Tensor:
-        """What the network expects from here: (batch,)."""
-        values: Tensor = self._networks[lane](observations)[1]
+    def publish(self) -> None:
+        """Act with the present weights from now on."""
+        if self._actor is not self.model:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self._actor.parameters()), list(self.model.parameters()))
+
+    def values(self, observations: Tensor) -> Tensor:
+        """What the network that acts expects from here: (batch,)."""
+        values: Tensor = self._policy(observations)[1]
         return values
 
     def act(self, observations: Tensor, lane: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Sample actions: (actions, log probabilities, values), each (batch,), on the device."""
-        logits, values = self._networks[lane](observations)
+        logits, values = self._policy(observations)
         log_probs = logits.log_softmax(-1)
         # argmax of p / Exp(1) draws from p without waiting for the device.
-        noise = torch.empty_like(log_probs).exponential_(generator=self._generators[lane])
+        noise = torch.empty_like(log_probs).exponential_(generator=self._generators[lane + self.settings.overlap])
         actions = (log_probs.exp() / noise).argmax(-1, keepdim=True)
         return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1), values
 
@@ -205,6 +231,7 @@ class Learner:
             state = {key: arrays[f"adam.{key}.{name}"] for key in ADAM_STATE if f"adam.{key}.{name}" in arrays}
             if state:
                 self.optimizer.state[parameter] = {k: self._adam_value(k, v, parameter) for k, v in state.items()}
+        self.publish()
         self.updates = int(meta["updates"])
         self._seed_generators(seed + self.updates)
         if meta["generator_device"] == self.device.type:

@@ -47,7 +47,7 @@ class Samples:
 
 
 def bytes_per_env(rollout: int, spec: EnvironmentSpec) -> int:
-    """What `RolloutBuffer` takes for each environment: observations, and the columns of a step."""
+    """What one `RolloutBuffer` takes for each environment: observations, and the columns of a step."""
     observation = math.prod(spec.shape) * (1 if spec.kind == "image" else 4)
     columns = 8 + 4 + 4 + 4 + 3  # action, log probability, value, reward, three flags
     return (rollout + 1) * observation + rollout * columns
@@ -76,6 +76,8 @@ class RolloutBuffer:
 
     def columns(self, which: slice) -> RolloutBuffer:
         """The part of this memory that belongs to some of the environments; what is written there is written here."""
+        if which == slice(0, self.actions.shape[1]):
+            return self
         part = copy.copy(self)
         part._observations = self._observations[:, which]
         part.actions, part.log_probs, part.values = (t[:, which] for t in (self.actions, self.log_probs, self.values))

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 
 from autotune.records import Job, Point, Work
 from autotune.workloads.atari import ppo
 from autotune.workloads.atari.ceilings import measure_ceilings
+from autotune.workloads.atari.collect import Collector, Rollout
 from autotune.workloads.atari.environment import (
     EnvironmentGroup,
     VectorEnvironment,
@@ -43,7 +43,6 @@ class PPOSession:
         self.settings = settings
         self._point = point
         self._seed = job.seed
-        torch.set_num_threads(allowed_threads())
         torch.use_deterministic_algorithms(settings.deterministic)
         self._device = choose_device(device)
         fraction = os.environ.get("AUTOTUNE_MEMORY_FRACTION")
@@ -51,17 +50,19 @@ class PPOSession:
             torch.cuda.set_per_process_memory_fraction(float(fraction), self._device)
         precision = choose_precision(settings.precision, native_precisions(self._device), str(self._device))
         self._spec = environment_spec(job.env, settings)
-        check_rollout_memory(bytes_per_env(settings.rollout, self._spec), point.num_envs, self._free_bytes(fraction))
-        self._lanes = self._divide()
-        self.environment = self._start_environment(job.seed)
-        self._learner = Learner(self._spec, settings, self._device, precision, job.seed, self._lanes)
-        self._buffer = RolloutBuffer(
-            settings.rollout, self.environment.num_envs, self._spec, self._learner.channels_last, self._device
-        )
-        columns = lane_columns(self.environment.num_envs, self._lanes.count)
-        self._parts = [self._buffer.columns(which) for which in columns] if len(columns) > 1 else [self._buffer]
-        self._write_first()
-        self.env_steps = 0
+        each = (1 + settings.overlap) * bytes_per_env(settings.rollout, self._spec)
+        check_rollout_memory(each, point.num_envs, self._free_bytes(fraction))
+        lanes, actors = self._divide()
+        self._learner = Learner(self._spec, settings, self._device, precision, job.seed, lanes, actors.count)
+        self._lanes = lanes
+        self.environment = self._start_environment(job.seed, actors.count)
+        self._collector = Collector(self.environment, self._learner, actors, self._device)
+        self._buffers = [
+            RolloutBuffer(settings.rollout, point.num_envs, self._spec, self._learner.channels_last, self._device)
+            for _ in range(1 + settings.overlap)
+        ]
+        self._next: Rollout | None = None  # collected, and not learnt from yet
+        self.env_steps = self._counted_steps = 0
         self._iterations = 0
         self._episodes = 0
         self.effective: Mapping[str, Any] = self._read_effective()
@@ -72,18 +73,21 @@ class PPOSession:
         Raises:
             WorkerError: an observation or a loss is not finite.
         """
-        environment = self.environment
-        steps = self._slice_steps(parts)
-        executed, resets = environment.executed_steps, environment.reset_rows
-        seconds = self._collect(steps)
-        env_steps = environment.executed_steps - executed
-        self.env_steps += env_steps
-        self._iterations += 1
+        environment, steps = self.environment, self._slice_steps(parts)
+        before, resets = self.env_steps, environment.reset_rows
+        rollout = self._next or self._collector.collect(self._buffers[0], steps)
+        self._count_steps()
+        if self.settings.overlap:
+            self._collector.begin(self._buffers[rollout.buffer is self._buffers[0]], steps)
         start = perf_counter()
-        samples = self._buffer.samples(steps, self.settings.gamma, self.settings.gae_lambda)
+        samples = rollout.buffer.samples(rollout.steps, self.settings.gamma, self.settings.gae_lambda)
         metrics, updates = self._learn(samples)
-        self._write_first()
-        seconds["learn"] = perf_counter() - start
+        learn_s = perf_counter() - start
+        if self.settings.overlap:
+            self._next = self._collector.take()
+            self._learner.publish()
+            self._count_steps()
+        self._iterations += 1
         if environment.elapsed_steps is not None:
             metrics["elapsed_steps"] = environment.elapsed_steps
         if self._device.type == "cuda":
@@ -91,12 +95,12 @@ class PPOSession:
         returns, lengths = environment.take_games()
         self._episodes += len(returns)
         return Work(
-            env_steps=env_steps,
+            env_steps=self.env_steps - before,
             reset_rows=environment.reset_rows - resets,
             episodes=len(returns),
             samples=len(samples.rows) * self.settings.epochs,
             minibatches=updates,
-            seconds=seconds,
+            seconds={**(self._next or rollout).seconds, "learn": learn_s},
             returns=returns,
             lengths=lengths,
             metrics=metrics,
@@ -145,16 +149,28 @@ class PPOSession:
         self._episodes = int(state.meta["episodes"])
         self.environment.close()
         # The first seed again would replay the first games.
-        self.environment = self._start_environment(self._seed + 1_000_003 * (1 + self.env_steps))
-        self._write_first()
+        self._next = None
+        self.environment = self._start_environment(
+            self._seed + 1_000_003 * (1 + self.env_steps), self._collector.lanes.count
+        )
+        self._collector.environment, self._counted_steps = self.environment, 0
 
     def close(self) -> None:
         """Stop the environments and the lanes."""
-        self.environment.close()
+        self._collector.close()
         self._lanes.close()
+        self.environment.close()
 
-    def _divide(self) -> Lanes:
-        """As many lanes as the settings and the machine allow: one on a device, for vectors, and when compiled.
+    def _count_steps(self) -> None:
+        """Take over what the environments have counted; nothing is being collected."""
+        executed = self.environment.executed_steps
+        self.env_steps += executed - self._counted_steps
+        self._counted_steps = executed
+
+    def _divide(self) -> tuple[Lanes, Lanes]:
+        """The lanes that learn and those that act, the same ones where both take turns on all cores.
+
+        As many as the settings and the machine allow: one on a device, for vectors, and when compiled.
 
         Two lanes for one on 2 cores, Breakout in bf16 with AMX: 917 SPS for 839 (8 environments, minibatch 128),
         1,045 for 971 (8, 256), 1,231 for 1,156 (16, 512), 1,561 for 1,546 (128, 1024); in float32 658 for 627 (8, 256)
@@ -163,15 +179,21 @@ class PPOSession:
         """
         settings, cores, point = self.settings, allowed_threads(), self._point
         alone = self._device.type != "cpu" or self._spec.kind == "vector" or settings.compile
-        count = 1 if alone else lane_count(settings.lanes, cores, point.num_envs, point.batch_size)
+        beside = settings.overlap and self._device.type == "cpu"
+        own = max(1, cores // 2) if beside else cores
+        count = 1 if alone else lane_count(settings.lanes, own, point.num_envs, point.batch_size)
         if settings.env_threads:
             count = min(count, settings.env_threads)
-        return Lanes(count, max(1, cores // count))
+        lanes = Lanes(count, max(1, own // count))
+        torch.set_num_threads(own)
+        return lanes, Lanes(count, lanes.threads) if settings.overlap else lanes
 
-    def _start_environment(self, seed: int) -> EnvironmentGroup:
+    def _start_environment(self, seed: int, lanes: int) -> EnvironmentGroup:
         """Every lane's environments; the seeds of games are those of one lane."""
-        lanes = self._lanes.count
-        threads = self.settings.env_threads or min(self._point.num_envs, allowed_threads())
+        cores = allowed_threads()
+        if self.settings.overlap:  # on a GPU one core for each of the two threads that feed it
+            cores = max(1, cores // 2 if self._device.type == "cpu" else cores - 2)
+        threads = self.settings.env_threads or min(self._point.num_envs, cores)
         columns = lane_columns(self._point.num_envs, lanes)
         return EnvironmentGroup(
             [
@@ -179,11 +201,6 @@ class PPOSession:
                 for each in columns
             ]
         )
-
-    def _write_first(self) -> None:
-        """The observations from which the next rollout goes on."""
-        for part, environment in zip(self._parts, self.environment.parts, strict=True):
-            part.write_observations(0, environment.observations)
 
     def _free_bytes(self, fraction: str | None) -> int | None:
         """Memory that the rollout may take, where it will lie."""
@@ -196,34 +213,6 @@ class PPOSession:
         """Vector steps of one of `parts` slices: enough to fill a minibatch, no more than a rollout."""
         filled = -(-self._point.batch_size // self.environment.num_envs)
         return min(self.settings.rollout, max(-(-self.settings.rollout // parts), filled))
-
-    def _collect(self, steps: int) -> dict[str, float]:
-        """Act for `steps` vector steps in every lane; returns seconds by phase, the mean of the lanes."""
-        found = self._lanes.run(lambda lane: self._collect_lane(lane, steps))
-        return {phase: sum(seconds[phase] for seconds in found) / len(found) for phase in found[0]}
-
-    def _collect_lane(self, lane: int, steps: int) -> dict[str, float]:
-        buffer, learner, environment = self._parts[lane], self._learner, self.environment.parts[lane]
-        infer = env = transfer = 0.0
-        with torch.no_grad(), learner.autocast():
-            before = perf_counter()
-            for step in range(steps):
-                actions, buffer.log_probs[step], buffer.values[step] = learner.act(buffer.observations(step), lane)
-                buffer.actions[step] = actions
-                chosen = actions.cpu().numpy().astype(np.int32)
-                acted = perf_counter()
-                rows = environment.step(chosen)
-                stepped = perf_counter()
-                buffer.write_rows(step, rows)
-                buffer.write_observations(step + 1, rows.observations)
-                written = perf_counter()
-                infer += acted - before
-                env += stepped - acted
-                transfer += written - stepped
-                before = written
-            buffer.values[steps] = learner.values(buffer.observations(steps), lane)
-            infer += perf_counter() - before
-        return {"env": env, "infer": infer, "transfer": transfer}
 
     def _learn(self, samples: Samples) -> tuple[dict[str, float], int]:
         """Update from a rollout; returns metrics by name and the number of optimizer steps."""
@@ -257,6 +246,8 @@ class PPOSession:
             "epochs": self.settings.epochs,
             "env_threads": self.environment.threads,
             "lanes": self._lanes.count,
+            "overlap": self.settings.overlap,
+            "staleness_iterations": int(self.settings.overlap),
             "torch_threads": self._lanes.count * self._lanes.threads,
             "precision": self._learner.precision,
             "compile": self._learner.compiled,

@@ -47,6 +47,9 @@ class PPOSettings(Settings):
         env_threads: EnvPool's threads, 0 for the process's share of cores.
         lanes: threads that each step some of the environments and compute a share of every minibatch, on a CPU;
             0 for one per core where each has enough to do, 1 for one thing at a time on all cores.
+        overlap: collect the next rollout while learning from the last one, on half of a CPU's cores or beside the
+            GPU. The policy that acts is then one iteration older than without; the ratio of PPO's loss is to the
+            policy that acted.
         env_options: further EnvPool options of the environment, by EnvPool's names.
         hidden: units per layer of the network for vector observations.
     """
@@ -74,6 +77,7 @@ class PPOSettings(Settings):
     reward_clip: bool = True
     env_threads: int = Field(default=0, ge=0)
     lanes: int = Field(default=0, ge=0, le=64)
+    overlap: bool = False
     env_options: dict[str, Option] = Field(default_factory=dict)
     hidden: int = Field(default=64, ge=1)
 
