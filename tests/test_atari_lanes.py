@@ -122,6 +122,18 @@ def test_a_training_goes_on_with_another_number_of_lanes(before, after):
     second.close()
 
 
+def test_memory_is_told_by_component():
+    one, two, ahead = open_session(1), open_session(2), open_session(1, overlap=True)
+    parameters = sum(parameter.nbytes for parameter in one._learner.model.parameters())
+    assert [s.effective["network_bytes"] / parameters for s in (one, two, ahead)] == [4, 5, 5]
+    rollout = one.effective["rollout_bytes"]
+    assert 17 * 4 * 4 * 84 * 84 < rollout < 1.01 * 17 * 4 * 4 * 84 * 84
+    assert two.effective["rollout_bytes"] == rollout
+    assert ahead.effective["rollout_bytes"] == 2 * rollout
+    for session in (one, two, ahead):
+        session.close()
+
+
 def test_an_optimizer_step_reaches_every_lanes_network():
     session = open_session(2)
     session.step()

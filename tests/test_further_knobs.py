@@ -106,8 +106,8 @@ def test_every_value_is_shown_to_the_workload_beforehand():
     ]
     for point in knob_points(recipe()):
         AtariWorkload({}).check(point, recipe().jobs)
-    with pytest.raises(UsageError, match="no hyperparameter 'overlap'"):
-        AtariWorkload({}).check(Point(num_envs=8, batch_size=64, extra=extra(overlap=True)), ())
+    with pytest.raises(UsageError, match="no hyperparameter 'turbo'"):
+        AtariWorkload({}).check(Point(num_envs=8, batch_size=64, extra=extra(turbo=True)), ())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ and 2 (https://docs.kernel.org/admin-guide/cgroup-v2.html, .../cgroup-v1/).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import platform
@@ -54,7 +55,8 @@ class ProcessIdentity(NamedTuple):
 def read_text(path: Path) -> str | None:
     """A small file's text without surrounding space, None when it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
+        with path.open("rb", buffering=0) as file:  # less than half of what read_text takes, twice a second and more
+            return file.read().decode("utf-8", errors="replace").strip()
     except OSError:
         return None
 
@@ -77,6 +79,14 @@ def process_identity(pid: int, root: Path = ROOT) -> ProcessIdentity | None:
 
 def _cgroup_texts(root: Path, controller: str, v1_file: str, v2_file: str) -> Iterator[str]:
     """The control file's text in the process's cgroup and in each one above it."""
+    texts = (read_text(file) for file in _cgroup_files(root, controller, v1_file, v2_file))
+    return (text for text in texts if text)
+
+
+@functools.lru_cache(maxsize=64)
+def _cgroup_files(root: Path, controller: str, v1_file: str, v2_file: str) -> tuple[Path, ...]:
+    """Where that control file is; a process stays in its cgroup."""
+    found: list[Path] = []
     mount = root / "sys/fs/cgroup"
     for line in (read_text(root / "proc/self/cgroup") or "0::/").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -87,10 +97,8 @@ def _cgroup_texts(root: Path, controller: str, v1_file: str, v2_file: str) -> It
         else:
             continue
         group = Path(path.strip("/"))
-        for folder in dict.fromkeys([group, *group.parents]):
-            text = read_text(top / folder / name)
-            if text:
-                yield text
+        found += [top / folder / name for folder in dict.fromkeys([group, *group.parents])]
+    return tuple(file for file in found if file.exists())
 
 
 def _smallest(texts: Iterator[str]) -> int | None:

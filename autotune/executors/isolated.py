@@ -30,9 +30,8 @@ from autotune.worker.protocol import Mode, WorkerTask
 from autotune.workloads.command_child import count_oom_kills
 
 METERS = ("vram", "power", "health", "host")
-_POLL_S = 0.25
+_POLL_S = 0.25  # messages are read in batches: waking for each would take time from what is measured
 _WATCH_S = 0.5
-_LOOK_S = 0.1  # messages are read in batches: waking for each would take time from what is measured
 _TYPICAL_START_S = 6.0
 _START_PER_CHECK = 3.0
 """Opening a session imports more than the check of its jobs, whose time is known first."""
@@ -197,8 +196,9 @@ class IsolatedExecutor:
         plan, index = request.plan, {id(worker): i for i, worker in enumerate(state.workers)}
         start_by_s, watched_s = state.started_s + min(plan.start_timeout_s, plan.timeout_s), 0.0
         while state.status == "ok" and state.opened is None:
-            time.sleep(_LOOK_S)
-            for worker, message in receive_all(state.workers, _POLL_S - _LOOK_S):
+            if state.ready_s is not None:
+                time.sleep(_POLL_S)
+            for worker, message in receive_all(state.workers, _POLL_S if state.ready_s is None else 0.0):
                 self._take(state, index[id(worker)], message)
             if self._should_stop():
                 raise KeyboardInterrupt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -25,6 +26,7 @@ from autotune.worker.protocol import WorkerTask
 
 Message = dict[str, Any]
 
+_PIPE_BYTES = 2**18
 _LINE_LIMIT_BYTES = 2**20
 _TAIL_BYTES = 2**16
 _REAP_S = 10.0  # a process that a driver holds cannot even be killed; waiting longer would not help
@@ -63,6 +65,7 @@ class WorkerProcess:
         self.log = log
         commands_read, commands_write = os.pipe()
         messages_read, messages_write = os.pipe()
+        _widen(messages_read)
         try:
             self._process = _start(task, log, (commands_read, messages_write), environment)
         except OSError as error:
@@ -164,6 +167,12 @@ class WorkerProcess:
             file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
         return "\n".join(text.splitlines()[-lines:])
+
+
+def _widen(pipe: int) -> None:
+    """Room for what a worker says between two looks, where the system allows it: it must never wait for the parent."""
+    with contextlib.suppress(OSError, AttributeError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _decode(line: bytes) -> Message | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import time
@@ -48,6 +49,14 @@ def private_bytes(pid: int, root: Path = ROOT) -> int:
     return (int(fields[1]) - int(fields[2])) * resource.getpagesize() if len(fields) > 2 else 0
 
 
+def process_times(pid: int, root: Path = ROOT) -> tuple[float, int, int] | None:
+    """(CPU seconds, threads, start in ticks since boot) of a process, None without it; ``/proc/PID/stat``, proc(5)."""
+    fields = (read_text(root / f"proc/{pid}/stat") or "").rpartition(")")[2].split()
+    if len(fields) < 20:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(fields[17]), int(fields[19])
+
+
 def spike_bytes(pid: int, root: Path = ROOT) -> int:
     """How far the process's largest resident size so far lies above the one now; 0 when it cannot be read.
 
@@ -82,7 +91,7 @@ class HostMeter(SampledMeter):
         self._root = root
         self._clock = clock
         self._sizes: dict[int, _Size] = {}
-        self._cpu_s: dict[tuple[int, float], float] = {}
+        self._cpu_s: dict[tuple[int, int], float] = {}
 
     def _ram_pss_bytes(self, pids: Sequence[int]) -> int | None:
         self._sizes = {pid: known for pid, known in self._sizes.items() if pid in pids}
@@ -104,13 +113,11 @@ class HostMeter(SampledMeter):
         """(CPU seconds of all seen so far, processes and threads that run now); an ended one keeps its last value."""
         running = threads = 0
         for pid in pids:
-            try:
-                process = psutil.Process(pid)
-                times = process.cpu_times()
-                self._cpu_s[pid, process.create_time()] = times.user + times.system
-                threads += process.num_threads()
-            except psutil.Error:
+            if (found := process_times(pid, self._root)) is None:
                 continue
+            cpu_s, own_threads, started = found
+            self._cpu_s[pid, started] = cpu_s
+            threads += own_threads
             running += 1
         return sum(self._cpu_s.values()), running, threads
 

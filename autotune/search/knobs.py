@@ -28,7 +28,7 @@ RESERVE_SHARE = 0.25
 
 _SAID_S = 1.0
 """Compile seconds below this are not worth a word."""
-_NEUTRAL = ("compile", "env_threads", "overlap", SHARING)
+_NEUTRAL = ("compile", "env_threads", "lanes", SHARING)
 """Knobs that leave what is learnt from each step as it was."""
 
 

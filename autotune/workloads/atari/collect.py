@@ -61,7 +61,7 @@ class Collector:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "collect", torch.set_num_threads, (self.lanes.threads,))
             if self._device.type == "cuda":
-                self._stream = torch.cuda.Stream(self._device, priority=-1)
+                self._stream = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
         if self._stream is not None:  # the policy that the learner last gave is in place before it is used
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         self._coming = self._thread.submit(self.collect, buffer, steps)

@@ -174,9 +174,8 @@ class Learner:
             return self._share(samples, *shares[lane], weight=len(shares[lane][0]) / len(rows), lane=lane)
 
         terms = [part for part in self._lanes.run(share) if part is not None]
-        own = [parameter.grad for parameter in self.model.parameters()]
         for model in self._models[1 : len(shares)]:
-            torch._foreach_add_(own, [parameter.grad for parameter in model.parameters()])
+            torch._foreach_add_(_gradients(self.model), _gradients(model))
         self.scaler.unscale_(self.optimizer)
         return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
 
@@ -205,6 +204,12 @@ class Learner:
     def _seed_generators(self, seed: int) -> None:
         for lane, generator in enumerate(self._generators):
             generator.manual_seed(seed + _LANE_SEEDS * lane)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of parameters, every lane's gradients, Adam's two moments, and the copy that acts where there is one."""
+        own = sum(parameter.nbytes for parameter in self.model.parameters())
+        return own * (1 + len(self._models) + 2 + (self._actor is not self.model))
 
     def arrays(self) -> dict[str, Array]:
         """Weights, Adam's moments and the generator's state as plain arrays, by name."""
@@ -255,6 +260,10 @@ def _twin(model: nn.Module, spec: EnvironmentSpec, settings: PPOSettings) -> nn.
     for own, shared in zip(twin.parameters(), model.parameters(), strict=True):
         own.data = shared.data
     return twin
+
+
+def _gradients(model: nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 def _generator_key(lane: int) -> str:

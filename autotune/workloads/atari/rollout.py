@@ -104,12 +104,19 @@ class RolloutBuffer:
         self._done[step] = rows.done
         self._valid[step] = rows.valid
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds, on the device and on the host."""
+        columns: list[Any] = [self._observations, self.actions, self.log_probs, self.values, *self._host()]
+        return sum(int(column.nbytes) for column in columns)
+
     def repeat(self, steps: int) -> None:
         """Fill the whole rollout with copies of its first `steps` steps."""
         rollout = len(self.actions)
+        columns: list[Any] = [self._observations, self.actions, self.log_probs, self.values, *self._host()]
         for start in range(steps, rollout, steps):
             stop = min(start + steps, rollout)
-            for column in (self._observations, self.actions, self.log_probs, self.values, *self._host()):
+            for column in columns:
                 column[start:stop] = column[: stop - start]
 
     def _host(self) -> tuple[Array, Array, Array, Array]:

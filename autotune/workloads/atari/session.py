@@ -253,6 +253,8 @@ class PPOSession:
             "compile": self._learner.compiled,
             "channels_last": self._learner.channels_last,
             "device": str(self._device),
+            "rollout_bytes": sum(buffer.nbytes for buffer in self._buffers),
+            "network_bytes": self._learner.nbytes,
             "deterministic": self.settings.deterministic,
             **{name.lower(): os.environ.get(name) for name in OPENMP},
             **self._spec.options,
