@@ -24,6 +24,7 @@ from autotune.options import (
     DURATION,
     EXPORT,
     GRID,
+    GUARD,
     JSON,
     MIGRATION,
     NAMING,
@@ -146,22 +147,24 @@ def record(ctx: click.Context, /, **options: Any) -> int:
     click.option("--executor", default="isolated", help="isolated, or replay:FILE for a recorded surface."),
     click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of the search."),
     click.option("--no-early-stop", is_flag=True, help="Go on when a probe costs more than it can save the training."),
+    GUARD,
     EXPORT,
 )
 @click.pass_context
 def search(ctx: click.Context, /, **options: Any) -> int:
     """Find the best stable goodput per dollar within a time budget, and emit the manifest.
 
-    The same command resumes an interrupted search; Ctrl-C keeps everything and emits the best so far.
+    The same command resumes an interrupted search; Ctrl-C keeps everything and emits the best so far. --guard
+    checks afterwards, outside the budget, that the tuned point learns as well per env step as the baseline.
     """
     from autotune import views
     from autotune.measuring import run_search
 
     ended = run_search(ctx.obj["command"], options, say)
     if options["as_json"]:
-        show_json(views.search_json(ended.found, ended.run))
+        show_json(views.search_json(ended.found, ended.run, ended.learning))
     else:
-        click.echo(views.search_text(ended.found, ended.run))
+        click.echo(views.search_text(ended.found, ended.run, ended.learning))
     write_exports(options["exports"], ended.run, price=ended.found.price_usd_per_hour)
     return ended.exit_code
 

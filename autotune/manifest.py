@@ -22,7 +22,7 @@ from autotune import __version__, registry, resources
 from autotune.device.mps import check_sharing
 from autotune.errors import FileError, ManifestError, UsageError
 from autotune.machine import DeviceInfo
-from autotune.manifest_schema import Manifest
+from autotune.manifest_schema import LearningSection, Manifest
 from autotune.records import SHARING, Budget, Point, ProbeResult, Recipe, to_json
 from autotune.store import canonical_json, content_hash, durable_write, make_folder
 
@@ -45,8 +45,12 @@ SIZE_LIMIT_BYTES = 4 * 2**20
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """Canonical JSON of a manifest, the same text for the same content."""
-    return canonical_json(manifest.model_dump(mode="json", by_alias=True)) + "\n"
+    """Canonical JSON of a manifest, the same text for the same content.
+
+    Without a word on learning it is the text that manifests had before they could say one.
+    """
+    data = manifest.model_dump(mode="json", by_alias=True)
+    return canonical_json({key: data[key] for key in data if key != "learning" or data[key] is not None}) + "\n"
 
 
 def manifest_hash(manifest: Manifest) -> str:
@@ -188,6 +192,7 @@ def build_manifest(
     price: float | None = None,
     device: DeviceInfo | None = None,
     provenance: Mapping[str, Any] | None = None,
+    learning: LearningSection | None = None,
     name: str | None = None,
 ) -> Manifest:
     """The manifest of a recipe's jobs at a point.
@@ -200,6 +205,7 @@ def build_manifest(
         price: US dollars per hour of the whole machine.
         device: what it was tuned on.
         provenance: `study`, `trials`, `versions`, `commit`, `created`; versions and time are filled in.
+        learning: what is known of learning at the point.
         name: the recipe's name if None.
 
     Raises:
@@ -224,6 +230,7 @@ def build_manifest(
         "prediction": _prediction(point, result, price) if result and result.sps is not None else None,
         "device": {"fingerprint": device.fingerprint, "name": device.name, "kind": device.kind} if device else None,
         "provenance": origin if provenance is not None else None,
+        "learning": learning.model_dump(mode="json") if learning else None,
     }
     return parse_manifest(canonical_json(data), f"manifest of recipe {recipe.name!r}")
 

@@ -16,6 +16,8 @@ SafeName = Annotated[str, Field(pattern=f"^{NAME.pattern}$", description="letter
 Count = Annotated[int, Field(ge=1, le=COUNT_MAX)]
 Rate = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Ratio = Annotated[float, Field(gt=0)]
+LearningStatus = typing.Literal["not checked", "passed", "failed", "inconclusive"]
 
 
 class _Section(BaseModel):
@@ -141,6 +143,49 @@ class Provenance(_Section):
         return value
 
 
+class PilotReturns(_Section):
+    """What the pilots at one point returned; ends are those of a 90 % t interval over the seeds, null below two."""
+
+    final: float | None = Field(description="mean return over the last fifth of the env steps, mean over the seeds")
+    final_low: float | None
+    final_high: float | None
+    area: float | None = Field(description="mean return over all env steps: the area under the curve per step")
+    area_low: float | None
+    area_high: float | None
+    by_seed: tuple[float | None, ...] = Field(description="final of each seed; null when the pilot did not get there")
+
+
+class LearningSection(_Section):
+    """Whether an env step at `point` teaches as much as one at `baseline`; null is unknown."""
+
+    status: LearningStatus = Field(description="non-inferiority of the final return at the margin")
+    detail: str = Field(default="", description="why it is so")
+    warning: str | None = Field(default=None, description="what moved by more than twice from the baseline")
+    point: Knobs = Field(description="what was compared: an edited point has no evidence")
+    baseline: Knobs
+    samples_per_update_ratio: Ratio | None = Field(default=None, description="point over baseline")
+    updates_per_step_ratio: Ratio | None = Field(default=None, description="optimizer steps per env step, likewise")
+    env: str | None = Field(default=None, description="that the pilots trained on")
+    env_steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="of each pilot")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    margin_fraction: Fraction | None = Field(default=None, description="of what the baseline learnt")
+    margin: Rate | None = Field(default=None, description="the same as a return")
+    difference: float | None = Field(default=None, description="final return, point minus baseline, paired by seed")
+    difference_low: float | None = Field(default=None, description="lower end of its 90 % t interval")
+    difference_high: float | None = None
+    tuned_returns: PilotReturns | None = None
+    baseline_returns: PilotReturns | None = None
+
+    @model_validator(mode="after")
+    def _evident(self) -> LearningSection:
+        missing = [
+            name for name in ("env", "env_steps", "tuned_returns", "baseline_returns") if not getattr(self, name)
+        ]
+        if self.status != "not checked" and missing:
+            raise ValueError(f"status = {self.status!r} without {', '.join(missing)}: a verdict needs its evidence")
+        return self
+
+
 class Manifest(_Section):
     """A training, ready to run."""
 
@@ -152,6 +197,7 @@ class Manifest(_Section):
     ladder: tuple[Rung, ...] = ()
     stability: Stability = Field(default_factory=Stability)
     prediction: Prediction | None = None
+    learning: LearningSection | None = None
     device: DeviceSection | None = None
     provenance: Provenance | None = None
 
@@ -181,3 +227,7 @@ class Manifest(_Section):
     def predicted(self) -> Prediction | None:
         """The prediction, if it is for the point that will run."""
         return self.prediction if self.prediction and self.prediction.point == self.point else None
+
+    def checked(self) -> LearningSection | None:
+        """What is known of learning, if it is for the point that will run."""
+        return self.learning if self.learning and self.learning.point == self.point else None

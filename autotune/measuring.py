@@ -7,21 +7,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autotune.device.inspect import inspect_device
-from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, InfeasibleError
+from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, InfeasibleError, UsageError
 from autotune.executors.isolated import IsolatedExecutor
-from autotune.live import ProbeView, SearchView
+from autotune.guard.pilots import GuardPlan, plan_pilots, refuse_guard
+from autotune.guard.run import run_guard
+from autotune.live import ProbeView, SearchView, TrainView
 from autotune.machine import DeviceInfo
 from autotune.manifest import build_manifest
+from autotune.manifest_schema import LearningSection
 from autotune.options import choose_executor, choose_recipe, grid_values, open_run, point_of, recorded_price
 from autotune.probe.grid import grid_points, run_grid
 from autotune.probe.recipe_file import knob_points
 from autotune.records import KNOBS, ProbeResult, Recipe
 from autotune.runs import Run, discarded_when_refused, hold_device
 from autotune.search.emit import emit_manifest
+from autotune.search.learning import learns_alike, unchecked
 from autotune.search.study import StudyResult, add_probe_trial, load_trials, run_study
 from autotune.signals import StopSignals
 
 Say = Callable[[str], None]
+_GUARDED = "guarded"
+"""Fact of a search's run: whether a guard came to its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +43,13 @@ class MeasuredGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedSearch:
-    """A search that found something, finished or stopped."""
+    """A search that found something, finished or stopped, and what is known of learning at its point."""
 
     recipe: Recipe
     device: DeviceInfo
     run: Run
     found: StudyResult
+    learning: LearningSection
     exit_code: int
 
 
@@ -109,12 +116,13 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     stop = StopSignals()
     executor, recipe = choose_executor(argv, options, stop.requested)
     say_recipe(say, recipe, bool(options["recipe"] or argv or recipe.workload == "replay"))
+    plan = _guard_plan(recipe, options, simulated=executor.simulated)
     tries = [point_of(recipe, settings) for settings in options["tries"]]
     executor.check(recipe, [recipe.baseline, *tries, *knob_points(recipe)])
     if not executor.simulated:
         build_manifest(recipe, recipe.baseline)  # what cannot become a manifest is refused before hours are spent
     facts = {name: options[name] for name in ("sampler", "seed", "executor")}
-    run = open_run("search", recipe, executor.device, options, **facts)
+    run = open_run("search", recipe, executor.device, options, lacking=_GUARDED if plan else None, **facts)
     say(f"run {run.path}")
     try:
         found = _study(recipe, executor, run, options, stop)
@@ -122,10 +130,67 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
         run.update(finished=not stop.exit_code)  # the same command then searches anew, with a budget
         error.exit_code = stop.exit_code or error.exit_code
         raise
+    learning = unchecked(found, recipe)
     if not executor.simulated:
-        emit_manifest(found, recipe, run, executor.device)
-    run.update(finished=not found.interrupted, ended=found.ended)
-    return FinishedSearch(recipe=recipe, device=executor.device, run=run, found=found, exit_code=stop.exit_code)
+        emit_manifest(found, recipe, run, executor.device, learning)
+    checked = plan is None
+    if plan and not found.interrupted:
+        learning, checked = _guard(plan, learning, found, recipe, run, executor.device, stop, say)
+        emit_manifest(found, recipe, run, executor.device, learning)
+        run.update(**{_GUARDED: checked})
+    run.update(finished=not found.interrupted and checked, ended=found.ended)
+    return FinishedSearch(
+        recipe=recipe, device=executor.device, run=run, found=found, learning=learning, exit_code=stop.exit_code
+    )
+
+
+def _guard_plan(recipe: Recipe, options: dict[str, Any], *, simulated: bool) -> GuardPlan | None:
+    """The guard that the options ask for, None where they do not.
+
+    Raises:
+        UsageError: it could never compare anything.
+    """
+    steps = options["guard_steps"]
+    if not options["guard"]:
+        if steps is not None:
+            raise UsageError(f"--guard-steps {steps} needs --guard: it is the length of the pilots that --guard trains")
+        return None
+    if not 0 < options["guard_margin"] <= 1:  # NaN passes every range
+        raise UsageError(f"--guard-margin {options['guard_margin']} must lie above 0 and not above 1, such as 0.1")
+    refuse_guard(recipe, simulated=simulated)
+    return GuardPlan(env_steps=steps, seeds=options["guard_seeds"], margin_fraction=options["guard_margin"])
+
+
+def _guard(
+    plan: GuardPlan,
+    learning: LearningSection,
+    found: StudyResult,
+    recipe: Recipe,
+    run: Run,
+    device: DeviceInfo,
+    stop: StopSignals,
+    say: Say,
+) -> tuple[LearningSection, bool]:
+    """What pilots say of learning, and whether they came to their end."""
+    if learns_alike(found.point, recipe.baseline):
+        say(f"guard: nothing to check, {learning.detail}")
+        return learning, True
+    pilots = plan_pilots(found, recipe, plan)
+    say(pilots.announcement())
+    with run.hold(), hold_device(device), stop, TrainView() as view:
+        checked = run_guard(
+            pilots,
+            plan,
+            learning,
+            run,
+            device=device,
+            on_event=view.update,
+            warn=say,
+            should_stop=stop.requested,
+        )
+    if checked is None:
+        return unchecked(found, recipe, "the guard was stopped; the same command goes on with it"), False
+    return checked, True
 
 
 def _study(recipe: Recipe, executor: Any, run: Run, options: dict[str, Any], stop: StopSignals) -> StudyResult:

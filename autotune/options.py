@@ -150,6 +150,20 @@ GRID = options(
     click.option("--final", is_flag=True, help="Long windows, for figures that are published."),
 )
 
+GUARD = options(
+    click.option("--guard", is_flag=True, help="Then train pilots of the tuned point and the baseline, and compare."),
+    click.option(
+        "--guard-steps", type=click.IntRange(1, 10**12), metavar="N", help="Env steps of a pilot; default: what suits."
+    ),
+    click.option("--guard-seeds", type=click.IntRange(2, 100), default=3, help="Pilots of each point."),
+    click.option(
+        "--guard-margin",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=0.1,
+        help="What may be lost, of what the baseline learns.",
+    ),
+)
+
 
 def grid_values(options: dict[str, Any]) -> dict[str, tuple[KnobValue, ...]]:
     """The knob values that the grid's options name."""
@@ -245,8 +259,10 @@ def existing_file(text: str) -> Path:
     return path
 
 
-def open_run(command: str, recipe: Recipe, device: DeviceInfo, options: dict[str, Any], **facts: Any) -> Run:
-    """The run folder of a probe or search: resumed when it can be, else new."""
+def open_run(
+    command: str, recipe: Recipe, device: DeviceInfo, options: dict[str, Any], lacking: str | None = None, **facts: Any
+) -> Run:
+    """The run folder of a probe or search: resumed when it is unfinished or lacks a fact, else new."""
     from autotune.probe.recipe import dump_recipe
     from autotune.runs import open_run as open_matching
     from autotune.store import durable_write, write_json
@@ -260,6 +276,7 @@ def open_run(command: str, recipe: Recipe, device: DeviceInfo, options: dict[str
         device=device.fingerprint,
         name=options["name"],
         new=options["new"] or command == "probe",
+        lacking=lacking,
         **facts,
     )
     durable_write(run.recipe_file, text)

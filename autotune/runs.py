@@ -266,7 +266,16 @@ def numbered_run(root: Path, stem: str, **facts: Any) -> Run:
 
 
 def open_run(
-    root: Path, *, command: str, stem: str, recipe: str, device: str, name: str | None, new: bool, **facts: Any
+    root: Path,
+    *,
+    command: str,
+    stem: str,
+    recipe: str,
+    device: str,
+    name: str | None,
+    new: bool,
+    lacking: str | None = None,
+    **facts: Any,
 ) -> Run:
     """The run that this command works in: the newest unfinished one with the same facts, else a new one.
 
@@ -278,24 +287,29 @@ def open_run(
         device: fingerprint, likewise.
         name: a certain run.
         new: never resume.
+        lacking: a fact without which a finished run is gone on with, too.
         facts: further values that must be the same.
 
     Raises:
         UsageError: the named run exists and is another one; the message names the difference.
     """
     wanted = {"command": command, "recipe_hash": content_hash(recipe), "device": device, **facts}
+
+    def ended(state: dict[str, Any]) -> bool:
+        return bool(state.get("finished")) and (lacking is None or bool(state.get(lacking)))
+
     if name is not None and (root / check_name(name) / "run.json").exists():
         run = Run(root / name)
         state = run.state()
         differing = [key for key, value in wanted.items() if state.get(key) != value]
-        if new or differing or state.get("finished"):
-            why = f"another {', '.join(differing)}" if differing else "finished" if state.get("finished") else "there"
+        if new or differing or ended(state):
+            why = f"another {', '.join(differing)}" if differing else "finished" if ended(state) else "there"
             raise UsageError(f"run {name!r} in {root}/ is already {why}: choose another --name, or leave --name out")
         return run
     if name is None and not new:
         for run in reversed(all_runs(root)):
             state = run.state()
-            if not state.get("finished") and all(state.get(key) == value for key, value in wanted.items()):
+            if not ended(state) and all(state.get(key) == value for key, value in wanted.items()):
                 return run
     if name is not None:
         return create_run(root, name, finished=False, **wanted)

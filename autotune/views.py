@@ -9,8 +9,10 @@ from rich.console import Console
 from tabulate import tabulate
 
 from autotune.export.rows import probe_row, trial_rows
+from autotune.manifest_schema import LearningSection
 from autotune.records import ProbeResult, TrainResult, to_json
 from autotune.runs import Run, is_held
+from autotune.search.learning import sentences
 from autotune.search.result import StudyResult, economy, sentence
 from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
@@ -85,8 +87,8 @@ def _start(result: ProbeResult) -> str:
     return f"{' + '.join(seconds)} s" if seconds else ""
 
 
-def search_json(found: StudyResult, run: Run) -> dict[str, Any]:
-    """The JSON object of a search: the point, its figures, trials and counts."""
+def search_json(found: StudyResult, run: Run, learning: LearningSection) -> dict[str, Any]:
+    """The JSON object of a search: the point, its figures, trials and counts, what is known of learning."""
     price = found.price_usd_per_hour
     named = {"baseline": found.baseline, "rule_of_thumb": found.rule_of_thumb}
     return {
@@ -110,17 +112,19 @@ def search_json(found: StudyResult, run: Run) -> dict[str, Any]:
         "rule_of_thumb_training_s": found.rule_of_thumb_training_s,
         "launch_fraction": found.launch_fraction,
         "epochs": found.epochs,
+        "learning": learning.model_dump(mode="json"),
         "summary": sentence(found),
         "economy": economy(found),
     }
 
 
-def search_text(found: StudyResult, run: Run) -> str:
+def search_text(found: StudyResult, run: Run, learning: LearningSection) -> str:
     """What a search says at its end."""
     price = "" if found.price_usd_per_hour is None else f" --price {found.price_usd_per_hour:g}"
     lines = [sentence(found), economy(found), *(decision.sentence for decision in found.knobs)]
     if found.sharing:
         lines.append(found.sharing.sentence)
+    lines += sentences(learning)
     if found.interrupted:
         lines.append("stopped early; the same command goes on")
     if run.manifest_file.exists():

@@ -577,3 +577,13 @@ def test_a_state_always_continues_alike():
         runs.append([dict(session.step().metrics) for _ in range(3)])
         session.close()
     assert runs[0] == runs[1]
+
+
+def test_the_rollout_and_the_learning_rate_follow_the_point():
+    further = {"learning_rate": 1e-3, "learning_rate_scaling": "linear", "learning_rate_batch_size": 32}
+    session = open_session(num_envs=8, batch_size=16, rollout=64, samples_per_update=[32, 128], anneal=False, **further)
+    assert session.effective["rollout"] == 16
+    assert session.effective["learning_rate"] == pytest.approx(5e-4)
+    work = session.step()
+    assert work.env_steps + work.reset_rows == 128
+    assert work.metrics["learning_rate"] == pytest.approx(5e-4)

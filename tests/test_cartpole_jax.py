@@ -504,3 +504,14 @@ def test_a_state_is_refused_without_a_session_too():
     ):
         with pytest.raises(UsageError, match=message):
             workload.check_state(chosen, meta)
+
+
+def test_the_rollout_and_the_learning_rate_follow_the_point():
+    further = {"learning_rate": 1e-3, "learning_rate_scaling": "sqrt", "learning_rate_batch_size": 64}
+    session = open_session(num_envs=8, batch_size=16, rollout=64, samples_per_update=[32, 128], **further)
+    assert (session.effective["rollout"], session.effective["epochs"]) == (16, 10)
+    assert session.effective["learning_rate"] == pytest.approx(5e-4)
+    work = session.step()
+    assert work.env_steps + work.reset_rows == 128
+    assert work.metrics["learning_rate"] == pytest.approx(5e-4)
+    session.close()

@@ -23,7 +23,7 @@ LAYERS = [
     {"manifest_schema", "probe"},
     {"manifest"},
     {"search", "train"},
-    {"export", "report"},
+    {"export", "guard", "report"},
     {"options", "views"},
     {"live"},
     {"measuring", "training"},

@@ -224,7 +224,7 @@ def test_the_workload_refuses_what_can_never_run() -> None:
 def test_schema_names_every_section() -> None:
     schema = json_schema()
     sections = {"schema", "name", "workload", "point", "jobs", "ladder", "stability", "prediction", "device"}
-    assert set(schema["properties"]) == sections | {"provenance"}
+    assert set(schema["properties"]) == sections | {"learning", "provenance"}
     assert schema["additionalProperties"] is False
 
 

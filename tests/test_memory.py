@@ -13,6 +13,7 @@ from autotune.records import Limits, Point, ProbeResult
 from autotune.search import memory
 from autotune.search.memory import PEAKS, MemoryLimits, fit, memory_limits, observed, safe_points, upper_bound
 from autotune.search.space import counts
+from autotune.workloads.learning import Rollout
 
 GIB = 2**30
 RECORDED = Path(__file__).parent.parent / "reports" / "reference" / "memory" / "probes.csv"
@@ -90,7 +91,7 @@ def test_recorded_probes_are_predicted_by_those_before_them():
             histories.setdefault(row["source"], []).append((point, int(row["ram_peak_bytes"]) / point.concurrency))
     errors, under = [], 0
     for seen in histories.values():
-        rows, each = counts([point for point, _ in seen], 128), np.array([taken for _, taken in seen])
+        rows, each = counts([point for point, _ in seen], Rollout(steps=128)), np.array([taken for _, taken in seen])
         for now in range(3, len(seen)):
             before = slice(0, now)
             bound = upper_bound(rows[now : now + 1], rows[before], each[before])[0]

@@ -135,7 +135,8 @@ def rule_of_thumb(recipe: Recipe, host: HostInfo) -> Point:
     nearest to the allowed cores; other knobs keep the baseline's value.
     """
     cores = max(1, int(host.cpu_cores_allowed))
-    num_envs = int(nearest(recipe.knobs["num_envs"], 8 * cores))
+    possible = [n for n in recipe.knobs["num_envs"] if batch_size_max(recipe, int(n)) >= 1]
+    num_envs = int(nearest(possible or recipe.knobs["num_envs"], 8 * cores))
     fitting = [b for b in recipe.knobs["batch_size"] if int(b) <= batch_size_max(recipe, num_envs)]
     extra = dict(recipe.baseline.extra)
     if "env_threads" in recipe.knobs:

@@ -12,6 +12,7 @@ from autotune.device.mps import check_sharing
 from autotune.errors import ManifestError, UsageError
 from autotune.probe import schema
 from autotune.records import COUNT_MAX, FINAL_PLAN, KNOBS, SHARING, KnobValue, MeasurePlan, Point, Recipe
+from autotune.workloads.learning import Rollout, rollout_of
 
 
 def parse_recipe(text: str, *, source: str, name: str) -> Recipe:
@@ -62,7 +63,10 @@ def _build(file: schema.RecipeFile, source: str, name: str) -> Recipe:
     stated = same | file.baseline  # a further knob starts from the hyperparameter of its name
     check_sharing(stated.get(SHARING))
     rollout = stated.get("rollout", knobs.get("rollout", (file.hyperparameters.get("rollout"),))[0])
-    baseline = default_baseline(stated, knobs, most, rollout if isinstance(rollout, int) else None)
+    if rollout is None and file.hyperparameters.get("samples_per_update") is not None:
+        raise ValueError("hyperparameters.samples_per_update needs hyperparameters.rollout: what it adapts")
+    rule = rollout_of({**file.hyperparameters, "rollout": rollout})
+    baseline = default_baseline(stated, knobs, most, rule)
     return Recipe(
         name=file.name or name,
         workload=file.workload,
@@ -100,13 +104,19 @@ def default_baseline(
     given: Mapping[str, KnobValue],
     knobs: Mapping[str, tuple[KnobValue, ...]],
     most: int,
-    rollout: int | None = None,
+    rollout: Rollout | None = None,
 ) -> Point:
-    """The stated baseline; what it leaves out is near num_envs 8, batch_size 256, the first value of other knobs."""
+    """The stated baseline; what it leaves out is near num_envs 8, batch_size 256, the first value of other knobs.
+
+    Raises:
+        ValueError: a count that is none.
+        UsageError: environments that cannot stay within the recipe's samples per update.
+    """
     chosen = {name: given.get(name, values[0]) for name, values in knobs.items()}
-    chosen["num_envs"] = given.get("num_envs", nearest(knobs["num_envs"], 8))
-    schema.check_count("baseline.num_envs", chosen["num_envs"])
-    fitting = [b for b in knobs["batch_size"] if rollout is None or int(b) <= int(chosen["num_envs"]) * rollout]
+    possible = [n for n in knobs["num_envs"] if rollout is None or rollout.allows(int(n))]
+    chosen["num_envs"] = given.get("num_envs", nearest(possible or knobs["num_envs"], 8))
+    most_samples = _samples(rollout, schema.check_count("baseline.num_envs", chosen["num_envs"]))
+    fitting = [b for b in knobs["batch_size"] if int(b) <= most_samples]
     chosen["batch_size"] = given.get("batch_size", nearest(fitting or knobs["batch_size"], 256))
     for name in ("batch_size", "concurrency"):
         schema.check_count(f"baseline.{name}", chosen[name])
@@ -136,22 +146,34 @@ def nearest(values: Sequence[KnobValue], wanted: float) -> KnobValue:
     return min(numbers, key=lambda value: abs(math.log(max(value, 1e-9) / max(wanted, 1e-9))))
 
 
-def rollout_at(recipe: Recipe, extra: Sequence[tuple[str, KnobValue]]) -> int | None:
-    """Vector steps of one iteration: the knob ``rollout``, else the hyperparameter, None where there is neither."""
-    rollout = dict(extra).get("rollout", recipe.hyperparameters.get("rollout"))
-    return rollout if isinstance(rollout, int) and rollout > 0 else None
+def rollout_rule(recipe: Recipe, extra: Sequence[tuple[str, KnobValue]] | None = None) -> Rollout | None:
+    """Vector steps of one iteration at any num_envs: of the knob ``rollout``, else of the hyperparameter.
+
+    None where there is neither.
+
+    Args:
+        recipe: what is measured.
+        extra: a point's further knobs, the baseline's when None.
+    """
+    return rollout_of({**recipe.hyperparameters, **dict(recipe.baseline.extra if extra is None else extra)})
 
 
 def batch_size_max(recipe: Recipe, num_envs: int, extra: Sequence[tuple[str, KnobValue]] | None = None) -> float:
     """Samples of one rollout, the largest useful minibatch; infinite where the recipe has no ``rollout``.
+
+    0 for environments that cannot stay within the recipe's samples per update: they have no rollout.
 
     Args:
         recipe: what is measured.
         num_envs: of the point.
         extra: its further knobs, the baseline's when None.
     """
-    rollout = rollout_at(recipe, recipe.baseline.extra if extra is None else extra)
-    return math.inf if rollout is None else num_envs * rollout
+    rule = rollout_rule(recipe, extra)
+    return 0 if rule is not None and not rule.allows(num_envs) else _samples(rule, num_envs)
+
+
+def _samples(rollout: Rollout | None, num_envs: int) -> float:
+    return math.inf if rollout is None else rollout.samples(num_envs)
 
 
 def knob_points(recipe: Recipe) -> list[Point]:
@@ -167,8 +189,8 @@ def check_point(recipe: Recipe, point: Point) -> None:
     """Refuse a point that the recipe cannot run (values off its list are allowed: a user may ask for them).
 
     Raises:
-        UsageError: a value below 1, more processes than jobs, an unknown way of sharing, or a minibatch larger
-            than the rollout.
+        UsageError: a value below 1, more processes than jobs, an unknown way of sharing, environments that cannot
+            stay within the recipe's samples per update, or a minibatch larger than the rollout.
     """
     for name in KNOBS:
         if not 1 <= getattr(point, name) <= COUNT_MAX:
@@ -179,11 +201,12 @@ def check_point(recipe: Recipe, point: Point) -> None:
             "process i runs job i; add jobs or lower concurrency"
         )
     check_sharing(dict(point.extra).get(SHARING))
-    most = batch_size_max(recipe, point.num_envs, point.extra)
-    if point.batch_size > most:
+    rule = rollout_rule(recipe, point.extra)
+    if rule is not None and point.batch_size > rule.samples(point.num_envs):
+        remedy = "raise samples_per_update" if rule.samples_per_update else "raise num_envs"
         raise UsageError(
-            f"batch_size={point.batch_size} is larger than the rollout of {most:g} samples "
-            f"(num_envs {point.num_envs} x rollout {rollout_at(recipe, point.extra)}): lower it or raise num_envs"
+            f"batch_size={point.batch_size} is larger than the rollout of {rule.samples(point.num_envs)} samples "
+            f"(num_envs {point.num_envs} x rollout {rule.at(point.num_envs)}): lower it or {remedy}"
         )
 
 

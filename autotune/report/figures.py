@@ -32,8 +32,15 @@ def report_json(facts: Facts) -> dict[str, Any]:
             "baseline": _savings(facts, facts.baseline),
             "rule_of_thumb": _savings(facts, facts.rule_of_thumb),
         },
+        "learning": _learning(facts),
         "trials": [_trial(row, facts) for row in facts.trial_rows],
     }
+
+
+def _learning(facts: Facts) -> dict[str, Any] | None:
+    """What is known of learning at the tuned point, as the manifest says it."""
+    known = facts.manifest.checked() if facts.manifest else None
+    return known.model_dump(mode="json") if known else None
 
 
 def _goodput_per_usd(sps: float | None, facts: Facts) -> float | None:

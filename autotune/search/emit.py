@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, build_manifest, save_manifest
+from autotune.manifest_schema import LearningSection
 from autotune.records import Recipe
 from autotune.runs import Run
 from autotune.search.result import StudyResult
 
 
-def emit_manifest(found: StudyResult, recipe: Recipe, run: Run, device: DeviceInfo) -> Manifest:
-    """Write ``manifest.json`` into the run and return it.
+def emit_manifest(
+    found: StudyResult, recipe: Recipe, run: Run, device: DeviceInfo, learning: LearningSection | None = None
+) -> Manifest:
+    """Write ``manifest.json`` into the run and return it; `learning` is what is known of learning at its point.
 
     Raises:
         FileError: the run folder cannot be written.
@@ -22,6 +25,7 @@ def emit_manifest(found: StudyResult, recipe: Recipe, run: Run, device: DeviceIn
         ladder=[(rung.requested, rung.sps) for rung in found.ladder],
         price=found.price_usd_per_hour,
         device=device,
+        learning=learning,
         provenance={"study": run.study_file.name, "trials": sum(trial.counts for trial in found.trials)},
     )
     save_manifest(run.manifest_file, manifest)

@@ -18,6 +18,7 @@ from autotune.search import confirm
 from autotune.search.paired import ROUNDS_MAX, Comparison, compare
 from autotune.search.space import Space
 from autotune.units import format_duration
+from autotune.workloads.learning import rollout_of
 
 STAGE = "knobs"
 """Of the trials that compare further knobs; the search's model never sees them."""
@@ -28,7 +29,7 @@ RESERVE_SHARE = 0.25
 
 _SAID_S = 1.0
 """Compile seconds below this are not worth a word."""
-_NEUTRAL = ("compile", "env_threads", "lanes", SHARING)
+NEUTRAL = ("compile", "env_threads", "lanes", SHARING)
 """Knobs that leave what is learnt from each step as it was."""
 
 
@@ -264,7 +265,7 @@ def _decide(
         pairs=found.pairs,
         compile_s=found.compile_s,
         sentence=f"{name}={tried} {_finding(name, before, found)}; {kept}"
-        + (_learning(point, name, before, tried) if chosen == tried else ""),
+        + (_learning(recipe, point, name, before, tried) if chosen == tried else ""),
     )
 
 
@@ -285,9 +286,10 @@ def _finding(name: str, before: KnobValue, found: Comparison) -> str:
     )
 
 
-def _learning(point: Point, name: str, before: KnobValue, tried: KnobValue) -> str:
+def _learning(recipe: Recipe, point: Point, name: str, before: KnobValue, tried: KnobValue) -> str:
     """What a choice does to learning, which throughput does not show."""
-    if name == "rollout" and isinstance(before, int) and isinstance(tried, int):
-        samples = f"{point.num_envs * tried:,} samples instead of {point.num_envs * before:,}"
+    old, new = (rollout_of({**recipe.hyperparameters, "rollout": value}) for value in (before, tried))
+    if name == "rollout" and old and new:
+        samples = f"{new.samples(point.num_envs):,} samples instead of {old.samples(point.num_envs):,}"
         return f" (each update learns from {samples}: whether each step teaches as much was not measured)"
-    return "" if name in _NEUTRAL else " (whether each step teaches as much was not measured)"
+    return "" if name in NEUTRAL else " (whether each step teaches as much was not measured)"

@@ -3,9 +3,10 @@
 Of each resource (device memory, host memory, ``/dev/shm``, threads) one process takes
 ``c0 + c1 * num_envs + c2 * batch_size + c3 * sqrt(batch_size) + shared / concurrency`` with coefficients that
 are not negative: workspaces grow more slowly than the minibatch, and what processes share (libraries, a server)
-they take once. The bound used for a point is the largest value that any such law can take there while it agrees
-with every observation to within a tolerance. Along an axis that was never varied this is scaling in
-proportion; between observations it is close to the fit.
+they take once. Where the rollout adapts to num_envs, samples per update are a further term of both memories.
+The bound used for a point is the largest value that any such law can take there while it agrees with every
+observation to within a tolerance. Along an axis that was never varied this is scaling in proportion; between
+observations it is close to the fit.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from scipy.spatial import HalfspaceIntersection, QhullError
 from autotune.machine import DeviceInfo, HostInfo
 from autotune.records import Limits, Point, ProbeResult
 from autotune.search.least_squares import fit_relative
-from autotune.search.space import Array, Space, counts
+from autotune.search.space import Array, Space, counts, samples
+from autotune.workloads.learning import Rollout
 
 Resource = Literal["vram", "ram", "shm", "threads"]
 PEAKS: dict[Resource, str] = {
@@ -34,6 +36,8 @@ PEAKS: dict[Resource, str] = {
 }
 """Where a result says what all its processes took."""
 
+_SAMPLED: tuple[Resource, ...] = ("vram", "ram")
+"""What a rollout is held in."""
 _TOLERANCE = 0.03
 """Launches of the same settings differ by this much in the memory that readings see."""
 _UNSEEN_ERROR = 0.05
@@ -89,7 +93,7 @@ def safe(space: Space, history: Sequence[ProbeResult], limits: MemoryLimits) -> 
 
 
 def safe_points(
-    points: Sequence[Point], history: Sequence[ProbeResult], limits: MemoryLimits, rollout: int | None
+    points: Sequence[Point], history: Sequence[ProbeResult], limits: MemoryLimits, rollout: Rollout | None
 ) -> Array:
     """(n,) whether each point dominates no failed one and is predicted to fit.
 
@@ -100,9 +104,17 @@ def safe_points(
     for resource in PEAKS:
         limit, seen = limits.of(resource), observed(history, resource)
         if limit is not None and seen:
-            where, each = counts([point for point, _ in seen], rollout), np.array([taken for _, taken in seen])
-            allowed &= asked[:, 2] * upper_bound(asked, where, each) <= limit
+            each, held = np.array([taken for _, taken in seen]), rollout if resource in _SAMPLED else None
+            there, where = loads(asked, held), loads(counts([point for point, _ in seen], rollout), held)
+            allowed &= asked[:, 2] * upper_bound(there, where, each) <= limit
     return allowed
+
+
+def loads(rows: Array, rollout: Rollout | None) -> Array:
+    """(n, 3) `counts` as they are, or (n, 4) with samples per update where num_envs alone does not say them."""
+    if rollout is None or rollout.samples_per_update is None:
+        return rows
+    return np.column_stack([rows, samples(rows[:, 0], rollout)])
 
 
 def dominating(asked: Array, failed: Array) -> Array:
@@ -123,12 +135,13 @@ def observed(history: Sequence[ProbeResult], resource: Resource) -> list[tuple[P
 
 
 def features(rows: Array) -> Array:
-    """(n, 5) terms of the law: one, num_envs, batch_size, its root, 1 / concurrency."""
-    return np.column_stack([np.ones(len(rows)), rows[:, 0], rows[:, 1], np.sqrt(rows[:, 1]), 1 / rows[:, 2]])
+    """(n, t) terms of the law: one, num_envs, batch_size, its root, 1 / concurrency, and further columns of `loads`."""
+    terms = [np.ones(len(rows)), rows[:, 0], rows[:, 1], np.sqrt(rows[:, 1]), 1 / rows[:, 2]]
+    return np.column_stack([*terms, rows[:, 3:]])
 
 
 def fit(rows: Array, each: Array) -> Array:
-    """(5,) non-negative coefficients with the least squared relative error of what one process takes."""
+    """(t,) non-negative coefficients with the least squared relative error of what one process takes."""
     return fit_relative(features(rows), each)
 
 
@@ -140,8 +153,8 @@ def upper_bound(asked: Array, rows: Array, each: Array) -> Array:
     enumerated once for all points.
 
     Args:
-        asked: (n, 3) `counts` of the points in question.
-        rows: (m, 3) those of the observed ones.
+        asked: (n, 3) `counts` of the points in question, or (n, 4) `loads`.
+        rows: (m, 3) those of the observed ones, or (m, 4) likewise.
         each: (m,) what one process took there.
     """
     corners = _corners(rows.tobytes(), each.tobytes())
@@ -151,12 +164,13 @@ def upper_bound(asked: Array, rows: Array, each: Array) -> Array:
 
 @functools.lru_cache(maxsize=16)
 def _corners(rows_bytes: bytes, each_bytes: bytes) -> Array:
-    """(v, 5) the extreme laws that agree with the observations, to within 3 % beyond the fit's worst error.
+    """(v, t) the extreme laws that agree with the observations, to within 3 % beyond the fit's worst error.
 
     By Quickhull, from the centre of the largest ball within (Barber, Dobkin and Huhdanpaa 1996, "The Quickhull
     algorithm for convex hulls").
     """
-    rows, each = np.frombuffer(rows_bytes).reshape(-1, 3), np.frombuffer(each_bytes)
+    each = np.frombuffer(each_bytes)
+    rows = np.frombuffer(rows_bytes).reshape(len(each), -1)
     error = np.abs(features(rows) @ fit(rows, each) / each - 1)
     terms = features(rows) / each[:, None]
     least = _UNSEEN_ERROR if len(terms) <= terms.shape[1] else 0.0
@@ -175,7 +189,7 @@ def _corners(rows_bytes: bytes, each_bytes: bytes) -> Array:
 
 
 def _vertices(halfspaces: Array, inside: Array) -> Array | None:
-    """(v, 5) vertices; planes that nearly coincide, which Quickhull may refuse, are joggled apart. None if it fails."""
+    """(v, t) vertices; planes that nearly coincide, which Quickhull may refuse, are joggled apart. None if it fails."""
     for options in ("Qx", "QJ"):
         with contextlib.suppress(QhullError):
             found: Array = HalfspaceIntersection(halfspaces, inside, qhull_options=options).intersections

@@ -20,6 +20,7 @@ from autotune.search.sharing import sharing_gain
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, comparable_history, load_trials
 from autotune.search.worth import episode_steps, training_s
+from autotune.workloads.learning import LearningChange, learning_of
 
 _COST_SHARE_MAX = 0.15
 
@@ -130,8 +131,19 @@ def conclude(
         launch_fraction=launch_fraction(history),
         knobs=knobs.concluded(recipe, tuning) if tuning else (),
         sharing=sharing_gain(history),
+        learning=learning_change(recipe, result, baseline),
         epochs=1 + max((record.epoch for record in records), default=0),
     )
+
+
+def learning_change(recipe: Recipe, tuned: ProbeResult, baseline: ProbeResult | None) -> LearningChange | None:
+    """What a measured point feeds the learner beside the baseline; None where the recipe does not say."""
+    effective = baseline.effective if baseline else {}
+    sides = (
+        learning_of(tuned.requested, recipe.hyperparameters, tuned.effective),
+        learning_of(recipe.baseline, recipe.hyperparameters, effective),
+    )
+    return LearningChange(tuned=sides[0], baseline=sides[1]) if sides[0] and sides[1] else None
 
 
 def _counts(records: Sequence[TrialRecord]) -> Mapping[str, int]:

@@ -14,7 +14,7 @@ from autotune.search.least_squares import fit_relative
 from autotune.search.memory import MemoryLimits, safe
 from autotune.search.model import Belief, believe, measured
 from autotune.search.risk import chance_stable
-from autotune.search.space import Array, Space, counts
+from autotune.search.space import Array, Space, counts, samples
 
 Stage = Literal["spread", "model", "neighbours"]
 
@@ -203,7 +203,7 @@ def predict_cost_s(problem: Problem, history: Sequence[ProbeResult], belief: Bel
 def _cost_terms(problem: Problem, rows: Array, log_sps: Array) -> Array:
     """(n, 4): one, processes, environments, seconds of a step (an iteration, or its shortest slice: a minibatch)."""
     samples_s = rows[:, 2] / np.exp(log_sps)
-    iteration_s = samples_s * rows[:, 0] * (problem.space.rollout or 1)
+    iteration_s = samples_s * samples(rows[:, 0], problem.space.rollout)
     step_s = np.minimum(iteration_s, np.maximum(samples_s * rows[:, 1], problem.slice_s))
     return np.column_stack([np.ones(len(rows)), rows[:, 2], rows[:, 0] * rows[:, 2], step_s])
 

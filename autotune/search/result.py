@@ -13,6 +13,7 @@ from autotune.search.sharing import SharingGain
 from autotune.search.trials import TrialRecord
 from autotune.stats import LAUNCH_FRACTION
 from autotune.units import format_count, format_duration, format_usd
+from autotune.workloads.learning import LearningChange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class StudyResult:
         epochs: how often the machine changed while it was searched, plus one.
         knobs: what was found of every other value of the recipe's further knobs.
         sharing: several processes against one, None unless both were measured as stable.
+        learning: what the point feeds the learner beside the baseline, None where the recipe does not say.
     """
 
     point: Point
@@ -69,6 +71,7 @@ class StudyResult:
     epochs: int = 1
     knobs: tuple[KnobDecision, ...] = ()
     sharing: SharingGain | None = None
+    learning: LearningChange | None = None
 
     @property
     def goodput_per_usd(self) -> float | None:

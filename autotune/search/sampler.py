@@ -18,6 +18,7 @@ from autotune.search.epochs import comparable
 from autotune.search.memory import MemoryLimits
 from autotune.search.propose import Problem, Proposal, propose
 from autotune.search.space import Space, grid
+from autotune.workloads.learning import Rollout
 
 RESULT = "result"
 """User attribute of a trial: its `ProbeResult` as JSON."""
@@ -180,7 +181,8 @@ class GoodputSampler(HistorySampler):
         self._limits = MemoryLimits(vram_bytes=vram_limit_bytes, ram_bytes=ram_limit_bytes)
         if problem is None and knobs is not None:
             points = [p for p in grid(knobs) if rollout is None or p.batch_size <= p.num_envs * rollout]
-            problem = Problem(space=Space(points=tuple(points), rollout=rollout), limits=self._limits)
+            rule = None if rollout is None else Rollout(steps=rollout)
+            problem = Problem(space=Space(points=tuple(points), rollout=rule), limits=self._limits)
         super().__init__(problem=problem, seed=seed)
 
     def propose(self, problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, IntDistribution
 
 from autotune.errors import UsageError
-from autotune.probe.recipe_file import batch_size_max
+from autotune.probe.recipe_file import batch_size_max, rollout_rule
 from autotune.records import KNOBS, KnobValue, Point, Recipe
+from autotune.workloads.learning import Rollout
 
 Array = NDArray[Any]
 
@@ -30,11 +31,11 @@ class Space:
 
     Attributes:
         points: in ascending order of num_envs, batch_size, concurrency.
-        rollout: vector steps per iteration, None where the recipe has none.
+        rollout: vector steps per iteration at any num_envs, None where the recipe has none.
     """
 
     points: tuple[Point, ...]
-    rollout: int | None = None
+    rollout: Rollout | None = None
 
     def __len__(self) -> int:
         return len(self.points)
@@ -91,12 +92,27 @@ def _level(levels: Sequence[int], value: int) -> int:
     return min(range(len(levels)), key=lambda i: abs(math.log(levels[i] / value)))
 
 
-def counts(points: Sequence[Point], rollout: int | None) -> Array:
+def counts(points: Sequence[Point], rollout: Rollout | None) -> Array:
     """(n, 3) num_envs, batch_size and concurrency; a minibatch is never larger than the rollout."""
     rows = np.array([[p.num_envs, p.batch_size, p.concurrency] for p in points], dtype=float).reshape(-1, 3)
     if rollout is not None:
-        rows[:, 1] = np.minimum(rows[:, 1], rows[:, 0] * rollout)
+        rows[:, 1] = np.minimum(rows[:, 1], samples(rows[:, 0], rollout))
     return rows
+
+
+def samples(num_envs: Array, rollout: Rollout | None) -> Array:
+    """(n,) env steps of one iteration of one process; one of each environment where the recipe has no rollout.
+
+    Args:
+        num_envs: (n,) environments per process, each of which the rollout allows.
+        rollout: of the recipe.
+    """
+    if rollout is None:
+        return num_envs
+    if rollout.samples_per_update is None:
+        result: Array = num_envs * rollout.steps
+        return result
+    return np.array([rollout.samples(int(each)) for each in num_envs], dtype=float)
 
 
 def space_of(recipe: Recipe) -> Space:
@@ -111,10 +127,9 @@ def space_of(recipe: Recipe) -> Space:
     if not feasible:
         raise UsageError(
             f"recipe {recipe.name!r} allows no point: every batch_size is larger than num_envs x rollout; "
-            "allow smaller batch sizes or more environments"
+            "allow smaller batch sizes or more environments (or other samples_per_update, where that is set)"
         )
-    rollout = recipe.hyperparameters.get("rollout")
-    return Space(points=tuple(feasible), rollout=rollout if isinstance(rollout, int) and rollout > 0 else None)
+    return Space(points=tuple(feasible), rollout=rollout_rule(recipe))
 
 
 def grid(knobs: Mapping[str, Sequence[KnobValue]], extra: tuple[tuple[str, KnobValue], ...] = ()) -> list[Point]:

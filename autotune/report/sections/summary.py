@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from autotune.report.availability import failure_rate_bound_per_hour
 from autotune.report.facts import Facts, Measured
-from autotune.report.learning import learning_of, loud_change
+from autotune.report.learning import checked, learning_of, loud_change
 from autotune.report.projection import HOUR_S
 from autotune.report.wording import UNKNOWN, against, code, counts, dollars, hours, speed, text
+from autotune.search.learning import sentences
 from autotune.units import format_duration, format_usd
 
 
@@ -102,8 +103,11 @@ def _sure(facts: Facts, tuned: Measured) -> list[str]:
         lines.append(f"**Stability:** no failure in {seen}, so at most {bound} failures per hour (95 %).")
     elif tuned.failures:
         lines.append(f"**Stability:** {tuned.failures} of its launches failed; see below.")
-    warning = loud_change(facts)
-    if warning:
+    warning, evidence = loud_change(facts), checked(facts)
+    if evidence:
+        verdict, _, figures = sentences(evidence)[0].partition(": ")
+        lines.append(f"**{text(verdict)}:** {text(figures, 1000)}")
+    elif warning:
         lines.append(f"**Learning not checked, and it may change:** {warning} than the baseline; see below.")
     elif learning_of(tuned, facts.hyperparameters):
         lines.append("**Learning not checked:** these figures are speed; see below how the settings feed the learner.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from autotune.manifest_schema import LearningSection
 from autotune.report.facts import Facts
-from autotune.report.learning import learning_of, loud_change
+from autotune.report.learning import checked, learning_of, loud_change
 from autotune.report.training import RETURN_WINDOW
 from autotune.report.wording import UNKNOWN, counts, signed_percent, table, text
+from autotune.search.learning import sentences
 from autotune.units import format_count, format_duration
 
 
@@ -22,14 +24,43 @@ def _learning(facts: Facts) -> str:
         ["samples per update (num_envs x rollout)", *(format_count(each.samples_per_update) for _, each in known)],
         ["optimizer steps per 1,000 env steps", *(format_count(each.updates_per_step * 1000) for _, each in known)],
     ]
+    fed = table(["each job", *(each.role for each, _ in known)], rows)
+    if evidence := checked(facts):
+        return f"{text(' '.join(sentences(evidence)), 2000)}\n\n{_pilots(evidence)}\n\n{fed}"
     warning = loud_change(facts)
     verdict = (
         f"**The tuned point has {warning} than the baseline.** Faster steps may teach less: learning was not "
-        "checked here. Compare a short training at both settings before a long one."
+        "checked here. Compare a short training at both settings before a long one (`autotune search --guard` does)."
         if warning
         else "Learning was not checked here: probes measure speed, and equally many steps can teach more or less."
     )
-    return f"{verdict}\n\n{table(['each job', *(each.role for each, _ in known)], rows)}"
+    return f"{verdict}\n\n{fed}"
+
+
+def _pilots(learning: LearningSection) -> str:
+    """What the pilots returned, and what was compared."""
+    sides = (("tuned", learning.tuned_returns), ("baseline", learning.baseline_returns))
+    rows = [
+        [
+            role,
+            _reach(side.final, side.final_low, side.final_high),
+            _reach(side.area, side.area_low, side.area_high),
+            ", ".join(format_count(value) for value in side.by_seed),
+        ]
+        for role, side in sides
+        if side
+    ]
+    note = (
+        "Pilots trained the first job's environment with equal env steps and seeds. The return is the mean of the last "
+        "100 games, over the last fifth of the env steps (what the verdict is about) and over all of them; intervals "
+        "are t intervals over the seeds (90 %, so that either end errs in 5 %)."
+    )
+    return f"{table(['pilots', 'return at the end', 'over all steps', 'at the end, by seed'], rows)}\n\n{note}"
+
+
+def _reach(value: float | None, low: float | None, high: float | None) -> str:
+    ends = "" if low is None or high is None else f" ({format_count(low)} to {format_count(high)})"
+    return f"{format_count(value)}{ends}"
 
 
 def _training(facts: Facts) -> str:

@@ -244,6 +244,7 @@ class PPOSession:
             "minibatches": -(-samples // self._point.batch_size),
             "rollout": self.settings.rollout,
             "epochs": self.settings.epochs,
+            "learning_rate": self.settings.learning_rate,
             "env_threads": self.environment.threads,
             "lanes": self._lanes.count,
             "overlap": self.settings.overlap,

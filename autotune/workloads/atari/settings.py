@@ -9,14 +9,17 @@ from pydantic import Field
 
 from autotune.errors import UsageError
 from autotune.records import Point
-from autotune.workloads.settings import Settings, parse_settings, workload_knobs
+from autotune.workloads.learning import LearningRule
+from autotune.workloads.settings import parse_settings, workload_knobs
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Option = bool | int | float | str
 
 
-class PPOSettings(Settings):
+class PPOSettings(LearningRule):
     """Hyperparameters of PPO (Schulman et al. 2017, arXiv:1707.06347), Atari values by default.
+
+    Those of `LearningRule` adapt rollout and learning rate to a point.
 
     Attributes:
         rollout: vector steps collected before each update.
@@ -92,12 +95,12 @@ class PPOSettings(Settings):
         return parse_settings(cls, "atari", values)
 
     def at(self, point: Point) -> Self:
-        """These settings with the point's further knobs put in.
+        """These settings as they take effect at a point: its further knobs, its rollout, its learning rate.
 
         Raises:
-            UsageError: a knob that is no setting, or a value out of range.
+            UsageError: a knob that is no setting, a value out of range, or a point beyond samples_per_update.
         """
-        return self.parse({**self.model_dump(), **workload_knobs(point)})
+        return self.parse({**self.model_dump(), **workload_knobs(point)}).in_effect(point)
 
 
 def check_point(settings: PPOSettings, point: Point) -> None:
@@ -113,10 +116,11 @@ def check_point(settings: PPOSettings, point: Point) -> None:
             raise UsageError(f"{name} is {value}; it must be at least 1")
     samples = point.num_envs * settings.rollout
     if point.batch_size > samples:
-        need = -(-point.batch_size // settings.rollout)
+        need = f"num_envs >= {-(-point.batch_size // settings.rollout)}"
+        more = "raise samples_per_update" if settings.samples_per_update else need
         raise UsageError(
             f"batch_size {point.batch_size} is larger than the rollout, which has num_envs {point.num_envs} x "
-            f"{settings.rollout} steps = {samples} samples; use batch_size <= {samples} or num_envs >= {need}"
+            f"{settings.rollout} steps = {samples} samples; use batch_size <= {samples} or {more}"
         )
     if point.batch_size == 1 and settings.advantage_normalisation == "minibatch":
         raise UsageError(

@@ -17,13 +17,14 @@ from autotune.errors import AutotuneError, UsageError
 from autotune.records import Job, Point
 from autotune.workloads import settings
 from autotune.workloads.guards import refuse_foreign_state
+from autotune.workloads.learning import LearningRule
 from autotune.workloads.protocol import Session
 
 DEVICES = "auto, cpu, cuda or cuda:<index>"
 
 
-class Settings(settings.Settings):
-    """Hyperparameters, the same for every point.
+class Settings(LearningRule):
+    """Hyperparameters, the same for every point; those of `LearningRule` adapt rollout and learning rate to it.
 
     Attributes:
         rollout: vector steps per training iteration.
@@ -78,11 +79,12 @@ class CartpoleJaxWorkload:
         """
         if point.num_envs < 1:
             raise UsageError(f"num_envs {point.num_envs} must be at least 1")
-        samples = point.num_envs * self.settings.rollout
+        rollout = self.settings.in_effect(point).rollout
+        samples = point.num_envs * rollout
         if not 1 <= point.batch_size <= samples:
             raise UsageError(
                 f"batch_size {point.batch_size} must lie between 1 and num_envs x rollout = "
-                f"{point.num_envs} x {self.settings.rollout} = {samples}: lower batch_size or raise num_envs"
+                f"{point.num_envs} x {rollout} = {samples}: lower batch_size or raise num_envs"
             )
         if knobs := settings.workload_knobs(point):
             names = ", ".join(knobs)
@@ -135,7 +137,7 @@ class CartpoleJaxWorkload:
         _require("jax")
         _require("envpool")
         session = importlib.import_module("autotune.workloads.cartpole_jax.session")
-        opened: Session = session.CartpoleJaxSession(self.settings, point, job, device)
+        opened: Session = session.CartpoleJaxSession(self.settings.in_effect(point), point, job, device)
         return opened
 
 

@@ -88,6 +88,8 @@ class CartpoleJaxSession:
             "num_envs": int(config.num_envs),
             "batch_size": self._point.batch_size,
             "rollout": self._settings.rollout,
+            "epochs": self._settings.epochs,
+            "learning_rate": self._settings.learning_rate,
             "minibatches": math.ceil(int(config.num_envs) * self._settings.rollout / self._point.batch_size),
             "env": self._job.env,
             "env_threads": int(config.num_threads),

@@ -28,6 +28,7 @@ from autotune.runs import create_run
 from autotune.search import memory
 from autotune.search.space import counts
 from autotune.search.study import run_study
+from autotune.workloads.learning import Rollout
 
 HERE = Path(__file__).parent
 SURFACES = HERE.parent / "surfaces"
@@ -76,7 +77,7 @@ def recorded(path: Path) -> dict[str, list[ProbeResult]]:
 def predictions(history: Sequence[ProbeResult], resource: memory.Resource, rollout: int | None) -> Iterator[dict]:
     """Fit and bound of each probe from those before it, against what it took."""
     seen = memory.observed(history, resource)
-    rows = counts([point for point, _ in seen], rollout)
+    rows = counts([point for point, _ in seen], None if rollout is None else Rollout(steps=rollout))
     each = np.array([taken for _, taken in seen])
     known = [list(row) for row in rows]
     for now in range(1, len(seen)):

@@ -1,0 +1,126 @@
+"""What a search says of learning: what the tuned point moves, and what pilots found of it, as a manifest keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autotune.manifest_schema import Knobs, LearningSection, PilotReturns
+from autotune.records import KNOBS, Point, Recipe
+from autotune.search.knobs import NEUTRAL
+from autotune.search.result import StudyResult
+from autotune.units import format_count
+
+REMEDY = (
+    "allow less in the recipe's [knobs] (num_envs, batch_size), keep its samples per update in a range "
+    "(samples_per_update = [least, most]) or let the learning rate follow (learning_rate_scaling), and search again; "
+    "or train at the baseline"
+)
+"""What to do about a point that teaches less."""
+
+
+def learns_alike(one: Point, other: Point) -> bool:
+    """Whether one process of either point trains in the same way: only what learning does not see differs."""
+    return _fed(one) == _fed(other)
+
+
+def _fed(point: Point) -> dict[str, object]:
+    return {name: value for name, value in point.knobs().items() if name not in (*NEUTRAL, KNOBS[2])}
+
+
+def unchecked(found: StudyResult, recipe: Recipe, detail: str = "") -> LearningSection:
+    """What is known of learning without pilots.
+
+    Args:
+        found: by the search.
+        recipe: that was searched.
+        detail: why there were none.
+    """
+    change = found.learning
+    if learns_alike(found.point, recipe.baseline):
+        detail = "each process trains as at the baseline, only speed differs"
+    return LearningSection(
+        status="not checked",
+        detail=detail,
+        warning=change.warning if change else None,
+        point=knobs_of(found.point),
+        baseline=knobs_of(recipe.baseline),
+        samples_per_update_ratio=change.samples_ratio if change else None,
+        updates_per_step_ratio=change.updates_ratio if change else None,
+    )
+
+
+def knobs_of(point: Point) -> Knobs:
+    """A point as manifests write it."""
+    return Knobs.model_validate(point.knobs())
+
+
+def sentences(learning: LearningSection) -> list[str]:
+    """What a search or a report says of it; the first sentence is the verdict, loud where it has to be."""
+    moved = f"{learning.warning} than the baseline" if learning.warning else ""
+    if learning.status == "not checked":
+        return _not_checked(learning, moved)
+    evidence = _evidence(learning)
+    although = [f"The tuned point has {moved}."] if moved else []
+    if learning.status == "passed":
+        return [f"Learning checked: {evidence}: not worse by more than the margin.", *although]
+    if learning.status == "failed":
+        why = f" ({learning.detail})" if learning.detail else ""
+        return [
+            f"LEARNING FAILED THE GUARD: an env step at the tuned point teaches less than at the baseline{why}: "
+            f"{evidence}. The recommendation stands for speed alone.",
+            *although,
+            f"What to do: {REMEDY}.",
+        ]
+    return [
+        f"LEARNING NOT SETTLED: {learning.detail or 'the interval reaches beyond the margin'}: {evidence}.",
+        *although,
+        "What to do: more --guard-seeds narrow the interval, more --guard-steps let both learn more.",
+    ]
+
+
+def _not_checked(learning: LearningSection, moved: str) -> list[str]:
+    why = f" ({learning.detail})" if learning.detail else ""
+    if moved:
+        return [
+            f"LEARNING NOT CHECKED, AND IT MAY CHANGE: {moved}{why}; an env step may teach less. "
+            "`autotune search --guard` compares short trainings of both."
+        ]
+    ratios = (learning.samples_per_update_ratio, learning.updates_per_step_ratio)
+    fed = [f"{ratio:.2g}x {name}" for ratio, name in zip(ratios, _FED, strict=True) if ratio is not None]
+    against = f": {', '.join(fed)} of the baseline's" if fed else ""
+    return [f"Learning not checked{why}{against}."] if why or against else []
+
+
+_FED = ("samples per update", "optimizer steps per env step")
+
+
+def _evidence(learning: LearningSection) -> str:
+    """``return 31.2 [28, 34] against 30.1 [27, 33] at the baseline, difference 1.1 [-2, 4], margin 2.9 (10 % ...)``."""
+    where = f"after {format_count(learning.env_steps)} env steps of {learning.env}, {len(learning.seeds)} seeds each"
+    known = learning.difference is not None
+    parts = [
+        f"return {_returned(learning.tuned_returns)} against {_returned(learning.baseline_returns)} at the baseline",
+        *([f"difference {_with_ends(_interval(learning))}"] if known else []),
+        *([_margin(learning)] if learning.margin is not None else []),
+        where,
+    ]
+    return ", ".join(parts)
+
+
+def _interval(learning: LearningSection) -> Sequence[float | None]:
+    return learning.difference, learning.difference_low, learning.difference_high
+
+
+def _margin(learning: LearningSection) -> str:
+    share = f" ({learning.margin_fraction:.0%} of what the baseline learnt)" if learning.margin_fraction else ""
+    return f"margin {format_count(learning.margin)}{share}"
+
+
+def _returned(returns: PilotReturns | None) -> str:
+    return _with_ends((returns.final, returns.final_low, returns.final_high)) if returns else "unknown"
+
+
+def _with_ends(values: Sequence[float | None]) -> str:
+    value, low, high = values
+    ends = "" if low is None or high is None else f" [{format_count(low)}, {format_count(high)}]"
+    return f"{format_count(value)}{ends}"
