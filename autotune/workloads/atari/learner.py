@@ -207,7 +207,7 @@ class Learner:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of parameters, every lane's gradients, Adam's two moments, and the copy that acts where there is one."""
+        """Bytes of parameters, every lane's gradients, Adam's two moments, and the copy that acts if there is one."""
         own = sum(parameter.nbytes for parameter in self.model.parameters())
         return own * (1 + len(self._models) + 2 + (self._actor is not self.model))
 
