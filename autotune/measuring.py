@@ -124,13 +124,15 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     facts = {name: options[name] for name in ("sampler", "seed", "executor")}
     run = open_run("search", recipe, executor.device, options, lacking=_GUARDED if plan else None, **facts)
     say(f"run {run.path}")
+    if plan:
+        say(f"guard: 2 x {plan.seeds} pilots follow the search, outside --budget; it says how long they take first")
     try:
         found = _study(recipe, executor, run, options, stop)
     except InfeasibleError as error:
         run.update(finished=not stop.exit_code)  # the same command then searches anew, with a budget
         error.exit_code = stop.exit_code or error.exit_code
         raise
-    learning = unchecked(found, recipe)
+    learning = unchecked(found, recipe, "the search was stopped before its guard" if plan and found.interrupted else "")
     if not executor.simulated:
         emit_manifest(found, recipe, run, executor.device, learning)
     checked = plan is None
