@@ -20,6 +20,18 @@ ITERATIONS_S = {"0.01 s": 0.01, "0.1 s": 0.1, "1 s": 1.0}
 """CartPole on a CPU takes 0.01 s, Breakout with 8 environments 1.3 s."""
 
 
+LIMIT = 0.002
+
+
+def shares(found: dict, cores: int) -> list[float]:
+    """Share that a benchmark's calls take of iterations of each length; empty for what happens once a probe."""
+    info, seconds = found["extra_info"], found["stats"]["median"]
+    share = 1 / cores if info.get("in_parent") else 1.0
+    if calls := info.get("calls_per_iteration"):
+        return [share * calls * seconds / each for each in ITERATIONS_S.values()]
+    return [share * info["calls_per_s"] * seconds] * len(ITERATIONS_S) if "calls_per_s" in info else []
+
+
 def cells(found: dict, cores: int) -> list[str]:
     """One row: what, where, seconds a call, how often, share of iterations of several lengths."""
     info, seconds = found["extra_info"], found["stats"]["median"]
@@ -27,14 +39,21 @@ def cells(found: dict, cores: int) -> list[str]:
     call = f"{1e6 * seconds:,.1f} µs" if seconds < 0.01 else f"{1e3 * seconds:,.0f} ms"
     if limit_s := info.get("limit_s"):
         return [name, call, f"at most {1e3 * limit_s:.0f} ms: {'kept' if seconds <= limit_s else 'MISSED'}"]
-    share = 1 / cores if info.get("in_parent") else 1.0
-    where = ", in the parent" if info.get("in_parent") else ", in the worker"
-    if calls := info.get("calls_per_iteration"):
-        shares = [f"{share * calls * seconds / each:.3%}" for each in ITERATIONS_S.values()]
-        return [name, call, f"{calls} an iteration{where}", *shares]
-    if calls := info.get("calls_per_s"):
-        return [name, call, f"{calls} a second{where}", *[f"{share * calls * seconds:.3%}"] * len(ITERATIONS_S)]
-    return [name, call, "once a probe, in the parent"]
+    taken = [f"{share:.3%}" for share in shares(found, cores)]
+    if not taken:
+        return [name, call, "once a probe, in the parent"]
+    where = "in the parent" if info.get("in_parent") else "in the worker"
+    calls, unit = info.get("calls_per_iteration"), "an iteration"
+    if not calls:
+        calls, unit = info["calls_per_s"], "a second"
+    return [name, call, f"{calls} {unit}, {where}", *taken]
+
+
+def together(benchmarks: list[dict], cores: int) -> list[str]:
+    """The sum, and whether it is kept."""
+    sums = [sum(column) for column in zip(*filter(None, (shares(each, cores) for each in benchmarks)), strict=True)]
+    told = [f"{value:.3%}: {'kept' if value <= LIMIT else 'MISSED'}" for value in sums]
+    return ["**together**", "", f"at most {LIMIT:.1%}", *told]
 
 
 def main() -> None:
@@ -54,6 +73,7 @@ def main() -> None:
     headers = ["what", "one call", "how often", *(f"share of {name}" for name in ITERATIONS_S)]
     cores = inspect_device("cpu").host.cpu_cores_allowed
     rows = [cells(found, cores) for found in results["benchmarks"]]
+    rows.append(together(results["benchmarks"], cores))
     table = tabulate.tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     brand = results["machine_info"]["cpu"].get("brand_raw", "unknown processor")
     head = f"Medians on {brand}, {cores:g} cores. Written by `looking.py` (beside), which defines the shares.\n\n"
