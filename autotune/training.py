@@ -14,6 +14,7 @@ from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, check_manifest, load_manifest
 from autotune.records import TrainResult
 from autotune.runs import Run, discarded_when_refused, find_run, hold_device
+from autotune.search.learning import concerns
 from autotune.signals import StopSignals
 from autotune.train.canary import train_run
 from autotune.train.folder import open_migrated_run, open_training_run
@@ -47,6 +48,8 @@ def run_training(options: dict[str, Any], say: Say) -> EndedTraining:
     device = inspect_device(options["device"])
     run, source = _choose_run(path, manifest, options)
     say(f"run {run.path}")
+    for sentence in concerns(manifest.checked()):
+        say(sentence)
     with (
         discarded_when_refused(run),
         run.hold(),

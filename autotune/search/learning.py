@@ -78,6 +78,13 @@ def sentences(learning: LearningSection) -> list[str]:
     ]
 
 
+def concerns(learning: LearningSection | None) -> list[str]:
+    """What is to be said again to whoever trains at the point; nothing where learning passed or hardly moved."""
+    if learning is None or learning.status == "passed" or (learning.status == "not checked" and not learning.warning):
+        return []
+    return sentences(learning)
+
+
 def _not_checked(learning: LearningSection, moved: str) -> list[str]:
     why = f" ({learning.detail})" if learning.detail else ""
     if moved:
