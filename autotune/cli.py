@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autotune import __version__
+from autotune.codec import to_json
 from autotune.errors import (
     EXIT_ERROR,
     EXIT_OK,
@@ -35,7 +36,6 @@ from autotune.options import (
     WORK,
     options,
 )
-from autotune.records import to_json
 
 if TYPE_CHECKING:
     from autotune.runs import Run

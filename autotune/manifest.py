@@ -19,11 +19,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from autotune import __version__, registry, resources
+from autotune.codec import to_json
 from autotune.device.mps import check_sharing
 from autotune.errors import FileError, ManifestError, UsageError
 from autotune.machine import DeviceInfo
 from autotune.manifest_schema import LearningSection, Manifest
-from autotune.records import SHARING, Budget, Point, ProbeResult, Recipe, to_json
+from autotune.records import SHARING, Budget, Point, ProbeResult, Recipe
 from autotune.store import canonical_json, content_hash, durable_write, make_folder
 
 __all__ = [

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from autotune.codec import to_json
 from autotune.errors import UsageError
-from autotune.records import COUNT_MAX, KNOBS, KnobValue, Point, Recipe, to_json
+from autotune.records import COUNT_MAX, KNOBS, KnobValue, Point, Recipe
 from autotune.units import parse_duration, parse_price
 
 if TYPE_CHECKING:

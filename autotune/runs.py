@@ -15,9 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from autotune.codec import from_json
 from autotune.errors import BusyError, FileError, UsageError
 from autotune.machine import DeviceInfo
-from autotune.records import from_json
 from autotune.store import content_hash, durable_write, make_folder, read_json, write_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

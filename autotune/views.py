@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from tabulate import tabulate
 
+from autotune.codec import to_json
 from autotune.export.rows import probe_row, trial_rows
 from autotune.manifest_schema import LearningSection
-from autotune.records import ProbeResult, TrainResult, to_json
+from autotune.records import ProbeResult, TrainResult
 from autotune.runs import Run, is_held
 from autotune.search.learning import sentences
 from autotune.search.result import StudyResult, economy, sentence

@@ -11,10 +11,11 @@ from typing import Any
 
 import optuna
 
+from autotune.codec import to_json
 from autotune.machine import DeviceInfo, GpuInfo, HostInfo
 from autotune.manifest import build_manifest, save_manifest
 from autotune.probe.recipe import dump_recipe
-from autotune.records import Budget, Job, Point, ProbeResult, Recipe, to_json
+from autotune.records import Budget, Job, Point, ProbeResult, Recipe
 from autotune.runs import Run, create_run
 from autotune.search.sampler import RESULT
 from autotune.search.trials import open_study

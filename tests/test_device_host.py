@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from fake_host import GIB, write_tree
 
+from autotune.codec import from_json, to_json
 from autotune.device import host
 from autotune.device.host import busy_cpu_seconds, inspect_host, process_identity
 from autotune.machine import HostInfo
-from autotune.records import from_json, to_json
 
 CGROUP_V2 = {
     "proc/self/cgroup": "0::/docker/job\n",

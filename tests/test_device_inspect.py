@@ -12,6 +12,7 @@ import pytest
 from fake_host import host, write_tree
 from fake_nvml import GIB, FakeNvml
 
+from autotune.codec import from_json, to_json
 from autotune.device.inspect import child_environment, inspect_device, mps_active, visible_gpus
 from autotune.device.live_gpu import LiveGpu
 from autotune.device.nvml import read_nvml
@@ -19,7 +20,6 @@ from autotune.device.prices import listed_price, price_table
 from autotune.device.smi import read_smi
 from autotune.errors import DeviceError, UsageError
 from autotune.machine import DeviceInfo, GpuInfo, GpuProcess
-from autotune.records import from_json, to_json
 
 NO_PROGRAM = {"run": lambda _: None}
 

@@ -10,11 +10,12 @@ import pytest
 from fake_host import GIB, host
 from fake_nvml import FakeNvml
 
+from autotune.codec import to_json
 from autotune.device.doctor import Diagnosis, check_rows, device_rows, diagnose, render_diagnosis
 from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError
 from autotune.machine import DeviceInfo, HostInfo
-from autotune.records import Budget, Job, Point, to_json
+from autotune.records import Budget, Job, Point
 from autotune.workloads import doctor as checks
 from autotune.workloads.doctor import DoctorWorkload
 from autotune.workloads.protocol import Finished

@@ -9,9 +9,10 @@ import time
 import psutil
 import pytest
 
+from autotune.codec import to_json
 from autotune.executors.environment import kept_memory, processor_tag, worker_environment
 from autotune.executors.process import descendants_of
-from autotune.records import Budget, Job, Point, Work, to_json
+from autotune.records import Budget, Job, Point, Work
 from autotune.worker.measure import step_message
 from autotune.worker.protocol import WorkerTask
 from autotune.workloads.protocol import OPENMP

@@ -24,7 +24,7 @@ from autotune.probe.recipe import command_recipe
 from autotune.records import Budget, Job, Point, ProbeResult, Recipe
 from autotune.report.render import render_report
 from autotune.runs import create_run, open_run
-from autotune.search.learning import sentences, unchecked
+from autotune.search.learning import concerns, sentences, unchecked
 from autotune.search.result import StudyResult
 from autotune.workloads.learning import Learning, LearningChange
 
@@ -167,12 +167,10 @@ def found(point, *, learning=None, baseline=None):
         rule_of_thumb=None,
         tied=(),
         ladder=(),
-        counts={},
         trials=(),
         points_measured=1,
         spent_s=1.0,
         budget_s=1.0,
-        interrupted=False,
         price_usd_per_hour=None,
         learning=learning,
     )
@@ -391,6 +389,25 @@ def test_the_report_states_the_verdict(tmp_path, device):
     assert "Learning not checked" not in shown["passed"]
     assert "return at the end" in shown["failed"] and "1, unknown" in shown["failed"]
     assert "What to do:" in shown["failed"]
+
+
+@pytest.mark.parametrize(("samples", "said"), [(16384.0, True), (2048.0, False)])
+def test_a_training_is_told_what_is_unchecked(tmp_path, capsys, samples, said):
+    point = Point(num_envs=16, batch_size=64)
+    learning = unchecked(found(point, learning=change(samples)), a_recipe())
+    data = json.loads(manifest_text(build_manifest(a_recipe(), point, learning=learning)))
+    data["jobs"] = data["jobs"][:1]
+    data["jobs"][0]["budget"] = {"unit": "steps", "amount": 500}
+    (tmp_path / "m.json").write_text(json.dumps(data))
+    assert main(["train", str(tmp_path / "m.json"), "--runs", str(tmp_path / "runs"), "--device", "cpu"]) == 0
+    assert ("LEARNING NOT CHECKED, AND IT MAY CHANGE: 16 times" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize(("status", "said"), [("passed", False), ("failed", True), ("inconclusive", True)])
+def test_a_verdict_is_repeated_unless_it_is_good(status, said):
+    known = unchecked(found(Point(num_envs=16, batch_size=64)), a_recipe())
+    learning = known.model_copy(update={"status": status, "env_steps": 1000})
+    assert concerns(learning) == (sentences(learning) if said else [])
 
 
 SEARCHED = """

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from autotune import registry
+from autotune.codec import to_json
 from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError, WorkerError
 from autotune.executors import ending
@@ -24,7 +25,7 @@ from autotune.executors.process import WorkerProcess
 from autotune.meters import base
 from autotune.probe.recipe import command_recipe, load_recipe
 from autotune.probe.run import run_probe
-from autotune.records import Budget, Job, MeasurePlan, Point, to_json
+from autotune.records import Budget, Job, MeasurePlan, Point
 from autotune.runs import Run
 from autotune.store import canonical_json, read_lines
 from autotune.worker.protocol import WorkerTask

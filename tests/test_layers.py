@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent / "autotune"
 LAYERS = [
     {"__version__", "errors", "machine", "progress"},
     {"records"},
+    {"codec"},
     {"registry", "signals", "stats", "store", "units"},
     {"resources", "runs"},
     {"device", "workloads"},

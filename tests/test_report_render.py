@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from report_run import device, make_run, recipe, result, search_trials
 
+from autotune.codec import to_json
 from autotune.errors import FileError
-from autotune.records import Budget, Job, Point, to_json
+from autotune.records import Budget, Job, Point
 from autotune.report.facts import Facts, Price, gather
 from autotune.report.figures import report_json
 from autotune.report.render import priced_facts, render_report, render_sections, to_html

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from autotune.codec import to_json
 from autotune.executors import window
 from autotune.executors.cgroup import MemoryGroup, offer_as_victim
 from autotune.executors.process import Message, WorkerProcess
@@ -15,7 +16,7 @@ from autotune.executors.stability import Seen, judge, neighbours
 from autotune.executors.window import Step
 from autotune.machine import DeviceInfo
 from autotune.meters.summary import energy_j, first, mean, peak, rate
-from autotune.records import ProbeRequest, ProbeResult, Reading, Status, to_json
+from autotune.records import ProbeRequest, ProbeResult, Reading, Status
 from autotune.stats import estimate, summed_batch_rates, window_noise
 from autotune.store import canonical_json, durable_write, make_folder
 

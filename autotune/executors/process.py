@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 
+from autotune.codec import to_json
 from autotune.errors import WorkerError
 from autotune.executors.environment import worker_environment
-from autotune.records import to_json
 from autotune.store import canonical_json, make_folder
 from autotune.worker.protocol import WorkerTask
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from autotune import __version__
+from autotune.codec import to_json
 from autotune.machine import DeviceInfo
-from autotune.records import Point, ProbeResult, to_json
+from autotune.records import Point, ProbeResult
 
 _KEPT = ("sps", "sps_low", "sps_high", "grade", "noise_fraction", "window_s", "vram_peak_bytes", "ram_peak_bytes")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from autotune.records import ProbeResult, to_json
+from autotune.codec import to_json
+from autotune.records import ProbeResult
 from autotune.search.trials import TrialRecord
 
 

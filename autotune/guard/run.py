@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from autotune.codec import to_json
 from autotune.guard.pilots import GuardPlan, Pilots
 from autotune.guard.verdict import Comparison, Curve, Interval, Side, compare, curve_of
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, manifest_text, save_manifest
 from autotune.manifest_schema import LearningSection, PilotReturns
-from autotune.records import TrainResult, to_json
+from autotune.records import TrainResult
 from autotune.runs import Run, create_run
 from autotune.store import canonical_json, content_hash
 from autotune.train.status import Snapshot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -115,24 +115,21 @@ def conclude(
         rule_of_thumb=rule_of_thumb,
         tied=tuple(entry.point for entry in tied),
         ladder=confirm.lighter(history, heaviest),
-        counts=_counts(records),
         trials=records,
         points_measured=len(confirm.pool(history)),
         spent_s=spent_s,
         budget_s=budget_s,
-        interrupted=ended == "stopped",
         price_usd_per_hour=price,
         ended=ended,
         skipped=tuple(too_costly(problem, history)),
         observed_s=confirm.observed_s(every, best.point),
         training_s=training_s(jobs, result, length),
-        baseline_training_s=training_s(jobs, baseline, length) if baseline else None,
-        rule_of_thumb_training_s=training_s(jobs, rule_of_thumb, length) if rule_of_thumb else None,
+        baseline_training_s=training_s(jobs, baseline, length),
+        rule_of_thumb_training_s=training_s(jobs, rule_of_thumb, length),
         launch_fraction=launch_fraction(history),
         knobs=knobs.concluded(recipe, tuning) if tuning else (),
         sharing=sharing_gain(history),
         learning=learning_change(recipe, result, baseline),
-        epochs=1 + max((record.epoch for record in records), default=0),
     )
 
 
@@ -144,11 +141,6 @@ def learning_change(recipe: Recipe, tuned: ProbeResult, baseline: ProbeResult | 
         learning_of(recipe.baseline, recipe.hyperparameters, effective),
     )
     return LearningChange(tuned=sides[0], baseline=sides[1]) if sides[0] and sides[1] else None
-
-
-def _counts(records: Sequence[TrialRecord]) -> Mapping[str, int]:
-    failures = ("oom", "crashed", "host_lost", "timeout", "unstable")
-    return {status: sum(r.counts and r.result.status == status for r in records) for status in failures}
 
 
 def _stated(history: Sequence[ProbeResult], point: Point) -> ProbeResult | None:

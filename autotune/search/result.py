@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autotune.records import Point, ProbeResult
+from autotune.records import STATUSES, Point, ProbeResult
 from autotune.search.knobs import KnobDecision
 from autotune.search.plan import Ending
 from autotune.search.precision import NORMAL_95, stated_error
@@ -27,12 +27,10 @@ class StudyResult:
         rule_of_thumb: the same of what an expert sets without measuring.
         tied: points whose intervals overlap the recommended one's.
         ladder: lighter stable points, each lighter than the one before.
-        counts: failed probes by status.
         trials: everything that was run, in order.
         points_measured: distinct stable points.
         spent_s: over all resumptions.
         budget_s: what was allowed.
-        interrupted: whether it was stopped before the plan ended.
         price_usd_per_hour: of the machine, None when unknown.
         ended: why it ended.
         skipped: points that were left out because their probe would take over 15 % of the budget, and its
@@ -42,7 +40,6 @@ class StudyResult:
         baseline_training_s: at the baseline.
         rule_of_thumb_training_s: at the rule of thumb.
         launch_fraction: launch-to-launch deviation over the repeats, 1 % until known.
-        epochs: how often the machine changed while it was searched, plus one.
         knobs: what was found of every other value of the recipe's further knobs.
         sharing: several processes against one, None unless both were measured as stable.
         learning: what the point feeds the learner beside the baseline, None where the recipe does not say.
@@ -54,12 +51,10 @@ class StudyResult:
     rule_of_thumb: ProbeResult | None
     tied: tuple[Point, ...]
     ladder: tuple[ProbeResult, ...]
-    counts: Mapping[str, int]
     trials: tuple[TrialRecord, ...]
     points_measured: int
     spent_s: float
     budget_s: float
-    interrupted: bool
     price_usd_per_hour: float | None
     ended: Ending = "budget"
     skipped: tuple[tuple[Point, float], ...] = ()
@@ -68,10 +63,25 @@ class StudyResult:
     baseline_training_s: float | None = None
     rule_of_thumb_training_s: float | None = None
     launch_fraction: float = LAUNCH_FRACTION
-    epochs: int = 1
     knobs: tuple[KnobDecision, ...] = ()
     sharing: SharingGain | None = None
     learning: LearningChange | None = None
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Failed probes by status."""
+        kept = [trial.result.status for trial in self.trials if trial.counts]
+        return {status: kept.count(status) for status in STATUSES if status != "ok"}
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was stopped before the plan ended."""
+        return self.ended == "stopped"
+
+    @property
+    def epochs(self) -> int:
+        """How often the machine changed while it was searched, plus one."""
+        return 1 + max((trial.epoch for trial in self.trials), default=0)
 
     @property
     def goodput_per_usd(self) -> float | None:

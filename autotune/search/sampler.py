@@ -11,9 +11,10 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.codec import from_json
 from autotune.errors import UsageError
 from autotune.probe.schema import CONCURRENCY_LEVELS
-from autotune.records import KNOBS, KnobValue, Point, ProbeResult, from_json
+from autotune.records import KNOBS, KnobValue, Point, ProbeResult
 from autotune.search.epochs import comparable
 from autotune.search.memory import MemoryLimits
 from autotune.search.propose import Problem, Proposal, propose

@@ -18,8 +18,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from autotune.codec import from_json, to_json
 from autotune.errors import FileError
-from autotune.records import KNOBS, Point, ProbeResult, from_json, to_json
+from autotune.records import KNOBS, Point, ProbeResult
 from autotune.runs import Run
 from autotune.search.epochs import comparable
 from autotune.search.sampler import EPOCH, IGNORED, RESULT

@@ -40,12 +40,12 @@ def makespan(lengths: Sequence[float], slots: int) -> float:
     return max(free_at)
 
 
-def training_s(jobs: Sequence[Job], result: ProbeResult, steps_per_episode: float | None) -> float | None:
+def training_s(jobs: Sequence[Job], result: ProbeResult | None, steps_per_episode: float | None) -> float | None:
     """Wall seconds that all jobs take at a measured point, None where a job's length or the speed is not known.
 
     Jobs with a budget in hours take those, however fast they run.
     """
-    if not result.sps or not jobs:
+    if result is None or not result.sps or not jobs:
         return None
     slots = result.requested.concurrency
     lengths = [_job_s(job.budget, result.sps / slots, steps_per_episode) for job in jobs]

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import pytest
 
+from autotune.codec import from_json, to_json
 from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
-from autotune.records import STATUSES, ProbeRequest, ProbeResult, Recipe, Status, from_json, to_json
+from autotune.records import STATUSES, ProbeRequest, ProbeResult, Recipe, Status
 
 
 class ExecutorContract:

@@ -151,7 +151,8 @@ class WorkloadContract:
     def test_naming_it_loads_no_framework(self) -> None:
         """A parent process can import it, construct it and check a point."""
         code = (
-            "import json, sys; from autotune import registry; from autotune.records import Job, Point, from_json\n"
+            "import json, sys; from autotune import registry\n"
+            "from autotune.codec import from_json; from autotune.records import Job, Point\n"
             "name, hyperparameters, point, job = json.loads(sys.argv[1])\n"
             "workload = registry.load('workload', name)(hyperparameters)\n"
             "workload.check(from_json(Point, point), [from_json(Job, job)])\n"

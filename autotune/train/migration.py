@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from autotune.codec import from_json, to_json
 from autotune.errors import FileError, UsageError
-from autotune.records import KnobValue, from_json, to_json
+from autotune.records import KnobValue
 from autotune.runs import Run
 from autotune.store import read_json, write_json
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from autotune.codec import from_json, to_json
 from autotune.device.host import process_identity
 from autotune.errors import FileError, UsageError
-from autotune.records import from_json, to_json
 from autotune.runs import Run
 from autotune.store import read_json, write_json
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from autotune.codec import to_json
 from autotune.device.inspect import child_environment
 from autotune.device.live_gpu import LiveGpu
 from autotune.device.mps import shared_if_possible
@@ -14,7 +15,7 @@ from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, check_manifest, manifest_hash
 from autotune.meters.host import pss_bytes
-from autotune.records import MeasurePlan, TrainResult, to_json
+from autotune.records import MeasurePlan, TrainResult
 from autotune.runs import Run
 from autotune.store import write_json
 from autotune.train.events import EventLog, last_event, read_events

@@ -17,9 +17,9 @@ from typing import IO, Any
 import psutil
 
 from autotune import registry
+from autotune.codec import from_json, to_json
 from autotune.device.host import ram_available_bytes
 from autotune.errors import AutotuneError, UsageError
-from autotune.records import from_json, to_json
 from autotune.worker.measure import measure, run_steps
 from autotune.worker.protocol import WorkerTask
 from autotune.workloads.guards import RAM_VARIABLE

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from autotune.records import Work, to_json
+from autotune.codec import to_json
+from autotune.records import Work
 from autotune.workloads.protocol import Finished, Session
 
 _SLICES_WHEN_LONG = 4

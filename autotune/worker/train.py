@@ -12,8 +12,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from autotune.codec import to_json
 from autotune.errors import BusyError, WorkerError
-from autotune.records import Budget, Work, to_json
+from autotune.records import Budget, Work
 from autotune.store import make_folder
 from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint, refuse_nonfinite, save_checkpoint
 from autotune.worker.metrics import MetricsFile

@@ -68,9 +68,7 @@ class Learner:
         self.channels_last = spec.kind == "image" and (
             device.type != "mps" if settings.channels_last == "auto" else settings.channels_last
         )
-        self.model = build_model(spec, settings.hidden, seed).to(device)
-        if self.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = self._build(spec, seed)
         self.compiled = settings.compile
         self._models = [self.model, *(_twin(self.model, spec, settings) for _ in range(1, self._lanes.count))]
         self._networks = [compiled(model, device) if self.compiled else model for model in self._models]
@@ -83,9 +81,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self._actor, self._policy = self.model, self._networks[0]
         if settings.overlap:
-            self._actor = build_model(spec, settings.hidden, seed).to(device).requires_grad_(False)
-            if self.channels_last:
-                self._actor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._actor = self._build(spec, seed).requires_grad_(False)
             self._policy = compiled(self._actor, device) if self.compiled else self._actor
         # The learner's comes first; an actor beside it cannot share it.
         self._generators = [torch.Generator(device) for _ in range(actors + settings.overlap)]
@@ -94,6 +90,13 @@ class Learner:
         self.updates = 0
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
+
+    def _build(self, spec: EnvironmentSpec, seed: int) -> nn.Module:
+        """The network as it is kept: on the device, in the memory layout in effect."""
+        model = build_model(spec, self.settings.hidden, seed).to(self.device)
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

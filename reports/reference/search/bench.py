@@ -25,6 +25,7 @@ import numpy as np
 import optuna
 import pandas as pd
 
+from autotune.codec import to_json
 from autotune.executors.replay import ReplayExecutor, load_surface, surface_recipe
 from autotune.probe.run import run_probe
 from autotune.records import ProbeResult
@@ -35,7 +36,7 @@ from autotune.search.propose import Problem
 from autotune.search.sampler import RESULT, FixedSampler, HistorySampler, SnappedSampler
 from autotune.search.space import space_of
 from autotune.search.study import run_study
-from autotune.search.trials import constraints, to_json, worst_value
+from autotune.search.trials import constraints, worst_value
 
 HERE = Path(__file__).parent
 OURS = "autotune"
