@@ -214,6 +214,13 @@ def test_breakout_trains_with_images_and_reports_what_took_effect(monkeypatch):
     session.close()
 
 
+def test_a_small_network_computes_with_one_thread_whatever_its_share(monkeypatch):
+    monkeypatch.setenv("AUTOTUNE_THREADS", "2")
+    session = open_session()
+    assert (session.effective["torch_threads"], torch.get_num_threads(), session.effective["lanes"]) == (1, 1, 1)
+    session.close()
+
+
 @pytest.mark.parametrize(
     ("known", "precisions"),
     [
