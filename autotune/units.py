@@ -104,6 +104,11 @@ def format_count(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """``1, "process", "processes"`` -> ``one process``; ``1200, "launch", "launches"`` -> ``1,200 launches``."""
+    return f"one {noun}" if count == 1 else f"{count:,} {plural or noun + 's'}"
+
+
 def format_usd(amount: float | None) -> str:
     """``15600`` -> ``15,600.00 USD``; ``unknown`` for None."""
     return "unknown" if amount is None or not math.isfinite(amount) else f"{amount:,.2f} USD"

@@ -17,7 +17,7 @@ from autotune.search.learning import sentences
 from autotune.search.result import StudyResult, economy, sentence
 from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
-from autotune.units import format_bytes, format_count, format_duration
+from autotune.units import counted, format_bytes, format_count, format_duration
 
 
 def describe(result: ProbeResult) -> str:
@@ -219,7 +219,7 @@ def _search_status(run: Run, state: dict[str, Any]) -> str:
     spent = format_duration(state["spent_s"]) if "spent_s" in state else "unknown time"
     phase = "finished" if state.get("finished") else "running" if is_held(run.path) else "unfinished, resumable"
     fastest = "none stable yet" if best is None else f"fastest {describe(best)}"
-    return f"{state['command']}: {phase}, {len(trials)} probes in {spent}, {fastest}"
+    return f"{state['command']}: {phase}, {counted(len(trials), 'probe')} in {spent}, {fastest}"
 
 
 def status_json(run: Run) -> dict[str, Any]:

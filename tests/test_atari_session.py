@@ -225,11 +225,11 @@ def test_a_small_network_computes_with_one_thread_whatever_its_share(monkeypatch
     ("known", "precisions"),
     [
         ({"amx_bf16": True, "avx512_bf16": True}, ("bf16", "fp32")),
-        ({"amx_bf16": False, "avx512_bf16": True}, ("fp32", "bf16")),
+        ({"amx_bf16": False, "avx512_bf16": True}, ("bf16", "fp32")),
         ({"avx2": True}, ("fp32",)),
     ],
 )
-def test_a_cpu_computes_in_bf16_by_default_where_it_has_tiles_for_it(monkeypatch, known, precisions):
+def test_a_cpu_computes_in_bf16_by_default_where_it_has_instructions_for_it(monkeypatch, known, precisions):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     assert native_precisions(torch.device("cpu")) == precisions
 

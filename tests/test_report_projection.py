@@ -8,8 +8,6 @@ from autotune.report.availability import (
     availability,
     best_checkpoint_interval_s,
     effective_cost_usd,
-    failure_rate_bound_per_hour,
-    failure_rate_mean_per_hour,
 )
 from autotune.report.projection import (
     Quantity,
@@ -21,6 +19,7 @@ from autotune.report.projection import (
     tied,
 )
 from autotune.search.worth import makespan
+from autotune.stats import failure_rate_bound_per_hour, failure_rate_mean_per_hour
 
 # The facts of a real ten-game effort at 2.00 USD per hour; episodes, hours and dollars are its own arithmetic.
 EPISODES = {

@@ -16,6 +16,7 @@ from autotune.search.plan import final_cost_s, final_reserve_s
 from autotune.search.precision import launch_fraction
 from autotune.search.propose import Problem, predict_cost_s, propose
 from autotune.search.space import Space, counts, grid, space_of
+from autotune.stats import LAUNCH_FRACTION
 
 SPACE = Space(points=tuple(grid({"num_envs": ENVS, "batch_size": BATCHES, "concurrency": LEVELS})))
 
@@ -254,17 +255,18 @@ def test_repeats_are_pooled_by_precision_and_a_failure_disqualifies():
     entry = pool(
         [
             stable(point, 100.0, error=0.02),
-            stable(point, 110.0, error=0.01),
+            stable(point, 110.0, error=0.018),
             stable(at(16, 64), 500.0),
             failed(at(16, 64)),
         ]
     )
     assert len(entry) == 1
-    launch = launch_fraction([stable(point, 100.0, error=0.02), stable(point, 110.0, error=0.01)])
-    weights = (105 * np.hypot([0.03**0.5 / 10, 1e-3], launch)) ** -2.0  # errors in units of the median 105
+    launch = launch_fraction([stable(point, 100.0, error=0.02), stable(point, 110.0, error=0.018)])
+    windows = np.sqrt(np.square([0.02, 0.018]) - LAUNCH_FRACTION**2)
+    weights = (105 * np.hypot(windows, launch)) ** -2.0  # errors in units of the median 105
     assert entry[0].sps == pytest.approx((weights * [100, 110]).sum() / weights.sum())
     assert entry[0].error_sps == pytest.approx(weights.sum() ** -0.5)
-    assert launch > 0.012, "two launches 10 % apart"
+    assert launch > 1.2 * LAUNCH_FRACTION, "two launches 10 % apart"
 
 
 def test_the_winner_is_confirmed_and_ties_go_to_the_lighter():

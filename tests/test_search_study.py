@@ -1,5 +1,6 @@
 """Whole searches on recorded surfaces: plan, budget, failures, stopping, resuming."""
 
+import math
 import sqlite3
 from dataclasses import replace
 
@@ -361,7 +362,7 @@ def test_what_remains_of_the_budget_soaks_the_winner(surface, run):
     own = [r.result for r in found.trials if r.result.requested == found.point]
     assert found.observed_s == pytest.approx(sum(r.cost_s - r.startup_s for r in own))
     assert 1800.0 - found.spent_s < 60.0 + 1e-6, "less is left than another window takes"
-    assert f"at most {3 / (found.observed_s / 3600):.2g} per hour" in economy(found)
+    assert f"at most {-math.log(0.05) / (found.observed_s / 3600):.3g} per hour" in economy(found)
 
 
 def test_the_references_get_a_final_window_where_the_budget_has_room(surface, run):

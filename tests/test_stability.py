@@ -226,12 +226,14 @@ def noise(rng: np.random.Generator, deviation: float, correlation: float) -> np.
 
 
 def innocent(rng: np.random.Generator) -> np.ndarray:
-    """Memory that does not leak: noise, jumps, garbage collection, a fill that ends, settling after 20 s."""
+    """Memory that does not leak: noise, jumps, a heap's steps, garbage collection, a fill that ends, settling."""
     size = MIB * np.exp(rng.uniform(np.log(4), np.log(512)))
-    shape = rng.choice(["flat", "jumps", "collected", "filled", "settling"])
+    shape = rng.choice(["flat", "jumps", "steps", "collected", "filled", "settling"])
     values = noise(rng, MIB * rng.choice([0.1, 0.5, 1, 3, 10]), rng.uniform(0, 0.95))
     if shape == "jumps":
         values += sum(size * rng.choice([-1, 1]) * (rng.uniform(0, 30) < T_S) for _ in range(rng.integers(1, 4)))
+    elif shape == "steps":  # of one size, as launches of Breakout show; in their first half minute
+        values += size / 4 * sum((rng.uniform(0, 30) < T_S).astype(float) for _ in range(rng.integers(3, 7)))
     elif shape == "collected":
         values += size * ((T_S / rng.uniform(1, 20) + rng.uniform()) % 1)
     elif shape == "filled":

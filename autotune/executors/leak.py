@@ -14,6 +14,9 @@ _STRAIGHT = 8.0
 """A leak's growth over a window is this many deviations of the readings about its line at least."""
 _SETTLING = 0.75
 """Growth of the second half over that of the first, below which memory is taken to settle."""
+_PIECES = 6
+_THROUGHOUT = 0.25
+"""Every sixth of a window adds at least this much of its share: an allocator grows by a few steps, then rests."""
 _READINGS_MIN = 20
 _SPAN_MIN_S = 25.0
 _READINGS_MAX = 240
@@ -26,7 +29,8 @@ def hours_to(limit_bytes: float, readings: Sequence[tuple[float, float]]) -> flo
 
     It grows when the lower 95 % bound of the slope (Theil 1950; Sen 1968, which a minority of outliers
     does not move) leads to the limit, when both halves grow at such a pace and the second not clearly more
-    slowly than the first (an exponential approach is no leak), by 16 MiB at least in all, along a straight line.
+    slowly than the first (an exponential approach is no leak), by 16 MiB at least in all, along a straight line and
+    throughout the window (a heap that grows by steps until it has what it needs is no leak).
 
     Args:
         limit_bytes: what must not be reached.
@@ -42,6 +46,8 @@ def hours_to(limit_bytes: float, readings: Sequence[tuple[float, float]]) -> flo
     slope, low = _slope(times_s, sizes)
     needed = max(0.0, limit_bytes - float(np.median(sizes[-5:]))) / HORIZON_S
     if low <= needed or slope * span_s < GROWTH_MIN_BYTES or not _straight(times_s, sizes, slope):
+        return None
+    if not _throughout(sizes):
         return None
     half = len(times_s) // 2
     (early, early_low), (late, late_low) = (_slope(times_s[p], sizes[p]) for p in (slice(half), slice(half, None)))
@@ -63,3 +69,9 @@ def _straight(times_s: NDArray[np.float64], sizes: NDArray[np.float64], slope: f
     rest = sizes - slope * times_s
     deviation = _MAD_TO_DEVIATION * float(np.median(np.abs(rest - np.median(rest))))
     return slope * float(times_s[-1] - times_s[0]) >= _STRAIGHT * deviation
+
+
+def _throughout(sizes: NDArray[np.float64]) -> bool:
+    """Whether every piece of the window took part in the growth."""
+    levels = np.array([np.median(piece) for piece in np.array_split(sizes, _PIECES)])
+    return float(np.diff(levels).min()) >= _THROUGHOUT * float(levels[-1] - levels[0]) / (_PIECES - 1)

@@ -19,6 +19,7 @@ from autotune.probe.recipe import load_recipe
 from autotune.runs import Run, load_device
 from autotune.search.trials import TrialRecord, load_trials
 from autotune.store import canonical_json, durable_write
+from autotune.units import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +127,8 @@ def export_run(files: Sequence[Path], run: Run, price: float | None) -> list[str
 
 def _count(path: Path, measurements: Measurements) -> str:
     if path.suffix.lower() != ".json":
-        return f"{len(measurements.trials)} rows"
+        return counted(len(measurements.trials), "row")
     points = {trial.result.requested for trial in measurements.trials}
     stable = {trial.result.requested for trial in measurements.trials if trial.result.ok}
     left_out = f" ({len(points - stable)} without a stable measurement left out)" if points - stable else ""
-    return f"{len(stable)} points{left_out}"
+    return f"{counted(len(stable), 'point')}{left_out}"

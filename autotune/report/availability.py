@@ -1,4 +1,4 @@
-"""How much of the time survives failures: availability, checkpoint interval, failure rates."""
+"""How much of the time survives failures: availability and checkpoint interval."""
 
 from __future__ import annotations
 
@@ -40,16 +40,3 @@ def best_checkpoint_interval_s(mean_failure_s: float, checkpoint_s: float) -> fl
     """
     argument = -math.exp(-checkpoint_s / mean_failure_s - 1)
     return mean_failure_s * (1 + float(special.lambertw(argument).real))  # type: ignore[no-untyped-call]
-
-
-def failure_rate_bound_per_hour(failures: int, hours: float, confidence: float = 0.95) -> float:
-    """Exact one-sided upper bound chi2_c(2k + 2) / (2T) of a Poisson rate (Garwood 1936); none in T: about 3/T.
-
-    Half of chi-squared's quantile with 2k + 2 degrees is the gamma quantile of shape k + 1.
-    """
-    return float(special.gammaincinv(failures + 1, confidence)) / hours
-
-
-def failure_rate_mean_per_hour(failures: int, hours: float) -> float:
-    """Mean rate (k + 1/2) / T under Jeffreys' prior (Jeffreys 1946)."""
-    return (failures + 0.5) / hours

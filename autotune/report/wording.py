@@ -12,7 +12,7 @@ from tabulate import tabulate
 from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S, Quantity, Savings, savings
 from autotune.search.result import ratio
-from autotune.units import format_count, format_duration, format_usd
+from autotune.units import counted, format_count, format_duration, format_usd
 
 UNKNOWN = "unknown"
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#!])")
@@ -115,7 +115,7 @@ def plus_minus(value: Quantity | None) -> str:
 
 def evidence(measured: Measured) -> str:
     """What stands behind a figure: ``95 %, this machine, 3 launches`` or weaker words."""
-    launches = "one launch" if measured.launches == 1 else f"{measured.launches} launches"
+    launches = counted(measured.launches, "launch", "launches")
     windows = "" if measured.result.grade == "final" else ", quick windows"
     return f"95 %, this machine, {launches}{windows}"
 

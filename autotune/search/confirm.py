@@ -13,6 +13,7 @@ from autotune.records import Point, ProbeResult
 from autotune.search.model import Belief, believe, measured
 from autotune.search.precision import NORMAL_95, launch_fraction, relative_error
 from autotune.search.space import Space
+from autotune.units import counted
 
 FINALISTS = 3
 WITHIN = 0.03
@@ -181,7 +182,7 @@ def published(history: Sequence[ProbeResult], point: Point) -> ProbeResult:
         return _flagged(own[-1], "quick, one launch")
     entry = _pool(point, finals, launch_fraction(history))
     last = replace(finals[-1], sps=entry.sps, sps_low=entry.low, sps_high=entry.high)
-    return _flagged(last, "one launch" if len(finals) == 1 else f"{len(finals)} launches")
+    return _flagged(last, counted(len(finals), "launch", "launches"))
 
 
 def _flagged(result: ProbeResult, flag: str) -> ProbeResult:

@@ -20,6 +20,7 @@ from autotune.search.sharing import sharing_gain
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, comparable_history, load_trials
 from autotune.search.worth import episode_steps, training_s
+from autotune.units import counted
 from autotune.workloads.learning import LearningChange, learning_of
 
 _COST_SHARE_MAX = 0.15
@@ -156,7 +157,7 @@ def _nothing(recipe: Recipe, history: Sequence[ProbeResult]) -> str:
         return f"no point of recipe {recipe.name!r} was measured before the search was stopped; run it again to go on"
     last = history[-1]
     return (
-        f"no point of recipe {recipe.name!r} ran stably: {len(history)} probes failed, the last one "
+        f"no point of recipe {recipe.name!r} ran stably: {counted(len(history), 'probe')} failed, the last one "
         f"({last.requested.label()}) with {last.status}: {last.detail or 'no detail'}. "
         "Look at the logs in the run's folder, and allow lighter points in the recipe."
     )

@@ -33,7 +33,7 @@ def relative_error(result: ProbeResult, launch_fraction: float = LAUNCH_FRACTION
 
 
 def launch_fraction(history: Sequence[ProbeResult]) -> float:
-    """Launch-to-launch spread over the repeats in a history, within an epoch each; 1 % until known."""
+    """Launch-to-launch spread over the repeats in a history, within an epoch each; 1.5 % until known."""
     groups: dict[tuple[Point, str], list[tuple[float, float]]] = {}
     for result in history:
         if result.ok and result.sps:

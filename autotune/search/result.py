@@ -11,8 +11,8 @@ from autotune.search.plan import Ending
 from autotune.search.precision import NORMAL_95, stated_error
 from autotune.search.sharing import SharingGain
 from autotune.search.trials import TrialRecord
-from autotune.stats import LAUNCH_FRACTION
-from autotune.units import format_count, format_duration, format_usd
+from autotune.stats import LAUNCH_FRACTION, failure_rate_bound_per_hour
+from autotune.units import counted, format_count, format_duration, format_usd
 from autotune.workloads.learning import LearningChange
 
 
@@ -39,7 +39,7 @@ class StudyResult:
         training_s: seconds of the planned training there, None where the jobs' length is not known.
         baseline_training_s: at the baseline.
         rule_of_thumb_training_s: at the rule of thumb.
-        launch_fraction: launch-to-launch deviation over the repeats, 1 % until known.
+        launch_fraction: launch-to-launch deviation over the repeats, 1.5 % until known.
         knobs: what was found of every other value of the recipe's further knobs.
         sharing: several processes against one, None unless both were measured as stable.
         learning: what the point feeds the learner beside the baseline, None where the recipe does not say.
@@ -109,7 +109,7 @@ def sentence(found: StudyResult) -> str:
     launches = next((flag for flag in best.flags if "launch" in flag), "one launch")
     parts = [
         f"{found.point.label()} makes {format_count(best.sps)} steps/s"
-        f"{_interval(best)} ({launches}), best of the {found.points_measured} points measured"
+        f"{_interval(best)} ({launches}), best of the {counted(found.points_measured, 'point')} measured"
         f" in {format_duration(found.spent_s)}"
     ]
     if found.goodput_per_usd is not None:
@@ -117,7 +117,7 @@ def sentence(found: StudyResult) -> str:
     parts.append(_against("the baseline", found, found.baseline))
     parts.append(_against("the rule of thumb", found, found.rule_of_thumb))
     if found.tied:
-        parts.append(f"tied with {len(found.tied)} other point{'s' if len(found.tied) > 1 else ''}")
+        parts.append(f"tied with {counted(len(found.tied), 'other point')}")
     return "; ".join(parts) + "."
 
 
@@ -138,13 +138,14 @@ def economy(found: StudyResult) -> str:
         parts.append(_saved("the rule of thumb", found, found.rule_of_thumb, found.rule_of_thumb_training_s))
     hours = found.observed_s / 3600
     if hours > 0:
-        rate = 3 / hours
-        most = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        most = format_count(failure_rate_bound_per_hour(0, hours))
         parts.append(f"no failure in {format_duration(found.observed_s)} there, so at most {most} per hour")
     if found.skipped:
-        parts.append(f"{len(found.skipped)} points were left out: each would take over 15 % of the budget to measure")
+        left_out = counted(len(found.skipped), "point was", "points were")
+        parts.append(f"{left_out} left out: each would take over 15 % of the budget to measure")
     if found.epochs > 1:
-        parts.append(f"the machine's speed changed {found.epochs - 1} times meanwhile, results are put on its last one")
+        changes = counted(found.epochs - 1, "time")
+        parts.append(f"the machine's speed changed {changes} meanwhile, results are put on its last one")
     parts.append(f"it ended because {ENDINGS[found.ended]}")
     return "; ".join(part for part in parts if part) + "."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.machine import DeviceInfo, GpuInfo
 from autotune.report.facts import Facts
 from autotune.report.wording import UNKNOWN, table, text
-from autotune.units import format_bytes, format_count
+from autotune.units import counted, format_bytes, format_count
 
 
 def render(facts: Facts) -> str:
@@ -27,9 +27,8 @@ def _gpu_rows(device: DeviceInfo) -> list[tuple[str, str]]:
         ("power limit", _watts(gpu.power_limit_w)),
     ]
     if gpu.processes:
-        rows.append(
-            ("others on the GPU", f"{len(gpu.processes)} processes hold memory: figures are of a shared device")
-        )
+        others = counted(len(gpu.processes), "process", "processes")
+        rows.append(("others on the GPU", f"memory held by {others}: figures are of a shared device"))
     if problem := _problem(gpu):
         rows.append(("problem", problem))
     return rows

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from autotune.report.availability import (
-    availability,
-    best_checkpoint_interval_s,
-    effective_cost_usd,
-    failure_rate_bound_per_hour,
-    failure_rate_mean_per_hour,
-)
+from autotune.report.availability import availability, best_checkpoint_interval_s, effective_cost_usd
 from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S
 from autotune.report.wording import counts, money, percent
-from autotune.units import format_bytes, format_duration
+from autotune.stats import failure_rate_bound_per_hour, failure_rate_mean_per_hour
+from autotune.units import counted, format_bytes, format_duration
 
 CHECKPOINT_S = 5.0
 RESTART_S = 60.0
@@ -36,7 +31,7 @@ def _failures(facts: Facts, tuned: Measured) -> list[str]:
     seen = format_duration(tuned.observed_s)
     if tuned.failures:
         mean = counts(failure_rate_mean_per_hour(tuned.failures, observed_h))
-        count = f"{tuned.failures} failures" if tuned.failures > 1 else "One failure"
+        count = counted(tuned.failures, "failure").capitalize()
         first = f"{count} in {seen} of running: about {mean} per hour, at most {counts(bound)} (95 %)."
     else:
         first = f"No failure in {seen} of running, so at most {counts(bound)} failures per hour (95 %)."
@@ -67,7 +62,7 @@ def _training(facts: Facts) -> list[str]:
         return []
     count = training.crashes
     bound = counts(failure_rate_bound_per_hour(count, training.job_seconds / HOUR_S))
-    crashes = "no crash" if count == 0 else "one crash" if count == 1 else f"{count} crashes"
+    crashes = counted(count, "crash", "crashes") if count else "no crash"
     seen = format_duration(training.job_seconds)
     return [f"In training: {crashes} in {seen} summed over the jobs, so at most {bound} per hour of one job (95 %)."]
 
@@ -76,7 +71,7 @@ def _drift(facts: Facts) -> list[str]:
     """Whether the machine stayed what it was."""
     if facts.search is None or facts.search.epochs < 2:
         return []
-    changes = "once" if facts.search.epochs == 2 else f"{facts.search.epochs - 1} times"
+    changes = counted(facts.search.epochs - 1, "time")
     return [f"The machine's own speed changed {changes} during the search; figures are put on its last footing."]
 
 
@@ -96,7 +91,8 @@ def _headroom(facts: Facts, tuned: Measured) -> list[str]:
     if tuned.result.threads_peak is not None and tuned.result.processes_peak is not None:
         limit = device.host.pids_limit if device else None
         of = f" of {limit:,} allowed" if limit else ""
-        lines.append(f"{tuned.result.processes_peak:,} processes with {tuned.result.threads_peak:,} threads{of}.")
+        processes = counted(tuned.result.processes_peak, "process", "processes")
+        lines.append(f"{processes} with {tuned.result.threads_peak:,} threads{of}.")
     return lines
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from autotune.report.availability import failure_rate_bound_per_hour
 from autotune.report.facts import Facts, Measured
 from autotune.report.learning import checked, learning_of, loud_change
 from autotune.report.projection import HOUR_S
 from autotune.report.wording import UNKNOWN, against, code, counts, dollars, hours, speed, text
 from autotune.search.learning import sentences
-from autotune.units import format_duration, format_usd
+from autotune.stats import failure_rate_bound_per_hour
+from autotune.units import counted, format_duration, format_usd
 
 
 def render(facts: Facts) -> str:
@@ -30,7 +30,7 @@ def _nothing_tuned(facts: Facts) -> str:
     if len(facts.trials):
         failed = facts.trials["status"].value_counts()
         shown = ", ".join(f"{count} {str(status).replace('_', ' ')}" for status, count in failed.items())
-        return f"- **No stable point** among {len(facts.trials)} probes ({shown}): see what failed below."
+        return f"- **No stable point** among {counted(len(facts.trials), 'probe')} ({shown}): see what failed below."
     if facts.training:
         return "- **A training without probes of its own**: what it did stands below; nothing here was tuned."
     return "- **Nothing was measured yet** in this run: `autotune search --budget 30m` fills it."

@@ -9,7 +9,7 @@ from autotune.records import KNOBS, Point
 from autotune.report.facts import Facts
 from autotune.report.wording import block, code, counts, table, text
 from autotune.search.precision import EPOCH_FLAG
-from autotune.units import format_bytes, format_duration
+from autotune.units import counted, format_bytes, format_duration
 
 _LOGS_SHOWN = 5
 _SKIPPED_SHOWN = 8
@@ -45,9 +45,10 @@ def _introduction(facts: Facts, probes: int) -> str:
         f" Bold: the {facts.tuned.role} point; a single figure above it is usually a lucky one." if facts.tuned else ""
     )
     return (
-        f"{facts.points_measured} points measured in {probes} probes. SPS are agent decisions per second, summed "
-        "over the jobs that run at once; rows that an environment spends on resets do not count. Quick windows rank, "
-        f"final ones are published.{bold} Start: from launch to ready, then the first iteration.{_spent(facts)}"
+        f"{counted(facts.points_measured, 'point')} measured in {counted(probes, 'probe')}. "
+        "SPS are agent decisions per second, summed over the jobs that run at once; rows that an environment spends on "
+        f"resets do not count. Quick windows rank, final ones are published.{bold} "
+        f"Start: from launch to ready, then the first iteration.{_spent(facts)}"
     )
 
 
@@ -136,7 +137,7 @@ def _changed(rows: list[dict[str, Any]]) -> list[str]:
 def _refused(facts: Facts) -> list[str]:
     if not facts.refused:
         return []
-    points = "one point was" if facts.refused == 1 else f"{facts.refused} points were"
+    points = counted(facts.refused, "point was", "points were")
     return [f"Beside these, {points} not run: the memory rule predicts a failure there."]
 
 

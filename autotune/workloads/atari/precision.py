@@ -37,8 +37,9 @@ def native_precisions(device: torch.device) -> tuple[Precision, ...]:
 
     CUDA by compute capability: bf16 and tf32 from 8.0, fp16 from 7.0 (a T4, 7.5, emulates bf16 slowly).
     CPU: bf16 first with AMX, whose tiles make Breakout 1.4 to 1.6 times as fast as fp32 (8 environments and
-    minibatch 256: 828 and 844 SPS for 591 and 565); after fp32 with AVX-512 BF16 alone, where on busy cores it took
-    several times the learner's time.
+    minibatch 256: 828 and 844 SPS for 591 and 565), and with AVX-512 BF16 (Zen 5, two lanes: 1,230 for 800 at 8 and
+    256, 1,430 for 860 at 16 and 512, 1,520 for 830 at 64 and 1,024; 780 for 500 and 880 for 540 beside another busy
+    process, where one lane of two threads falls to 320).
     """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
@@ -47,10 +48,8 @@ def native_precisions(device: torch.device) -> tuple[Precision, ...]:
         return ("fp16", "fp32") if capability >= (7, 0) else ("fp32",)
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
-        if capabilities.get("amx_bf16"):
+        if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"):
             return ("bf16", "fp32")
-        if capabilities.get("avx512_bf16"):
-            return ("fp32", "bf16")
     return ("fp32",)
 
 

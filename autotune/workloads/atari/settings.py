@@ -38,7 +38,8 @@ class PPOSettings(LearningRule):
         max_gradient_norm: global norm to which gradients are clipped.
         advantage_normalisation: over the whole rollout (independent of batch_size), each
             minibatch, or not at all.
-        precision: ``auto`` takes bf16 or fp16 where a CUDA device computes it natively or a CPU has AMX, else fp32.
+        precision: ``auto`` takes bf16 or fp16 where a CUDA device computes it natively, bf16 where a CPU has AMX or
+            AVX-512 BF16, else fp32.
         deterministic: refuse operations whose result may differ between equal runs, and take slower ones
             in their place. On a CPU equal runs (seed, point, torch and EnvPool threads) are bit-identical with
             and without it: EnvPool is stepped in lock-step here, never asynchronously. GPUs need it, and

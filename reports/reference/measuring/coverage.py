@@ -3,7 +3,7 @@
     python reports/reference/measuring/coverage.py        # writes coverage.md from traces/*.csv
 
 A launch's interval covers when it holds the pooled rate of the other launches (their steady part: total steps over
-total seconds after the first 20 s). One launch alone assumes a spread of 1 % from launch to launch; "spread known"
+total seconds after the first 20 s). One launch alone assumes a spread of 1.5 % from launch to launch; "spread known"
 takes the spread that the other launches show, as a search does with its repeats. Peers' rules are written anew from
 their documentation, not copied.
 """
