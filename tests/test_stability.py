@@ -248,7 +248,7 @@ def hours(values: np.ndarray, limit_bytes: float) -> float | None:
 
 
 def test_at_most_1_percent_of_innocent_windows_is_taken_for_a_leak() -> None:
-    """On a 24 GiB host, at a third to two thirds of it; measured: 3 of 1,000."""
+    """On a 24 GiB host, at a third to two thirds of it; measured: 4 of 1,000."""
     limit, alarms = 0.9 * 24 * GIB, 0
     for seed in range(1000):
         rng = np.random.default_rng(seed)
@@ -259,7 +259,7 @@ def test_at_most_1_percent_of_innocent_windows_is_taken_for_a_leak() -> None:
 @pytest.mark.parametrize(("total", "used"), [(24 * GIB, 6 * GIB), (80 * GIB, 24 * GIB)])
 @pytest.mark.parametrize(("deviation_mib", "share"), [(0.5, 1.0), (1.0, 0.95), (2.0, 0.8)])
 def test_a_leak_of_1_mb_per_second_is_found(total: int, used: int, deviation_mib: float, share: float) -> None:
-    """On a 24 GiB host and an 80 GB GPU; measured: 100, 100 and 89 of 100 at 0.5, 1 and 2 MiB of noise."""
+    """On a 24 GiB host and an 80 GB GPU; measured: 100, 99 and 83 of 100 at 0.5, 1 and 2 MiB of noise."""
     found = [
         hours(used + LEAK_BYTES_PER_S * T_S + noise(np.random.default_rng(seed), deviation_mib * MIB, 0.5), 0.9 * total)
         for seed in range(100)
@@ -279,6 +279,15 @@ def test_a_leak_of_1_mb_per_second_is_found(total: int, used: int, deviation_mib
 )
 def test_growth_that_is_no_leak(values: np.ndarray, limit: int) -> None:
     assert hours(values, limit) is None
+
+
+def test_a_heap_that_grows_by_steps_is_no_leak_and_what_leaks_with_each_long_iteration_is_one() -> None:
+    jumps = [5.0, 12.0, 19.0, 26.0]
+    assert hours(GIB + 17 * MIB * sum((jump < T_S).astype(float) for jump in jumps), 24 * GIB) is None
+    seconds = np.arange(0, 90, 0.5)
+    leaking = list(zip(seconds, GIB + 17 * MIB * (seconds // 15), strict=True))
+    assert hours_to(24 * GIB, leaking) is None
+    assert hours_to(24 * GIB, leaking, iteration_s=15.0) == pytest.approx(23 * GIB / (17 * MIB / 15) / 3600, rel=0.1)
 
 
 def test_too_few_readings_tell_nothing() -> None:

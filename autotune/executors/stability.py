@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -168,6 +169,7 @@ def _leaks(seen: Seen) -> str:
     if seen.result.grade != "final" or not seen.opened:
         return ""
     begin_s, end_s = min(steps[0].t for steps in seen.opened), max(steps[-1].t for steps in seen.opened)
+    iteration_s = statistics.median(step.t - step.started for steps in seen.opened for step in steps)
     limits = seen.limits
     places = (
         ("VRAM", "vram_process_bytes", limits.vram_fraction, seen.device.vram_total_bytes),
@@ -175,7 +177,10 @@ def _leaks(seen: Seen) -> str:
     )
     found = []
     for place, name, fraction, total in places:
-        hours = leak.hours_to(fraction * total, series(seen.readings, name, begin_s, end_s)) if total else None
+        if not total:
+            continue
+        readings = series(seen.readings, name, begin_s, end_s)
+        hours = leak.hours_to(fraction * total, readings, iteration_s=iteration_s)
         if hours is not None:
             found.append(f"{place} of the processes grows: at its limit after about {hours:.2g} hours")
     return "; ".join(found)
