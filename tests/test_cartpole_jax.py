@@ -364,6 +364,10 @@ def test_what_the_user_set_in_the_environment_is_kept():
         assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.3"
         assert os.environ["NPROC"] == "3"
         assert "JAX_PLATFORMS" not in os.environ
+    for device, threads in (("cpu", "1"), ("cuda", "3")):
+        with mock.patch.dict(os.environ, {"AUTOTUNE_THREADS": "3"}, clear=True):
+            set_environment(device, small=True)
+            assert os.environ["NPROC"] == threads
     mine = {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "true",
         "XLA_CLIENT_MEM_FRACTION": "0.5",

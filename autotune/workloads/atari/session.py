@@ -29,6 +29,9 @@ from autotune.workloads.atari.settings import PPOSettings
 from autotune.workloads.guards import check_rollout_memory, free_ram_bytes, refuse_foreign_state
 from autotune.workloads.protocol import OPENMP, SessionState
 
+_SMALL_HIDDEN = 512
+"""Widest layer for vectors with which one thread is faster than two, measured on 2 cores."""
+
 
 class PPOSession:
     """A `Session` of PPO at one point; see `autotune.workloads.protocol.Session` for the contract.
@@ -179,7 +182,8 @@ class PPOSession:
 
         The small network of vectors has one thread, which operations of microseconds would only wait for: CartPole,
         2 cores, one thread for two: 10,300 SPS for 3,200 (4 environments, minibatch 64), 32,100 for 11,800 (16, 256),
-        72,400 for 35,600 (64, 1024), 91,900 for 48,600 (256, 1024), 115,000 for 110,000 (1024, 4096).
+        72,400 for 35,600 (64, 1024), 91,900 for 48,600 (256, 1024), 115,000 for 110,000 (1024, 4096); with layers of
+        512 units still 4,200 for 2,600 (16, 128) and 5,200 for 4,600 (64, 1024).
         """
         settings, cores, point = self.settings, allowed_threads(), self._point
         alone = self._device.type != "cpu" or self._spec.kind == "vector" or settings.compile
@@ -188,7 +192,7 @@ class PPOSession:
         count = 1 if alone else lane_count(settings.lanes, own, point.num_envs, point.batch_size)
         if settings.env_threads:
             count = min(count, settings.env_threads)
-        threads = 1 if self._spec.kind == "vector" else own
+        threads = 1 if self._spec.kind == "vector" and settings.hidden <= _SMALL_HIDDEN else own
         lanes = Lanes(count, max(1, threads // count))
         torch.set_num_threads(threads)
         return lanes, Lanes(count, lanes.threads) if settings.overlap else lanes
