@@ -12,7 +12,7 @@ from autotune.records import Limits, Point, ProbeResult
 from autotune.search import memory, model
 from autotune.search.confirm import lighter, next_finalist, pool, published, winner
 from autotune.search.memory import MemoryLimits, safe, upper_bound
-from autotune.search.plan import final_cost_s, final_reserve_s
+from autotune.search.plan import Situation, Step, final_cost_s, final_reserve_s, next_step
 from autotune.search.precision import launch_fraction
 from autotune.search.propose import Problem, predict_cost_s, propose
 from autotune.search.space import Space, counts, grid, space_of
@@ -255,14 +255,14 @@ def test_repeats_are_pooled_by_precision_and_a_failure_disqualifies():
     entry = pool(
         [
             stable(point, 100.0, error=0.02),
-            stable(point, 110.0, error=0.018),
+            stable(point, 110.0, error=0.01),
             stable(at(16, 64), 500.0),
             failed(at(16, 64)),
         ]
     )
     assert len(entry) == 1
-    launch = launch_fraction([stable(point, 100.0, error=0.02), stable(point, 110.0, error=0.018)])
-    windows = np.sqrt(np.square([0.02, 0.018]) - LAUNCH_FRACTION**2)
+    launch = launch_fraction([stable(point, 100.0, error=0.02), stable(point, 110.0, error=0.01)])
+    windows = [(0.02**2 - LAUNCH_FRACTION**2) ** 0.5, 1e-3]  # the second states less than launches differ by
     weights = (105 * np.hypot(windows, launch)) ** -2.0  # errors in units of the median 105
     assert entry[0].sps == pytest.approx((weights * [100, 110]).sum() / weights.sum())
     assert entry[0].error_sps == pytest.approx(weights.sum() ** -0.5)
@@ -305,6 +305,31 @@ def test_room_for_finals_is_that_of_the_finalist_not_of_the_slowest_point():
     assert final_cost_s(recipe, history, 1.0) == 250.0 + longer_s
     assert final_reserve_s(600.0, 20.0 + longer_s) == 120.0
     assert final_reserve_s(600.0, 250.0 + longer_s) == 0.0
+
+
+def test_no_reference_is_confirmed_before_a_finalist_is():
+    """The baseline's final window fits and the leader's does not: the only confirmed point would be recommended."""
+    recipe = parse_recipe(RECIPE.replace('precision = ["a", "b"]', ""), source="", name="r")
+    baseline, leader = recipe.baseline, at(64, 1024)
+    history = [stable(baseline, 440.0, cost_s=20.0), stable(leader, 1445.0, cost_s=45.0)]
+    situation = Situation(
+        recipe=recipe, problem=Problem(space=SPACE), opening=(Step(stage="baseline", point=baseline),),
+        history=history, budget_s=180.0, left_s=71.0, first_quick_s=20.0, first_final_s=50.0, planned_s=None,
+        drifts=False,
+    )  # fmt: skip
+    assert final_cost_s(recipe, history, 1.0, baseline) < situation.left_s < final_cost_s(recipe, history, 1.0, leader)
+    more = Step(stage="spread", point=at(16, 256), predicted_s=25.0)
+    asked: list[float] = []
+
+    def search(left_s: float) -> Step | str:
+        asked.append(left_s)
+        return more if left_s >= 71.0 else "budget"
+
+    assert next_step(situation, search) is more and asked[-1] == 71.0, "what no final window can use goes to quick ones"
+    assert next_step(situation, lambda _left_s: "budget") == "budget"
+    confirmed = replace(situation, history=[*history, stable(leader, 1445.0, grade="final", cost_s=80.0)])
+    step = next_step(confirmed, lambda _left_s: "budget")
+    assert (step.grade, step.point) == ("final", baseline)
 
 
 def test_finalists_take_turns_then_end():

@@ -112,7 +112,13 @@ def next_step(now: Situation, search: Callable[[float], Step | Ending]) -> Step 
         return step
     space, history = knobs.narrowed(now.space, now.history, now.compared, tuning)
     tuned = replace(now, problem=replace(now.problem, space=space), history=history)
-    return _final_step(tuned) or _reference_step(now) or _soak_step(tuned) or found
+    if (step := _final_step(tuned)) is not None:
+        return step
+    best = confirm.winner(space, history)
+    if best is not None and best[0].finals:
+        return _reference_step(now) or _soak_step(tuned, best[0].point) or found
+    # No finalist fits. A confirmed reference would be recommended over faster points; more quick probes may help.
+    return search(now.left_s) if found == "budget" and not now.compared else found
 
 
 def opening(recipe: Recipe, space: Space, device: DeviceInfo | None, tries: Sequence[Point]) -> tuple[Step, ...]:
@@ -192,12 +198,8 @@ def _reference_step(now: Situation) -> Step | None:
     return None
 
 
-def _soak_step(now: Situation) -> Step | None:
+def _soak_step(now: Situation, point: Point) -> Step | None:
     """The winner again, in a fresh process, while the budget lasts and the planned training is worth it."""
-    found = confirm.winner(now.space, now.history)
-    if found is None or not found[0].finals:
-        return None
-    point = found[0].point
     step, observed_s = _final(now, "soak", point), confirm.observed_s(now.history, point)
     enough = now.planned_s is not None and observed_s + step.predicted_s > SOAK_SHARE * now.planned_s
     return None if enough or step.predicted_s > now.left_s else step
