@@ -128,10 +128,11 @@ def record(ctx: click.Context, /, **options: Any) -> int:
     from autotune.export.rows import probe_rows
     from autotune.measuring import measure_grid
     from autotune.store import durable_write
+    from autotune.units import counted
 
     measured = measure_grid("record", ctx.obj["command"], options, say)
     durable_write(options["out"], surface_text(measured.rows, measured.recipe, measured.device, options["price"]))
-    say(f"wrote {options['out']}: {len(measured.rows)} points")
+    say(f"wrote {options['out']}: {counted(len(measured.rows), 'point')}")
     if options["as_json"]:
         show_json({"rows": probe_rows(measured.rows, price=options["price"])})
     return measured.exit_code

@@ -115,15 +115,18 @@ def test_windows_that_are_far_noisier_than_the_spread_say_little_about_it():
     assert np.mean(found) == pytest.approx(0.01, rel=0.05) and max(found) < 0.02
 
 
-@pytest.mark.parametrize(("spread", "least"), [(0.015, 930), (0.02, 900)])
-def test_intervals_with_the_pooled_spread_cover_the_truth(spread, least):
+@pytest.mark.parametrize(
+    ("prior", "spread", "least"),
+    [(0.01, 0.01, 930), (0.01, 0.015, 900), (LAUNCH_FRACTION, 0.015, 930), (LAUNCH_FRACTION, 0.02, 900)],
+)
+def test_intervals_with_the_pooled_spread_cover_the_truth(prior, spread, least):
     """Three launches of one setting among repeats of others: mean +- 1.96 errors holds the truth 95 times in 100.
 
     A few times less often where launches differ more than assumed, which few repeats do not outweigh.
     """
     rng, covered = np.random.default_rng(9), 0
     for _ in range(1000):
-        found = launch_spread(launches(rng, 8, 3, spread=spread, window=0.005))
+        found = launch_spread(launches(rng, 8, 3, spread=spread, window=0.005), prior=prior)
         own = 1000.0 * np.exp(rng.normal(0, spread, 3) + rng.normal(0, 0.005, 3))
         covered += abs(own.mean() - 1000.0) <= 1.96 * 1000.0 * math.hypot(found, 0.005) / math.sqrt(3)
     assert least <= covered <= 970

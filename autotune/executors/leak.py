@@ -44,9 +44,7 @@ def hours_to(limit_bytes: float, readings: Sequence[tuple[float, float]], *, ite
         return None
     slope, low = _slope(times_s, sizes)
     needed = max(0.0, limit_bytes - float(np.median(sizes[-5:]))) / HORIZON_S
-    if low <= needed or slope * span_s < GROWTH_MIN_BYTES:
-        return None
-    if not _throughout(sizes, span_s, iteration_s):
+    if low <= needed or slope * span_s < GROWTH_MIN_BYTES or not _throughout(sizes, span_s, iteration_s):
         return None
     half = len(times_s) // 2
     (early, early_low), (late, late_low) = (_slope(times_s[p], sizes[p]) for p in (slice(half), slice(half, None)))

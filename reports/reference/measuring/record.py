@@ -1,10 +1,10 @@
 """Record launches of one point, each in fresh processes with the final plan: the raw traces behind coverage.md.
 
     python reports/reference/measuring/record.py busywork --launches 60 --parallel 4
-    python reports/reference/measuring/record.py breakout-epyc --launches 20
+    python reports/reference/measuring/record.py breakout --machine epyc --launches 20
 
-A name's second part tells machines apart: launches of one file are compared with each other. Resumable: launches that
-stand in traces/<name>.csv are not repeated. Busywork sleeps, so several may run side by side; Breakout needs the
+Launches of one file are compared with each other, so that each machine has its own. Resumable: launches that stand in
+traces/<name>[-<machine>].csv are not repeated. Busywork sleeps, so several may run side by side; Breakout needs the
 machine to itself.
 """
 
@@ -42,7 +42,7 @@ NOISY = {
 def subject(name: str) -> tuple[Recipe, Point, MeasurePlan]:
     """Recipe, point and plan of a recording; the window is as long as the peers' rules need, 60 s."""
     plan = replace(FINAL_PLAN, window_s=60.0)
-    if name.startswith("busywork"):
+    if name == "busywork":
         return replace(load_recipe("busywork"), hyperparameters=NOISY), Point(num_envs=16, batch_size=64), plan
     recipe = restrict_games(load_recipe("atari"), ["Breakout"])
     return recipe, Point(num_envs=8, batch_size=256), plan
@@ -51,16 +51,15 @@ def subject(name: str) -> tuple[Recipe, Point, MeasurePlan]:
 def main() -> None:
     """Record until there are enough launches."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("name", help="busywork or breakout, then anything after a hyphen")
+    parser.add_argument("name", choices=["busywork", "breakout"])
+    parser.add_argument("--machine", help="part of the file's name")
     parser.add_argument("--launches", type=int, required=True)
     parser.add_argument("--parallel", type=int, default=1)
     options = parser.parse_args()
-    if options.name.split("-")[0] not in ("busywork", "breakout"):
-        parser.error(f"{options.name!r} is neither busywork nor breakout")
     recipe, point, plan = subject(options.name)
     executor = IsolatedExecutor(inspect_device("cpu"))
     executor.check(recipe, [point])
-    file, lock = TRACES / f"{options.name}.csv", threading.Lock()
+    file, lock = TRACES / f"{'-'.join(filter(None, [options.name, options.machine]))}.csv", threading.Lock()
     TRACES.mkdir(exist_ok=True)
     if not file.exists():
         file.write_text(",".join(COLUMNS) + "\n")
