@@ -191,6 +191,7 @@ def report(run_word: str | None, price: float | None, exports: tuple[Path, ...],
     from autotune.report.figures import report_json
     from autotune.report.render import render_report
     from autotune.runs import find_run
+    from autotune.units import counted
 
     run = find_run(runs, run_word)
     print_run(run)
@@ -201,7 +202,7 @@ def report(run_word: str | None, price: float | None, exports: tuple[Path, ...],
         click.echo(files.markdown.read_text(encoding="utf-8"))
     if not files.priced:
         say("no price is known for this device: give one, such as --price 2.0, to see dollars")
-    say(f"wrote {files.markdown}, {files.html} and {len(files.plots)} picture(s)")
+    say(f"wrote {files.markdown}, {files.html} and {counted(len(files.plots), 'picture')}")
     write_exports(exports, run, price=files.facts.price.usd_per_hour if files.facts.price else None)
     return EXIT_OK
 

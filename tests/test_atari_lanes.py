@@ -10,8 +10,9 @@ pytest.importorskip("envpool")
 
 from autotune.records import Budget, Job, Point  # noqa: E402
 from autotune.workloads.atari import AtariWorkload  # noqa: E402
-from autotune.workloads.atari.lanes import Lanes, lane_columns, lane_count  # noqa: E402
+from autotune.workloads.atari.lanes import Lanes, acting_lanes, lane_columns, lane_count  # noqa: E402
 from autotune.workloads.atari.learner import Learner  # noqa: E402
+from autotune.workloads.atari.session import PPOSession  # noqa: E402
 
 JOB = Job(id="pong", env="Pong-v5", seed=7, budget=Budget(unit="steps", amount=1e6))
 
@@ -40,6 +41,26 @@ def two_cores(monkeypatch):
 )
 def test_each_lane_has_enough_to_do(asked, cores, num_envs, batch_size, count):
     assert lane_count(asked, cores, num_envs, batch_size) == count
+
+
+@pytest.mark.parametrize(("num_envs", "threads", "count"), [(64, 16, 2), (63, 16, 1), (4, 1, 2), (3, 1, 1), (1, 1, 1)])
+def test_lanes_take_turns_at_acting_where_their_environments_keep_the_threads_busy(num_envs, threads, count):
+    assert acting_lanes(num_envs, threads) == count
+
+
+def test_lanes_that_take_turns_have_all_threads_and_the_games_of_one_lane(monkeypatch):
+    one = open_session(1)
+    monkeypatch.setattr(PPOSession, "_divide", lambda self: (Lanes(1, 1), Lanes(2, 1)))  # as on a GPU
+    two = open_session(1)
+    assert (two.effective["lanes"], two.effective["acting_lanes"], two.effective["env_threads"]) == (1, 2, 4)
+    np.testing.assert_array_equal(one.environment.observations, two.environment.observations)
+    works = [two.step() for _ in range(3)]
+    assert sum(work.env_steps for work in works) == two.env_steps == two.environment.elapsed_steps
+    two.restore(two.state())
+    assert two.environment.threads == 4
+    assert two.step().env_steps > 0
+    one.close()
+    two.close()
 
 
 @pytest.mark.parametrize(("num_envs", "lanes"), [(8, 1), (8, 2), (7, 3), (5, 5)])

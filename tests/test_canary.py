@@ -54,7 +54,7 @@ def test_a_canary_that_does_well_is_followed_by_all(tmp_path: Path, device: Devi
     result = train_run(manifest, run, device=device, warn=said.append, should_stop=more, plan=PLAN)
     assert started(run) == ["a", "a", "b"], "b waited for the verdict"
     assert {job.status for job in result.jobs} == {"stopped"}
-    assert said[0].startswith("canary: 1 job(s) at") and said[-1] == "canary: passed, all jobs go on"
+    assert said[0].startswith("canary: one job at") and said[-1] == "canary: passed, all jobs go on"
     assert said[0].endswith("if 2 at once were as fast each; the old run had 200 SPS")
     heard = len(said)
     after = steps_of(run)
@@ -140,11 +140,11 @@ def a_result(sps: float | None, steps: int = 2000, seconds: float = 20.0) -> Tra
     ("sps_before", "sps", "processes", "fault"),
     [
         (100.0, 96.0, 1, None),
-        (100.0, 94.0, 1, "too slow: 1 job(s) at 94 SPS; the old run had 100 SPS"),
+        (100.0, 94.0, 1, "too slow: one job at 94 SPS; the old run had 100 SPS"),
         (100.0, 49.0, 2, None),  # 98 if two at once were as fast each
-        (100.0, 47.0, 2, "too slow: 1 job(s) at 47 SPS, 94 SPS if 2 at once were as fast each"),
+        (100.0, 47.0, 2, "too slow: one job at 47 SPS, 94 SPS if 2 at once were as fast each"),
         (105.0, None, 1, None),  # 1,000 steps in 10 seconds of training since the migration
-        (106.0, None, 1, "too slow: 1 job(s) at 100 SPS"),
+        (106.0, None, 1, "too slow: one job at 100 SPS"),
         (None, 1.0, 1, None),
     ],
 )
@@ -193,5 +193,5 @@ def test_the_command_line_says_why_it_rolled_back(tmp_path: Path, capsys: pytest
     assert "--canary 3 must lie between 1 and the 2 jobs" in capsys.readouterr().err
     assert cli.main([*command, "--canary", "1", "--canary-time", "0.2s"]) == 1
     told = capsys.readouterr().err
-    assert "autotune: the canary failed: too slow: 1 job(s) at" in told and "The migration was rolled back" in told
+    assert "autotune: the canary failed: too slow: one job at" in told and "The migration was rolled back" in told
     assert successor(source) is None and (tmp_path / "new-1" / "rolled-back" / "1").is_dir()

@@ -40,6 +40,19 @@ def test_probe_reads_device_memory_of_each_process(tmp_path):
     assert two["vram_peak_bytes"] > 1.5 * one["vram_peak_bytes"]
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_lanes_take_turns_at_acting(tmp_path, overlap):
+    recipe = tmp_path / "turns.toml"
+    recipe.write_text(
+        f'name = "turns"\nworkload = "atari"\n[hyperparameters]\nlanes = 2\noverlap = {str(overlap).lower()}\n'
+        "[knobs]\nnum_envs = [64]\nbatch_size = [1024]\nconcurrency = [1]\n"
+        '[[jobs]]\nid = "breakout"\nenv = "Breakout-v5"\nseed = 1\nsteps = 1000\n'
+    )
+    (row,) = autotune(tmp_path, "probe", "turns.toml", "--num-envs", "64", "--batch-size", "1024")["rows"]
+    assert (row["effective"]["acting_lanes"], row["effective"]["overlap"]) == (2, overlap)
+    assert row["sps"] > 0
+
+
 def test_oom_is_a_value_and_leaves_the_device_clean(tmp_path):
     recipe = tmp_path / "big.toml"
     recipe.write_text(

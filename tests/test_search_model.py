@@ -286,6 +286,13 @@ def test_the_winner_is_confirmed_and_ties_go_to_the_lighter():
     assert [rung.requested for rung in lighter(history, heavy)] == [lucky, slow]
 
 
+def test_a_point_far_above_every_confirmed_one_wins_unconfirmed():
+    confirmed, near, far = at(8, 64), at(16, 64), at(64, 256)
+    history = [stable(confirmed, 400.0, grade="final"), stable(near, 405.0, error=0.03)]
+    assert winner(SPACE, history)[0].point == confirmed
+    assert winner(SPACE, [*history, stable(far, 1500.0, error=0.03)])[0].point == far
+
+
 def test_without_finals_the_measurements_decide():
     few = [
         stable(at(8, 64), 253.0, error=0.1),

@@ -152,18 +152,22 @@ def _regret_left(entry: Pooled, near: Sequence[Pooled]) -> float:
 def winner(space: Space, history: Sequence[ProbeResult]) -> tuple[Pooled, tuple[Pooled, ...]] | None:
     """The best point and those tied with it; None when nothing is stable.
 
-    Points with a final measurement come before others. The best lower end of the interval wins; among
-    those tied with it and within 1 % the lightest is taken. With fewer points than `SMOOTH_FROM` and none
-    confirmed (a very short search) the measurements alone decide: the model would follow its prior.
+    Points with a final measurement come before others, but for one whose interval lies above all of theirs. The
+    best lower end of the interval wins; among those tied with it and within 1 % the lightest is taken. With fewer
+    points than `SMOOTH_FROM` and none confirmed (a very short search) the measurements alone decide: the model would
+    follow its prior.
     """
     entries = smooth(space, history)
-    confirmed = [entry for entry in entries if entry.finals]
-    if not confirmed:
-        confirmed = entries if len(entries) >= SMOOTH_FROM else pool(history)
-    if not confirmed:
+    eligible = [entry for entry in entries if entry.finals]
+    if eligible:
+        bar = max(entry.high for entry in eligible)
+        eligible += [entry for entry in entries if not entry.finals and entry.low > bar]
+    else:
+        eligible = entries if len(entries) >= SMOOTH_FROM else pool(history)
+    if not eligible:
         return None
-    first = max(confirmed, key=lambda entry: entry.low)
-    tied = [entry for entry in confirmed if entry.high >= first.low and first.high >= entry.low]
+    first = max(eligible, key=lambda entry: entry.low)
+    tied = [entry for entry in eligible if entry.high >= first.low and first.high >= entry.low]
     close = [entry for entry in tied if entry.sps >= (1 - TIE) * first.sps]
     best = min(close, key=lambda entry: weight(entry.point))
     return best, tuple(entry for entry in tied if entry.point != best.point)

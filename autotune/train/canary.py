@@ -18,7 +18,7 @@ from autotune.train.migrate import accept_canary, rollback
 from autotune.train.migration import Canary, MigratedJob, Migration, load_migration
 from autotune.train.status import JobSnapshot, Snapshot
 from autotune.train.supervisor import supervise
-from autotune.units import format_count, format_duration
+from autotune.units import counted, format_count, format_duration
 from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
 
 GAMES_MIN = 10
@@ -171,7 +171,7 @@ def judge(
 def _judge_speed(migration: Migration, canary: Canary, processes: int, rate: float) -> tuple[list[str], list[str]]:
     count = len(canary.jobs)
     scaled = rate * processes / count
-    measured = f"{count} job(s) at {format_count(rate)} SPS"
+    measured = f"{counted(count, 'job')} at {format_count(rate)} SPS"
     if count < processes:
         measured += f", {format_count(scaled)} SPS if {processes} at once were as fast each"
     if migration.sps_before is None:

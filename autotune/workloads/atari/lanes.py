@@ -18,6 +18,8 @@ Result = TypeVar("Result")
 LANES_MAX = 4
 _LANE_ENVS_MIN = 2
 _LANE_BATCH_MIN = 32
+_ACTING_ENVS_MIN = 2
+"""Environments of an acting lane for each of EnvPool's threads: they step for about as long as a GPU takes to act."""
 
 
 def lane_count(asked: int, cores: int, num_envs: int, batch_size: int) -> int:
@@ -34,6 +36,18 @@ def lane_count(asked: int, cores: int, num_envs: int, batch_size: int) -> int:
     if asked:
         return min(asked, num_envs, batch_size)
     return max(1, min(cores, LANES_MAX, num_envs // _LANE_ENVS_MIN, batch_size // _LANE_BATCH_MIN))
+
+
+def acting_lanes(num_envs: int, threads: int) -> int:
+    """Lanes that act where a device computes: two take turns, one's environments step while the other's actions come.
+
+    Both have all of EnvPool's threads. Fewer environments would make the device act twice as often for no gain.
+
+    Args:
+        num_envs: environments, of both.
+        threads: EnvPool's.
+    """
+    return 2 if num_envs >= 2 * _ACTING_ENVS_MIN * threads else 1
 
 
 def lane_columns(num_envs: int, lanes: int) -> list[slice]:

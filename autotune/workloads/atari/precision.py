@@ -39,7 +39,8 @@ def native_precisions(device: torch.device) -> tuple[Precision, ...]:
     CPU: bf16 first with AMX, whose tiles make Breakout 1.4 to 1.6 times as fast as fp32 (8 environments and
     minibatch 256: 828 and 844 SPS for 591 and 565), and with AVX-512 BF16 (Zen 5, two lanes: 1,230 for 800 at 8 and
     256, 1,430 for 860 at 16 and 512, 1,520 for 830 at 64 and 1,024; 780 for 500 and 880 for 540 beside another busy
-    process, where one lane of two threads falls to 320).
+    process, where one lane of two threads falls to 320; Zen 4: 838 and 862 for 552 and 532 at 8 and 256, 1,010 and 993
+    for 612 and 609 at 64 and 1,024).
     """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)

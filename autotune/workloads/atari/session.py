@@ -21,7 +21,7 @@ from autotune.workloads.atari.environment import (
     environment_spec,
     identity,
 )
-from autotune.workloads.atari.lanes import Lanes, lane_columns, lane_count
+from autotune.workloads.atari.lanes import Lanes, acting_lanes, lane_columns, lane_count
 from autotune.workloads.atari.learner import Learner
 from autotune.workloads.atari.precision import choose_device, choose_precision, native_precisions
 from autotune.workloads.atari.rollout import RolloutBuffer, Samples, bytes_per_env
@@ -171,7 +171,7 @@ class PPOSession:
         self._counted_steps = executed
 
     def _divide(self) -> tuple[Lanes, Lanes]:
-        """The lanes that learn and those that act, the same ones where both take turns on all cores.
+        """The lanes that learn and those that act, the same ones where both take turns on a CPU's cores.
 
         As many as the settings and the machine allow: one on a device, for vectors, and when compiled.
 
@@ -195,21 +195,27 @@ class PPOSession:
         threads = 1 if self._spec.kind == "vector" and settings.hidden <= _SMALL_HIDDEN else own
         lanes = Lanes(count, max(1, threads // count))
         torch.set_num_threads(threads)
+        if self._device.type == "cuda" and self._spec.kind == "image" and not settings.compile:
+            acting = settings.lanes or acting_lanes(point.num_envs, self._env_threads())
+            return lanes, Lanes(min(acting, point.num_envs), 1)
         return lanes, Lanes(count, lanes.threads) if settings.overlap else lanes
 
     def _start_environment(self, seed: int, lanes: int) -> EnvironmentGroup:
         """Every lane's environments; the seeds of games are those of one lane."""
+        threads = self._env_threads()
+        if lanes == self._lanes.count:  # else they take turns, and each has all the threads
+            threads = max(1, threads // lanes)
+        columns = lane_columns(self._point.num_envs, lanes)
+        return EnvironmentGroup(
+            [VectorEnvironment(self._spec, each.stop - each.start, threads, seed + each.start) for each in columns]
+        )
+
+    def _env_threads(self) -> int:
+        """EnvPool's threads that may run at once."""
         cores = allowed_threads()
         if self.settings.overlap:  # on a GPU one core for each of the two threads that feed it
             cores = max(1, cores // 2 if self._device.type == "cpu" else cores - 2)
-        threads = self.settings.env_threads or min(self._point.num_envs, cores)
-        columns = lane_columns(self._point.num_envs, lanes)
-        return EnvironmentGroup(
-            [
-                VectorEnvironment(self._spec, each.stop - each.start, max(1, threads // lanes), seed + each.start)
-                for each in columns
-            ]
-        )
+        return self.settings.env_threads or min(self._point.num_envs, cores)
 
     def _free_bytes(self, fraction: str | None) -> int | None:
         """Memory that the rollout may take, where it will lie."""
@@ -256,6 +262,7 @@ class PPOSession:
             "learning_rate": self.settings.learning_rate,
             "env_threads": self.environment.threads,
             "lanes": self._lanes.count,
+            "acting_lanes": self._collector.lanes.count,
             "overlap": self.settings.overlap,
             "staleness_iterations": int(self.settings.overlap),
             "torch_threads": self._lanes.count * self._lanes.threads,

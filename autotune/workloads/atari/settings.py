@@ -49,8 +49,10 @@ class PPOSettings(LearningRule):
         episodic_life: whether a lost life ends an episode for learning (Atari).
         reward_clip: whether learning sees the sign of the reward only (Atari).
         env_threads: EnvPool's threads, 0 for the process's share of cores.
-        lanes: threads that each step some of the environments and compute a share of every minibatch, on a CPU;
-            0 for one per core where each has enough to do, 1 for one thing at a time on all cores.
+        lanes: threads that each step some of the environments and, on a CPU, compute a share of every minibatch;
+            0 for one per core where each has enough to do, 1 for one thing at a time on all cores. On a GPU they
+            take turns, so that one's environments step while the other one's actions come; 0 for two where there
+            are enough environments (by design; not measured on a GPU yet).
         overlap: collect the next rollout while learning from the last one, on half of a CPU's cores or beside the
             GPU. The policy that acts is then one iteration older than without; the ratio of PPO's loss is to the
             policy that acted. Breakout on 2 cores: 1,181 SPS for 1,027 (8 environments, minibatch 256), 1,334 for

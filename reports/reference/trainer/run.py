@@ -6,7 +6,7 @@ Every round measures every point of every trainer and the parts of ours (bare st
 same threads), in turns, since a shared host drifts within minutes; the table has medians over the rounds. The serial
 bound is 1 / (1/env + 1/infer + 1/learn): what a loop that does one thing at a time can reach at most; the share is
 the median over the rounds, each with the parts measured right after it. Rows stand in rows.jsonl as they are
-measured; a second call goes on where it was stopped.
+measured, with the machine they are of; a second call there goes on where it was stopped.
 """
 
 import argparse
@@ -103,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sb3-python", default=sys.executable, help="of an environment with Stable-Baselines3")
+    parser.add_argument("--machine", default=inspect_device("cpu").fingerprint, help="rows of one are of one machine")
     options = parser.parse_args()
     file = HERE / "rows.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -110,7 +111,8 @@ def main() -> None:
     wanted = [(name, *point) for name, text in POINTS.items() for point in points(text)]
     for number in range(options.rounds):
         for trainer, num_envs, batch_size in wanted:
-            key = {"round": number, "trainer": trainer, "num_envs": num_envs, "batch_size": batch_size}
+            what = {"trainer": trainer, "num_envs": num_envs, "batch_size": batch_size}
+            key = {"machine": options.machine, "round": number, **what}
             if any(key.items() <= row.items() for row in rows):
                 continue
             rows.append(key | measure[trainer](num_envs, batch_size))
@@ -126,6 +128,15 @@ def median(rows: list[dict], name: str) -> float | None:
 
 
 def page(rows: list[dict]) -> str:
+    """Every machine's table."""
+    intro = (__doc__ or "").replace("    make", "\n    make").strip()
+    machines: dict[str, list[dict]] = {}
+    for row in rows:
+        machines.setdefault(row["machine"], []).append(row)
+    return f"# The trainer's speed\n\n{intro}\n" + "".join(section(*each) for each in machines.items())
+
+
+def section(machine: str, rows: list[dict]) -> str:
     """A line per trainer and point, and the ratios that matter."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -138,10 +149,8 @@ def page(rows: list[dict]) -> str:
         for key, own in groups.items()
     ]  # fmt: skip
     headers = ["trainer", "num_envs", "batch_size", "SPS", *names[1:4], "serial bound", "share of it", "RAM", "rounds"]
-    intro = (__doc__ or "").replace("    make", "\n    make")
-    where = inspect_device("cpu").fingerprint
     table = tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
-    return f"# The trainer's speed\n\n{intro.strip()}\n\n{GAME}, {where}.\n\n{table}\n\n{findings(groups)}"
+    return f"\n## {GAME}, {machine}\n\n{table}\n\n{findings(groups)}"
 
 
 def findings(groups: dict[tuple, list[dict]]) -> str:
