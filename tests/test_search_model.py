@@ -339,6 +339,15 @@ def test_no_reference_is_confirmed_before_a_finalist_is():
     assert (step.grade, step.point) == ("final", baseline)
 
 
+def test_a_lighter_finalist_is_confirmed_whatever_the_gain_in_speed():
+    leader, light, heavy = at(64, 256), at(32, 256), at(128, 256)
+    history = [stable(leader, 1000.0, grade="final"), stable(light, 985.0), stable(heavy, 985.0)]
+    gains: dict[Point, float] = {}
+    assert next_finalist(SPACE, history, lambda point, gain: bool(gains.setdefault(point, gain) < 0)) is None
+    assert gains[light] == np.inf
+    assert 0 < gains[heavy] < 0.03 and gains[leader] < 0.03
+
+
 def test_finalists_take_turns_then_end():
     history = [stable(at(8, 64), 100.0), stable(at(16, 64), 99.0), stable(at(32, 64), 90.0)]
     order = []

@@ -115,7 +115,7 @@ def next_finalist(
         space: the points.
         history: what was measured.
         wanted: asked whether to measure a point for an expected gain, as a fraction of the throughput; the
-            gain is infinite for the first confirmation of the leader.
+            gain is infinite for the first confirmation of the leader and of what is lighter, which a tie goes to.
     """
     entries = smooth(space, history)
     if not entries:
@@ -123,7 +123,7 @@ def next_finalist(
     near = [entry for entry in entries[:FINALISTS] if entry.sps >= (1 - WITHIN) * entries[0].sps]
     due = sorted((entry for entry in near if entry.finals < ROUNDS), key=lambda entry: _turn(entry, near[0]))
     for entry in due:
-        first = entry is entries[0] and not entry.finals
+        first = not entry.finals and weight(entry.point) <= weight(near[0].point)
         if wanted(entry.point, np.inf if first else _regret_left(entry, near)):
             return entry.point
     return None
