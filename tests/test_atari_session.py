@@ -288,7 +288,7 @@ def test_bf16_gradient_points_where_the_fp32_one_does():
     for precision in ("fp32", "bf16"):
         learner.precision = precision
         with learner.autocast():
-            logits, values = learner.model(samples.images(samples.rows))
+            logits, values = learner.model(samples.minibatch(samples.rows)[0])
         assert logits.dtype == values.dtype == torch.float32
         arguments = (samples.actions, samples.log_probs, samples.values, samples.advantages, samples.returns)
         weights = {"clip": 0.1, "value_clip": True, "value_coefficient": 0.5, "entropy_coefficient": 0.01}

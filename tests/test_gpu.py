@@ -40,17 +40,56 @@ def test_probe_reads_device_memory_of_each_process(tmp_path):
     assert two["vram_peak_bytes"] > 1.5 * one["vram_peak_bytes"]
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("overlap", [False, True])
-def test_lanes_take_turns_at_acting(tmp_path, overlap):
+def test_lanes_take_turns_at_acting(tmp_path, overlap, cuda_graphs):
     recipe = tmp_path / "turns.toml"
     recipe.write_text(
         f'name = "turns"\nworkload = "atari"\n[hyperparameters]\nlanes = 2\noverlap = {str(overlap).lower()}\n'
+        f"cuda_graphs = {str(cuda_graphs).lower()}\n"
         "[knobs]\nnum_envs = [64]\nbatch_size = [1024]\nconcurrency = [1]\n"
         '[[jobs]]\nid = "breakout"\nenv = "Breakout-v5"\nseed = 1\nsteps = 1000\n'
     )
     (row,) = autotune(tmp_path, "probe", "turns.toml", "--num-envs", "64", "--batch-size", "1024")["rows"]
     assert (row["effective"]["acting_lanes"], row["effective"]["overlap"]) == (2, overlap)
     assert row["sps"] > 0
+
+
+@pytest.mark.parametrize("env", ["Breakout-v5", "CartPole-v1"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_replayed_work_computes_what_the_steps_do(env, overlap):
+    torch = pytest.importorskip("torch")
+    from autotune.records import Budget, Job, Point
+    from autotune.workloads.atari import AtariWorkload
+
+    values = {"rollout": 32, "epochs": 2, "cuda_graphs": True, "overlap": overlap}
+    job = Job(id="a", env=env, seed=1, budget=Budget(unit="steps", amount=1e6))
+    session = AtariWorkload(values).open(Point(num_envs=16, batch_size=64), job, "cuda")
+    learner = session._learner
+    for _ in range(4):
+        session.step()
+    session.synchronize()
+    assert session.effective["cuda_graphs"] is True
+    assert learner._minibatches._graph is not None
+    assert all(act._graph is not None for act in learner._acts)
+    rollout = session._collector.collect(session._buffers[0], 32)
+    samples = rollout.buffer.samples(32, 0.99, 0.95)
+    rows, found = samples.rows[:64], []
+    for replayed in (True, False):
+        learner.cuda_graphs = replayed
+        terms = learner.gradients(samples, rows).tolist()
+        found.append((terms, [p.grad.flatten().double().clone() for p in learner.model.parameters()]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-2, abs=1e-4)
+    for one, two in zip(found[0][1], found[1][1], strict=True):
+        assert float(torch.nn.functional.cosine_similarity(one, two, dim=0)) > 0.999
+    # The actions, log probabilities and values kept are those of the present policy.
+    observations = rollout.buffer.observations(3)
+    with torch.no_grad(), learner.autocast():
+        logits, values = learner._policy(observations)
+    kept = logits.log_softmax(-1).gather(-1, rollout.buffer.actions[3].unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(kept, rollout.buffer.log_probs[3], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(values, rollout.buffer.values[3], rtol=1e-2, atol=1e-2)
+    session.close()
 
 
 def test_oom_is_a_value_and_leaves_the_device_clean(tmp_path):

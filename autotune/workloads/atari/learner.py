@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autotune.errors import WorkerError
 from autotune.workloads.atari import ppo
 from autotune.workloads.atari.environment import EnvironmentSpec
+from autotune.workloads.atari.graphs import Replayed, Tensors
 from autotune.workloads.atari.lanes import Lanes
-from autotune.workloads.atari.model import build_model, compiled
+from autotune.workloads.atari.model import build_model, compiled, twin
 from autotune.workloads.atari.rollout import Samples
 from autotune.workloads.atari.settings import PPOSettings, Precision
 
@@ -22,7 +23,6 @@ Array = np.ndarray[Any, Any]
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
-TERMS = ppo.LossTerms._fields
 _LANE_SEEDS = 1_000_003
 
 
@@ -35,6 +35,7 @@ class Learner:
     Attributes:
         precision: in effect; float32 for vector observations whatever was asked for.
         compiled: whether the network runs through torch.compile.
+        cuda_graphs: whether acting and minibatches are replayed.
         updates: optimizer steps taken so far.
         generator: source of minibatch orders, and of the first lane's actions.
     """
@@ -70,7 +71,7 @@ class Learner:
         )
         self.model = self._build(spec, seed)
         self.compiled = settings.compile
-        self._models = [self.model, *(_twin(self.model, spec, settings) for _ in range(1, self._lanes.count))]
+        self._models = [self.model, *(twin(self.model, spec, settings.hidden) for _ in range(1, self._lanes.count))]
         self._networks = [compiled(model, device) if self.compiled else model for model in self._models]
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
@@ -87,6 +88,10 @@ class Learner:
         self._generators = [torch.Generator(device) for _ in range(actors + settings.overlap)]
         self.generator = self._generators[0]
         self._seed_generators(seed)
+        self.cuda_graphs = settings.cuda_graphs and device.type == "cuda"
+        acting = self._generators[settings.overlap :]
+        self._acts = [Replayed(functools.partial(self._act_apart, own), own) for own in acting]
+        self._minibatches = Replayed(functools.partial(self._share, 0, 1.0))
         self.updates = 0
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
@@ -99,10 +104,10 @@ class Learner:
         return model
 
     @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Compute in the low precision that is in effect, if one is."""
+    def autocast(self, *, cached: bool = True) -> Iterator[None]:
+        """Compute in the low precision in effect, if one is; converted weights are kept meanwhile if `cached`."""
         low = LOW_PRECISION.get(self.precision)
-        with torch.autocast(self.device.type, dtype=low, enabled=low is not None):
+        with torch.autocast(self.device.type, dtype=low, enabled=low is not None, cache_enabled=cached):
             yield
 
     def publish(self) -> None:
@@ -116,14 +121,24 @@ class Learner:
         values: Tensor = self._policy(observations)[1]
         return values
 
-    def act(self, observations: Tensor, lane: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample actions: (actions, log probabilities, values), each (batch,), on the device."""
+    def act(self, observations: Tensor, lane: int = 0) -> Tensors:
+        """Sample actions: (actions, log probabilities, values), each (batch,), on the device, until the next call."""
+        if self.cuda_graphs:
+            return self._acts[lane](observations)
+        return self._act(self._generators[lane + self.settings.overlap], observations)
+
+    def _act(self, generator: torch.Generator, observations: Tensor) -> Tensors:
         logits, values = self._policy(observations)
         log_probs = logits.log_softmax(-1)
         # argmax of p / Exp(1) draws from p without waiting for the device.
-        noise = torch.empty_like(log_probs).exponential_(generator=self._generators[lane + self.settings.overlap])
+        noise = torch.empty_like(log_probs).exponential_(generator=generator)
         actions = (log_probs.exp() / noise).argmax(-1, keepdim=True)
         return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1), values
+
+    def _act_apart(self, generator: torch.Generator, observations: Tensor) -> Tensors:
+        """Act with nothing that was computed before: a replay converts the weights anew."""
+        with self.autocast(cached=False):
+            return self._act(generator, observations)
 
     def update(self, samples: Samples, batch_size: int, learning_rate: float) -> dict[str, float]:
         """Run every epoch over the samples' valid rows; returns the means of the loss terms.
@@ -134,7 +149,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if len(samples.rows) == 0:  # nothing but a reset: one environment, one step
-            return dict.fromkeys(TERMS, 0.0)
+            return dict.fromkeys(ppo.LossTerms._fields, 0.0)
         first = self.updates + 1
         if self.settings.advantage_normalisation == "rollout":
             kept = samples.advantages[samples.rows]
@@ -145,8 +160,8 @@ class Learner:
             for rows in ppo.minibatches(samples.rows, batch_size, self.generator)
         ]
         table = torch.stack(terms).cpu().double().numpy()
-        _refuse_nonfinite(table, first)
-        return dict(zip(TERMS, table.mean(axis=0).tolist(), strict=True))
+        ppo.refuse_nonfinite(table, first)
+        return dict(zip(ppo.LossTerms._fields, table.mean(axis=0).tolist(), strict=True))
 
     def _minibatch(self, samples: Samples, rows: Tensor) -> Tensor:
         """One optimizer step; returns the loss terms, detached, without waiting for the device."""
@@ -174,7 +189,11 @@ class Learner:
             if lane >= len(shares):  # fewer rows than lanes
                 self._models[lane].zero_grad(set_to_none=True)
                 return None
-            return self._share(samples, *shares[lane], weight=len(shares[lane][0]) / len(rows), lane=lane)
+            own, its_advantages = shares[lane]
+            inputs = (*samples.minibatch(own), its_advantages)
+            if self.cuda_graphs:
+                return self._replayed_minibatch(*inputs)
+            return self._share(lane, len(own) / len(rows), *inputs)[0]
 
         terms = [part for part in self._lanes.run(share) if part is not None]
         for model in self._models[1 : len(shares)]:
@@ -182,19 +201,22 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
 
-    def _share(self, samples: Samples, rows: Tensor, advantages: Tensor, *, weight: float, lane: int) -> Tensor:
-        """Gradient of some of a minibatch's rows, `weight` of the whole; returns that much of the loss terms."""
+    def _share(
+        self, lane: int, weight: float, images: Tensor, actions: Tensor, log_probs: Tensor, old_values: Tensor,
+        returns: Tensor, advantages: Tensor,
+    ) -> Tensors:  # fmt: skip
+        """(`weight` times the loss terms, detached, the lane's gradients of so much of the loss ...)."""
         settings, model = self.settings, self._models[lane]
         with self.autocast():
-            logits, values = self._networks[lane](samples.images(rows))
+            logits, values = self._networks[lane](images)
         terms = ppo.ppo_loss(
             logits,
             values,
-            samples.actions[rows],
-            samples.log_probs[rows],
-            samples.values[rows],
+            actions,
+            log_probs,
+            old_values,
             advantages,
-            samples.returns[rows],
+            returns,
             clip=settings.clip,
             value_clip=settings.value_clip,
             value_coefficient=settings.value_coefficient,
@@ -202,7 +224,14 @@ class Learner:
         )
         model.zero_grad(set_to_none=True)
         self.scaler.scale(terms.total * weight).backward()  # type: ignore[no-untyped-call]
-        return torch.stack([term.detach() for term in terms]) * weight
+        return torch.stack([term.detach() for term in terms]) * weight, *_gradients(model)
+
+    def _replayed_minibatch(self, *inputs: Tensor) -> Tensor:
+        """The whole of a minibatch; the gradients lie where the replay leaves them."""
+        terms, *gradients = self._minibatches(*inputs)
+        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        return terms.clone()
 
     def _seed_generators(self, seed: int) -> None:
         for lane, generator in enumerate(self._generators):
@@ -257,14 +286,6 @@ class Learner:
         return torch.empty_like(parameter).copy_(value)
 
 
-def _twin(model: nn.Module, spec: EnvironmentSpec, settings: PPOSettings) -> nn.Module:
-    """A network with the parameters of another one, in the same memory, and gradients of its own."""
-    twin = build_model(spec, settings.hidden, 0)
-    for own, shared in zip(twin.parameters(), model.parameters(), strict=True):
-        own.data = shared.data
-    return twin
-
-
 def _gradients(model: nn.Module) -> list[Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
@@ -275,16 +296,3 @@ def _generator_key(lane: int) -> str:
 
 def _array(tensor: Tensor) -> Array:
     return np.array(tensor.detach().cpu().contiguous().numpy())
-
-
-def _refuse_nonfinite(table: Array, first_update: int) -> None:
-    """Raise for the first NaN or infinite loss term, (updates, terms)."""
-    finite = np.isfinite(table)
-    if finite.all():
-        return
-    row = int(np.argmin(finite.all(axis=1)))
-    named = [f"{TERMS[i]} ({table[row, i]})" for i in np.flatnonzero(~finite[row])]
-    raise WorkerError(
-        f"the loss is not finite at update {first_update + row}: {', '.join(named)}; "
-        "go back to the last good checkpoint, and lower learning_rate or use precision = 'fp32'"
-    )

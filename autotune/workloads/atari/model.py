@@ -83,6 +83,14 @@ def build_model(spec: EnvironmentSpec, hidden: int, seed: int) -> nn.Module:
     return VectorActorCritic(spec.shape, spec.actions, hidden, generator)
 
 
+def twin(model: nn.Module, spec: EnvironmentSpec, hidden: int) -> nn.Module:
+    """A network with the parameters of another one, in the same memory, and gradients of its own."""
+    found = build_model(spec, hidden, 0)
+    for own, shared in zip(found.parameters(), model.parameters(), strict=True):
+        own.data = shared.data
+    return found
+
+
 def compiled(model: nn.Module, device: torch.device) -> nn.Module:
     """The network through torch.compile: same parameters, compiled when it is first called.
 

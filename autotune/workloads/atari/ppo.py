@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from autotune.errors import WorkerError
 
 
 class LossTerms(NamedTuple):
@@ -132,3 +135,24 @@ def annealed(learning_rate: float, env_steps: int, horizon_steps: int, floor: fl
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than the mean; nan if returns do not vary."""
     return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
+
+
+def refuse_nonfinite(terms: np.ndarray[Any, Any], first_update: int) -> None:
+    """Check the loss terms of some updates.
+
+    Args:
+        terms: (updates, terms), in the order of `LossTerms`.
+        first_update: number of the first one.
+
+    Raises:
+        WorkerError: a term is NaN or infinite; names it and the update.
+    """
+    finite = np.isfinite(terms)
+    if finite.all():
+        return
+    row = int(np.argmin(finite.all(axis=1)))
+    named = [f"{LossTerms._fields[i]} ({terms[row, i]})" for i in np.flatnonzero(~finite[row])]
+    raise WorkerError(
+        f"the loss is not finite at update {first_update + row}: {', '.join(named)}; "
+        "go back to the last good checkpoint, and lower learning_rate or use precision = 'fp32'"
+    )

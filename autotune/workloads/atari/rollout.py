@@ -41,9 +41,10 @@ class Samples:
     advantages: Tensor
     returns: Tensor
 
-    def images(self, rows: Tensor) -> Tensor:
-        """Observations of some rows, as the network takes them."""
-        return _channels_first(self.observations.index_select(0, rows), self.channels_last)
+    def minibatch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Observations as the network takes them, actions, log probabilities, values and returns of some rows."""
+        observations = _channels_first(self.observations.index_select(0, rows), self.channels_last)
+        return observations, self.actions[rows], self.log_probs[rows], self.values[rows], self.returns[rows]
 
 
 def bytes_per_env(rollout: int, spec: EnvironmentSpec) -> int:

@@ -268,6 +268,7 @@ class PPOSession:
             "torch_threads": self._lanes.count * self._lanes.threads,
             "precision": self._learner.precision,
             "compile": self._learner.compiled,
+            "cuda_graphs": self._learner.cuda_graphs,
             "channels_last": self._learner.channels_last,
             "device": str(self._device),
             "rollout_bytes": sum(buffer.nbytes for buffer in self._buffers),

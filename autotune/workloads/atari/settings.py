@@ -45,6 +45,8 @@ class PPOSettings(LearningRule):
             and without it: EnvPool is stepped in lock-step here, never asynchronously. GPUs need it, and
             promise nothing across driver or torch versions.
         compile: whether the network goes through torch.compile (a C++ compiler on a CPU, Triton on a GPU).
+        cuda_graphs: record acting and minibatches once and launch them as a whole from then on, on a CUDA device (no
+            effect on others; not measured on one yet, so not by default).
         channels_last: memory layout of images; ``auto`` is true but for MPS.
         episodic_life: whether a lost life ends an episode for learning (Atari).
         reward_clip: whether learning sees the sign of the reward only (Atari).
@@ -79,6 +81,7 @@ class PPOSettings(LearningRule):
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     deterministic: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     channels_last: Literal["auto"] | bool = "auto"
     episodic_life: bool = True
     reward_clip: bool = True

@@ -1,11 +1,12 @@
 """How near the trainer comes to EnvPool's own rate on a GPU's host, and what its learner takes of the GPU.
 
-    python reports/reference/trainer/gpu.py                      # about 6 minutes on a GPU; writes gpu.md
+    python reports/reference/trainer/gpu.py                      # about 8 minutes on a GPU; writes gpu.md
     python reports/reference/trainer/gpu.py --device cpu --points 8/256 --jobs 1 --out /tmp/cpu.md    # a trial run
 
-Each point is probed with and without `overlap` (learning from one rollout while the next one is collected), the first
-one also with several processes. Its parts are measured right after it without `overlap`, so that `env` is EnvPool's
-rate on all cores of the process. The learner's TFLOP/s are its rate alone times the multiplications of the Nature CNN
+Each point is probed with `overlap` (learning from one rollout while the next one is collected), with and without
+`cuda_graphs` (acting and minibatches launched as a whole); the first one also without `overlap`, and with several
+processes. A point's parts are measured beforehand without `overlap`, so that `env` is EnvPool's rate on all cores of
+the process. The learner's TFLOP/s are its rate alone times the multiplications of the Nature CNN
 (forward once, backward twice that), beside what the doctor measures for a plain product of matrices in that precision.
 """
 
@@ -16,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from run import GAME, PLAN, points
+from run import GAME, points
 from tabulate import tabulate
 
 from autotune.device.inspect import inspect_device
@@ -24,12 +25,15 @@ from autotune.executors.checks import run_checks
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.probe.recipe import load_recipe, restrict_games
 from autotune.probe.run import run_probe
-from autotune.records import Point, ProbeResult, Recipe
+from autotune.records import MeasurePlan, Point, ProbeResult, Recipe
 from autotune.runs import create_run
 from autotune.workloads.atari.model import CONVOLUTIONS
 
 HERE = Path(__file__).parent
 ACTIONS = 4  # of Breakout
+PLAN = MeasurePlan(discard_s=5.0, window_s=12.0, window_iterations=3, long_iteration_s=30.0)
+WAYS = tuple({"overlap": overlap, "cuda_graphs": graphs} for overlap in (True, False) for graphs in (True, False))
+"""The first point has them all, the others the two with `overlap`."""
 
 
 def training_flop() -> float:
@@ -43,31 +47,33 @@ def training_flop() -> float:
     return 3 * 2 * products
 
 
-def recipe_of(jobs: int, *, overlap: bool) -> Recipe:
+def recipe_of(jobs: int, way: dict[str, bool]) -> Recipe:
     """Breakout, `jobs` times."""
     recipe = restrict_games(load_recipe("atari"), [GAME])
     each = tuple(replace(recipe.jobs[0], id=f"{n}", seed=n) for n in range(jobs))
-    parameters = {**recipe.hyperparameters, "overlap": overlap}
-    return replace(recipe, quick=PLAN, jobs=each, hyperparameters=parameters)
+    return replace(recipe, quick=PLAN, jobs=each, hyperparameters={**recipe.hyperparameters, **way})
 
 
-def probe(executor: IsolatedExecutor, point: Point, *, overlap: bool) -> ProbeResult:
+def probe(executor: IsolatedExecutor, point: Point, way: dict[str, bool]) -> ProbeResult:
     """One window of a point."""
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(Path(folder), "probe")
-        recipe = recipe_of(point.concurrency, overlap=overlap)
+        recipe = recipe_of(point.concurrency, way)
         return run_probe(recipe, point, executor, grade="quick", run=run, label="probe", device=executor.device)
 
 
 def lines(executor: IsolatedExecutor, wanted: list[Point], epochs: int) -> list[list[Any]]:
     """A line a point and way: its SPS, the share of EnvPool's rate, and the learner's arithmetic."""
-    found = []
+    found, known = [], {}
     for point in wanted:
-        parts = executor.ceilings(recipe_of(1, overlap=False), replace(point, concurrency=1), timeout_s=180.0)
-        for overlap in (True, False):
-            result = probe(executor, point, overlap=overlap)
+        alone = replace(point, concurrency=1)
+        if alone not in known:
+            known[alone] = executor.ceilings(recipe_of(1, WAYS[-2]), alone, timeout_s=180.0)
+        parts = known[alone]
+        for way in WAYS if point == wanted[0] else WAYS[:2]:
+            result = probe(executor, point, way)
             env, learn = parts.get("env"), parts.get("learn")
-            row = [point.num_envs, point.batch_size, point.concurrency, "yes" if overlap else "no"]
+            row = [point.num_envs, point.batch_size, point.concurrency, *("yes" if on else "no" for on in way.values())]
             row += [result.sps or result.status, env, parts.get("infer"), learn]
             row += [result.sps / env if result.sps and env else None]
             row += [learn * epochs * training_flop() / 1e12 if learn else None]
@@ -79,9 +85,10 @@ def lines(executor: IsolatedExecutor, wanted: list[Point], epochs: int) -> list[
 
 def page(device: str, rows: list[list[Any]], rates: dict[str, float]) -> str:
     """The table, the doctor's rates beside it."""
-    headers = ["num_envs", "batch_size", "processes", "overlap", "SPS", "env alone", "infer alone", "learn alone"]
+    headers = ["num_envs", "batch_size", "processes", "overlap", "cuda_graphs"]
+    headers += ["SPS", "env alone", "infer alone", "learn alone"]
     headers += ["SPS / env alone", "learner TFLOP/s", "precision", "VRAM MiB", "RAM MiB", "µs a step"]
-    formats = ["d", "d", "d", "", ",.0f", ",.0f", ",.0f", ",.0f", ".1%", ".2f", "", ",.0f", ",.0f", ""]
+    formats = ["d", "d", "d", "", "", ",.0f", ",.0f", ",.0f", ",.0f", ".1%", ".2f", "", ",.0f", ",.0f", ""]
     texts = [
         ["" if value is None else format(value, style if isinstance(value, (int, float)) else "")
          for value, style in zip(row, formats, strict=True)]
