@@ -290,6 +290,46 @@ def test_slow_counting_of_pages_is_done_seldom_and_growth_seen_in_between(tmp_pa
     assert meter.read()["ram_pss_bytes"] is None
 
 
+def test_sizes_of_processes_that_share_are_read_at_one_time(tmp_path: Path) -> None:
+    now, page, mib = [0.0], resource.getpagesize(), 2**20
+
+    def clock() -> float:
+        now[0] += 0.001
+        return now[0]
+
+    def process(pid: int, pss_mib: int, private_mib: int, file_mib: int) -> None:
+        pages = ((private_mib + file_mib) * mib // page, file_mib * mib // page)
+        files = {"smaps_rollup": f"Pss: {pss_mib * 1024} kB\n", "statm": f"999999 {pages[0]} {pages[1]} 1 0 1 0\n"}
+        write_tree(tmp_path, {f"proc/{pid}/{name}": text for name, text in files.items()})
+
+    pids = [5]
+    meter = HostMeter(CPU, lambda: pids, 0.5, root=tmp_path, clock=clock)
+
+    def read() -> float:
+        now[0] += 0.5
+        return (meter.read()["ram_pss_bytes"] or 0) / mib
+
+    process(5, 300, 100, 200)
+    assert read() == 300
+    process(5, 200, 100, 200)  # another process maps the same 200 MiB
+    process(6, 200, 100, 200)
+    pids.append(6)
+    assert read() == 400
+    for pid in pids:
+        process(pid, 250, 100, 300)  # both map another 100 MiB that they share
+    assert read() == 500
+    for pid in pids:
+        process(pid, 251, 101, 301)  # little more
+    assert read() == 502
+    now[0] += 60.0
+    assert read() == 502
+    for pid in pids:
+        process(pid, 280, 120, 320)  # long after they started: 0.1 % of the time, so not yet
+    assert read() == 540
+    now[0] += 2.0
+    assert read() == 560
+
+
 class Slow(SampledMeter):
     release = threading.Event()
     closed = False

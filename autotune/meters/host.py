@@ -17,15 +17,20 @@ from autotune.machine import DeviceInfo
 from autotune.meters.base import SampledMeter
 
 PSS_SHARE = 0.001  # of a core at most: the kernel walks a process's pages under its memory lock
+_STARTING_SHARE = 0.01
+_STARTING_S = 60.0
+"""For so long after a process was first seen its sizes are read at `_STARTING_SHARE` while it maps files."""
+_MAPPED_BYTES = 4 * 2**20
+"""Files mapped since the last reading that are worth another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Size:
-    """A process's memory when its pages were last counted, and when that may be done again."""
+    """A process's memory when its pages were last counted."""
 
     pss_bytes: int
     private_bytes: int
-    due_s: float
+    file_bytes: int
 
 
 def pss_bytes(pid: int, root: Path = ROOT) -> int | None:
@@ -43,10 +48,16 @@ def pss_bytes(pid: int, root: Path = ROOT) -> int | None:
         return None
 
 
-def private_bytes(pid: int, root: Path = ROOT) -> int:
-    """Resident memory that no file backs: cheap to ask however large; 0 when it cannot be read."""
+def resident_bytes(pid: int, root: Path = ROOT) -> tuple[int, int]:
+    """Resident memory that no file backs, and that which one does (libraries, shared memory); cheap to ask.
+
+    Zeros when it cannot be read; ``/proc/PID/statm``, proc(5).
+    """
     fields = (read_text(root / f"proc/{pid}/statm") or "").split()
-    return (int(fields[1]) - int(fields[2])) * resource.getpagesize() if len(fields) > 2 else 0
+    if len(fields) < 3:
+        return 0, 0
+    resident, backed = int(fields[1]), int(fields[2])
+    return (resident - backed) * resource.getpagesize(), backed * resource.getpagesize()
 
 
 def process_times(pid: int, root: Path = ROOT) -> tuple[float, int, int] | None:
@@ -73,8 +84,10 @@ class HostMeter(SampledMeter):
     (cumulative), ``processes``, ``threads``, ``others_cpu_seconds`` (cumulative, of what is neither the probe nor
     this process), ``shm_used_bytes``, ``host_ram_available_bytes``, ``cpu_pressure`` and ``memory_pressure`` (0 to 1).
 
-    The kernel counts a proportional set size page by page (0.1 s for some GiB), so that each process's
-    is read as seldom as keeps to `PSS_SHARE`; in between it is the last one plus the growth of private memory.
+    The kernel counts a proportional set size page by page (0.1 s for some GiB), so that it is read as seldom as keeps
+    to `PSS_SHARE`; in between it is the last one plus the growth of private memory. All processes' sizes are read
+    together, and again when there is a new process or one that starts has mapped more: one read before a library was
+    shared and another one after would count it more than once, or not at all.
     """  # noqa: D205
 
     def __init__(
@@ -91,23 +104,35 @@ class HostMeter(SampledMeter):
         self._root = root
         self._clock = clock
         self._sizes: dict[int, _Size] = {}
+        self._asked: frozenset[int] = frozenset()
+        self._newest_s = self._read_s = self._took_s = 0.0
         self._cpu_s: dict[tuple[int, int], float] = {}
 
     def _ram_pss_bytes(self, pids: Sequence[int]) -> int | None:
-        self._sizes = {pid: known for pid, known in self._sizes.items() if pid in pids}
-        for pid in pids:
-            before_s = self._clock()
-            if pid in self._sizes and before_s < self._sizes[pid].due_s:
-                continue
-            private, size = private_bytes(pid, self._root), pss_bytes(pid, self._root)
-            after_s = self._clock()
-            due_s = after_s + (after_s - before_s) * len(pids) / PSS_SHARE
-            if size is None:
-                self._sizes.pop(pid, None)
-            else:
-                self._sizes[pid] = _Size(pss_bytes=size, private_bytes=private, due_s=due_s)
-        grown = [private_bytes(pid, self._root) - known.private_bytes for pid, known in self._sizes.items()]
+        resident = {pid: resident_bytes(pid, self._root) for pid in pids}
+        before_s = self._clock()
+        if not self._asked.issuperset(pids):
+            self._newest_s = before_s
+        if not self._asked.issuperset(pids) or before_s >= self._due_s(resident):
+            sizes = {pid: pss_bytes(pid, self._root) for pid in pids}
+            self._sizes = {
+                pid: _Size(pss_bytes=size, private_bytes=resident[pid][0], file_bytes=resident[pid][1])
+                for pid, size in sizes.items()
+                if size is not None
+            }
+            self._asked, self._read_s = frozenset(pids), self._clock()
+            self._took_s = self._read_s - before_s
+        self._sizes = {pid: known for pid, known in self._sizes.items() if pid in resident}
+        grown = [resident[pid][0] - known.private_bytes for pid, known in self._sizes.items()]
         return sum(known.pss_bytes for known in self._sizes.values()) + sum(grown) if self._sizes else None
+
+    def _due_s(self, resident: Mapping[int, tuple[int, int]]) -> float:
+        """When the sizes of known processes, which take this much now, are to be read again."""
+        mapping = any(
+            abs(resident[pid][1] - k.file_bytes) > _MAPPED_BYTES for pid, k in self._sizes.items() if pid in resident
+        )
+        starting = mapping and self._read_s < self._newest_s + _STARTING_S
+        return self._read_s + self._took_s / (_STARTING_SHARE if starting else PSS_SHARE)
 
     def _cpu_seconds(self, pids: Sequence[int]) -> tuple[float, int, int]:
         """(CPU seconds of all seen so far, processes and threads that run now); an ended one keeps its last value."""
