@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from autotune.errors import InfeasibleError
@@ -24,6 +24,29 @@ from autotune.units import counted
 from autotune.workloads.learning import LearningChange, learning_of
 
 _COST_SHARE_MAX = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What a search has measured and spent.
+
+    Attributes:
+        history: results that count, on the machine's last footing.
+        compared: those of further knobs, which `history` leaves out.
+        records: every trial.
+        ended: why the search ended.
+        spent_s: seconds, over all resumptions.
+        budget_s: what was allowed.
+        price: US dollars per hour.
+    """
+
+    history: Sequence[ProbeResult]
+    compared: Sequence[ProbeResult]
+    records: tuple[TrialRecord, ...]
+    ended: Ending
+    spent_s: float
+    budget_s: float
+    price: float | None
 
 
 def problem_of(recipe: Recipe, device: DeviceInfo | None, budget_s: float) -> Problem:
@@ -50,53 +73,34 @@ def found_in(run: Run, recipe: Recipe, device: DeviceInfo, price: float | None) 
     problem, results = problem_of(recipe, device, budget_s), comparable_history(kept)
     by_stage = list(zip((record.stage == knobs.STAGE for record in kept), results, strict=True))
     ended: Ending = state["ended"] if state.get("ended") in get_args(Ending) else "stopped"
+    account = Account(
+        history=[result for comparison, result in by_stage if not comparison],
+        compared=[result for comparison, result in by_stage if comparison],
+        records=records,
+        ended=ended,
+        spent_s=float(state.get("spent_s", 0.0)),
+        budget_s=float(budget_s),
+        price=price,
+    )
     try:
-        return conclude(
-            recipe,
-            problem,
-            [result for comparison, result in by_stage if not comparison],
-            [result for comparison, result in by_stage if comparison],
-            records,
-            thumb=thumb_point(recipe, problem.space, device),
-            ended=ended,
-            spent_s=float(state.get("spent_s", 0.0)),
-            budget_s=float(budget_s),
-            price=price,
-        )
+        return conclude(recipe, problem, account, thumb=thumb_point(recipe, problem.space, device))
     except InfeasibleError:
         return None
 
 
-def conclude(
-    recipe: Recipe,
-    problem: Problem,
-    history: Sequence[ProbeResult],
-    compared: Sequence[ProbeResult],
-    records: tuple[TrialRecord, ...],
-    *,
-    thumb: Point,
-    ended: Ending,
-    spent_s: float,
-    budget_s: float,
-    price: float | None,
-) -> StudyResult:
+def conclude(recipe: Recipe, problem: Problem, account: Account, *, thumb: Point) -> StudyResult:
     """What came out.
 
     Args:
         recipe: what was searched.
         problem: its points and limits.
-        history: results that count, on the machine's last footing.
-        compared: those of further knobs, which `history` leaves out.
-        records: every trial.
+        account: what was measured and spent.
         thumb: the rule of thumb.
-        ended: why the search ended.
-        spent_s: seconds, over all resumptions.
-        budget_s: what was allowed.
-        price: US dollars per hour.
 
     Raises:
         InfeasibleError: nothing was stable.
     """
+    history, compared = account.history, account.compared
     tuning = knobs.standing(recipe, problem.space, history, compared)
     found = confirm.winner(*knobs.narrowed(problem.space, history, compared, tuning))
     if found is None:
@@ -116,12 +120,12 @@ def conclude(
         rule_of_thumb=rule_of_thumb,
         tied=tuple(entry.point for entry in tied),
         ladder=confirm.lighter(history, heaviest),
-        trials=records,
+        trials=account.records,
         points_measured=len(confirm.pool(history)),
-        spent_s=spent_s,
-        budget_s=budget_s,
-        price_usd_per_hour=price,
-        ended=ended,
+        spent_s=account.spent_s,
+        budget_s=account.budget_s,
+        price_usd_per_hour=account.price,
+        ended=account.ended,
         skipped=tuple(too_costly(problem, history)),
         observed_s=confirm.observed_s(every, best.point),
         training_s=training_s(jobs, result, length),

@@ -16,7 +16,7 @@ from autotune.probe.run import build_request, run_probe
 from autotune.records import Grade, Point, ProbeResult, Recipe
 from autotune.runs import Run
 from autotune.search import confirm, epochs, knobs, plan, samplers, trials
-from autotune.search.outcome import conclude, problem_of
+from autotune.search.outcome import Account, conclude, problem_of
 from autotune.search.plan import Ending, Situation, Step
 from autotune.search.result import StudyResult
 from autotune.search.sampler import IGNORED, FixedSampler, HistorySampler
@@ -268,18 +268,17 @@ class Search:
         Raises:
             InfeasibleError: nothing was stable.
         """
-        return conclude(
-            self.recipe,
-            self.problem,
-            self.history,
-            self.compared,
-            trials.records_of(self.study),
-            thumb=plan.thumb_point(self.recipe, self.space, self.executor.device),
+        account = Account(
+            history=self.history,
+            compared=self.compared,
+            records=trials.records_of(self.study),
             ended=ended,
             spent_s=self.budget_s - self.left_s(),
             budget_s=self.budget_s,
             price=price,
         )
+        thumb = plan.thumb_point(self.recipe, self.space, self.executor.device)
+        return conclude(self.recipe, self.problem, account, thumb=thumb)
 
 
 def _patient(recipe: Recipe, timeout_s: float) -> Recipe:
