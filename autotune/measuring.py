@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,10 @@ from autotune.live import ProbeView, SearchView, TrainView
 from autotune.machine import DeviceInfo
 from autotune.manifest import build_manifest
 from autotune.manifest_schema import LearningSection
-from autotune.options import choose_executor, choose_recipe, grid_values, open_run, point_of, recorded_price
+from autotune.options import choose_executor, choose_recipe, grid_values, open_run, recorded_price, tried_points
 from autotune.probe.grid import grid_points, run_grid
 from autotune.probe.recipe_file import knob_points
-from autotune.records import KNOBS, ProbeResult, Recipe
+from autotune.records import KNOBS, Point, ProbeResult, Recipe
 from autotune.runs import Run, discarded_when_refused, hold_device
 from autotune.search.emit import emit_manifest
 from autotune.search.learning import learns_alike, unchecked
@@ -117,17 +117,19 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     executor, recipe = choose_executor(argv, options, stop.requested)
     say_recipe(say, recipe, bool(options["recipe"] or argv or recipe.workload == "replay"))
     plan = _guard_plan(recipe, options, simulated=executor.simulated)
-    tries = [point_of(recipe, settings) for settings in options["tries"]]
+    tries = tried_points(recipe, options, say)
     executor.check(recipe, [recipe.baseline, *tries, *knob_points(recipe)])
     if not executor.simulated:
         build_manifest(recipe, recipe.baseline)  # what cannot become a manifest is refused before hours are spent
     facts = {name: options[name] for name in ("sampler", "seed", "executor")}
+    if executor.simulated:
+        facts["surface_hash"] = executor.surface.content_hash
     run = open_run("search", recipe, executor.device, options, lacking=_GUARDED if plan else None, **facts)
     say(f"run {run.path}")
     if plan:
         say(f"guard: 2 x {plan.seeds} pilots follow the search, outside --budget; it says how long they take first")
     try:
-        found = _study(recipe, executor, run, options, stop)
+        found = _study(recipe, executor, run, options, stop, tries)
     except InfeasibleError as error:
         run.update(finished=not stop.exit_code)  # the same command then searches anew, with a budget
         error.exit_code = stop.exit_code or error.exit_code
@@ -195,10 +197,12 @@ def _guard(
     return checked, True
 
 
-def _study(recipe: Recipe, executor: Any, run: Run, options: dict[str, Any], stop: StopSignals) -> StudyResult:
-    device, budget_s = executor.device, options["budget"]
+def _study(
+    recipe: Recipe, executor: Any, run: Run, options: dict[str, Any], stop: StopSignals, tries: Sequence[Point]
+) -> StudyResult:
+    device, budget_s, price = executor.device, options["budget"], options["price"] or recorded_price(executor)
     with discarded_when_refused(run), run.hold(), hold_device(device), stop, SearchView(budget_s) as view:
-        run.update(budget_s=budget_s)
+        run.update(budget_s=budget_s, price_usd_per_hour=price)
         return run_study(
             recipe,
             executor,
@@ -206,8 +210,8 @@ def _study(recipe: Recipe, executor: Any, run: Run, options: dict[str, Any], sto
             budget_s=budget_s,
             sampler=options["sampler"],
             seed=options["seed"],
-            price=options["price"] or recorded_price(executor),
-            tries=[point_of(recipe, settings) for settings in options["tries"]],
+            price=price,
+            tries=tries,
             early_stop=not options["no_early_stop"],
             on_event=view.update,
             should_stop=stop.requested,

@@ -235,8 +235,15 @@ def choose_executor(argv: list[str], options: dict[str, Any], should_stop: Calla
     if name == "replay":
         from autotune.executors.replay import ReplayExecutor, surface_recipe
 
-        path = existing_file(file)
-        return ReplayExecutor(path, options["seed"]), surface_recipe(path)
+        given = {"a recipe": options["recipe"], "a command": argv, "--games": options["games"] is not None}
+        if unfit := [name for name, there in given.items() if there]:
+            raise UsageError(
+                f"{' and '.join(unfit)} cannot go with --executor replay: a surface is its own recipe; leave it out"
+            )
+        executor, recipe = ReplayExecutor(existing_file(file), options["seed"]), surface_recipe(file)
+        if options["baseline"]:
+            recipe = replace(recipe, baseline=executor.surface.row(point_of(recipe, options["baseline"])).point)
+        return executor, recipe
     from autotune.device.inspect import inspect_device
 
     executor = registry.load("executor", name)(inspect_device(options["device"]), should_stop)
@@ -248,6 +255,24 @@ def recorded_price(executor: Any) -> float | None:
     return executor.surface.price_usd_per_hour if executor.simulated else None
 
 
+def tried_points(recipe: Recipe, options: dict[str, Any], say: Callable[[str], None]) -> list[Point]:
+    """The points that `--try` names; of a surface, which has certain points only, the nearest ones.
+
+    Raises:
+        UsageError: an unknown knob or an impossible value.
+    """
+    from autotune.search.space import space_of
+
+    points = [point_of(recipe, settings) for settings in options["tries"]]
+    if not recipe.points:
+        return points
+    nearest = [space_of(recipe).nearest(point.knobs()) for point in points]
+    for asked, found in zip(points, nearest, strict=True):
+        if asked != found:
+            say(f"--try {asked.label()} was not recorded; the nearest point is {found.label()}")
+    return nearest
+
+
 def existing_file(text: str) -> Path:
     """A file that is there.
 
@@ -256,7 +281,8 @@ def existing_file(text: str) -> Path:
     """
     path = Path(text)
     if not path.is_file():
-        raise UsageError(f"there is no file {text!r}: name a surface, such as --executor replay:surface.csv")
+        what = f"{text!r} is no file" if path.exists() else f"there is no file {text!r}"
+        raise UsageError(f"{what}: name a surface, such as --executor replay:surface.csv")
     return path
 
 

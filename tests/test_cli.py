@@ -15,6 +15,7 @@ import pytest
 from autotune.cli import main
 from autotune.errors import UsageError
 from autotune.options import parse_counts, parse_knob_value, parse_settings
+from autotune.runs import Run
 
 FAST = """
 name = "fast"
@@ -351,6 +352,57 @@ def test_parsers():
     for text in ("", "8", "=8", "num_envs="):
         with pytest.raises(UsageError):
             parse_settings(text)
+
+
+ROWS = [(envs, batch) for envs in (8, 16, 32) for batch in (64, 256)]
+
+
+def small_surface(here, scale=1.0, sd=0.01):
+    lines = ["# price_usd_per_hour: 1.5", "# baseline: num_envs=8 batch_size=64 concurrency=1"]
+    lines.append("num_envs,batch_size,concurrency,status,sps,sd_fraction,startup_s,vram_bytes,ram_bytes")
+    lines += [f"{envs},{batch},1,ok,{scale * (envs + batch)},{sd},5,,1000000" for envs, batch in ROWS]
+    (here / "small.csv").write_text("\n".join(lines))
+    return ["search", "--executor", "replay:small.csv", "--budget", "10m", "--json"]
+
+
+def test_points_that_a_surface_lacks_are_its_nearest_ones(here, capsys):
+    command = small_surface(here)
+    assert run(*command, "--try", "num_envs=30,batch_size=300", "--baseline", "num_envs=17") == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    tried = {(t["num_envs"], t["batch_size"]) for t in found["trials"]}
+    assert tried <= set(ROWS)
+    assert (found["baseline"]["num_envs"], found["baseline"]["batch_size"]) == (16, 64)
+    assert "num_envs=30 batch_size=300 concurrency=1 was not recorded; the nearest point is num_envs=32" in err
+
+
+@pytest.mark.parametrize(("words", "named"), [(("small",), "a recipe"), (("--games", "Pong"), "--games")])
+def test_a_surface_is_its_own_recipe(here, capsys, words, named):
+    assert run(*small_surface(here), *words) == 2
+    assert f"{named} cannot go with --executor replay" in capsys.readouterr().err
+
+
+def test_a_surface_that_changed_is_another_search(here, capsys):
+    command = small_surface(here)
+    assert run(*command) == 0
+    first = json.loads(capsys.readouterr().out)
+    Run(Path(first["run"])).update(finished=False)
+    assert run(*command) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == first["run"]
+    Run(Path(first["run"])).update(finished=False)
+    small_surface(here, scale=0.1)
+    assert run(*command) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert other["run"] != first["run"]
+    assert other["sps"] < 0.2 * first["sps"]
+
+
+def test_a_report_of_a_very_noisy_replay_has_the_surfaces_price(here, capsys):
+    assert run(*small_surface(here, sd=0.9)) == 0
+    capsys.readouterr()
+    assert run("report") == 0
+    assert "no price is known" not in capsys.readouterr().err
+    assert "1.50 per hour (given to the search)" in (here / "runs/small-1/report.md").read_text()
 
 
 def test_a_recorded_surface_is_searched_in_replay(here, capsys):

@@ -98,10 +98,23 @@ def test_a_cut_probe_is_a_timeout(surface, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("num_envs,batch_size", "envs,batch_size", "first line after the header must be num_envs,batch_size"),
+        ("num_envs,batch_size", "envs,batch_size", "line 8: no column num_envs; a surface has num_envs,batch_size"),
+        ("startup_s,vram", "startup_s,sps,vram", "line 8: column sps is there twice"),
         ("8,64,1,ok", "8,64,1,fine", "line 9.*status 'fine' must be one of ok, oom"),
         ("8,64,1,ok", "0,64,1,ok", "line 9.*num_envs '0'.*at least 1"),
-        ("8,64,2,ok", "8,64,1,ok", "a point twice"),
+        ("8,64,2,ok", "8,64,1,ok", "num_envs=8 batch_size=64 concurrency=1 twice, in lines 9 and 10"),
+        ("8,64,1,ok,", "8,64,1,ok,1,", "line 9 has 10 cells for 9 columns; write numbers without commas"),
+        ("8,64,1,ok", "8.5,64,1,ok", "line 9: num_envs '8.5' must be a whole number"),
+        ("8,64,1,ok", "1e30,64,1,ok", "line 9: num_envs '1e30' must be a number of at least 1|from 1 to"),
+        ("8,64,1,ok", "8,64,1,unstable", "status 'unstable' must be one of ok, oom, crashed, host_lost, timeout"),
+        ("8,64,1,ok", f'8,64,1,"{"x" * 200_000}"', "line 9 is no line of CSV"),
+        ("cpu_cores: 4", "cpu_cores: four", "cpu_cores 'four' must be a number"),
+        ("cpu_cores: 4", "cpu_cores: 0", "cpu_cores '0' must be a number"),
+        ("cpu_cores: 4", "cpu_cores:", "cpu_cores '' must be a number"),
+        ("vram_limit_bytes: ", "vram_limit_bytes: -", "vram_limit_bytes '-.*' must be a number"),
+        ("ram_limit_bytes: ", "ram_limit_bytes: about ", "ram_limit_bytes 'about .*' must be a number"),
+        ("price_usd_per_hour: 2", "price_usd_per_hour: cheap 2", "small.csv, header: price 'cheap 2"),
+        ("baseline: num_envs=8", "baseline: num_envs=²", "baseline.*must read num_envs=8"),
         ("baseline: num_envs=8", "baseline: envs=8", "baseline.*must read num_envs=8"),
     ],
 )
@@ -117,5 +130,21 @@ def test_a_missing_or_empty_surface_is_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         load_surface(tmp_path / "none.csv")
     (tmp_path / "empty.csv").write_text("# device: x\n")
-    with pytest.raises(UsageError, match="first line after the header"):
+    with pytest.raises(UsageError, match="has no rows; it needs a line of column names and a line for each point"):
         load_surface(tmp_path / "empty.csv")
+
+
+def test_a_surface_from_a_spreadsheet_is_read(surface):
+    text = surface.read_text().replace(",ok,", ", ok ,")
+    spaced = surface.with_name("spaced.csv")
+    spaced.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load_surface(spaced).rows == load_surface(surface).rows
+    assert load_surface(spaced).header == load_surface(surface).header
+
+
+def test_a_baseline_off_the_grid_is_the_nearest_row(surface):
+    surface.write_text(
+        surface.read_text().replace("baseline: num_envs=8 batch_size=256", "baseline: num_envs=11 batch_size=200")
+    )
+    assert load_surface(surface).baseline == Point(num_envs=8, batch_size=256, concurrency=1)
+    assert surface_recipe(surface).baseline in surface_recipe(surface).points

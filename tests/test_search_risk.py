@@ -62,4 +62,4 @@ def test_a_machine_that_goes_down_without_a_word_about_memory_is_approached_with
     found = run_study(surface_recipe(path), executor, create_run(tmp_path, "run-1"), budget_s=1800.0, study=memory)
     best = max(row.sps for row in executor.surface.rows if row.sps)
     assert found.counts["host_lost"] <= 3
-    assert executor.row(found.point).sps >= 0.9 * best
+    assert executor.surface.row(found.point).sps >= 0.9 * best

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autotune.executors.surface import FINAL_S, QUICK_S, Row, load_surface, surface_device, surface_recipe
-from autotune.records import KNOBS, Point, ProbeRequest, ProbeResult, Recipe
+from autotune.records import Point, ProbeRequest, ProbeResult, Recipe
 from autotune.stats import LAUNCH_FRACTION
 
 __all__ = ["ReplayExecutor", "load_surface", "surface_device", "surface_recipe"]
@@ -26,8 +26,8 @@ class ReplayExecutor:
     """Answers probes from a surface; time passes only in its clock.
 
     Noise is independent normal with deviation ``sd_fraction * sqrt(10 / window seconds)``, drawn from
-    the seed, the point and the request's label, so that a resumed search sees what an
-    uninterrupted one would.
+    the seed, the point and the request's label (the trial's number), so that a resumed search sees what an
+    uninterrupted one would, but for the numbers that lost probes took.
     """
 
     name = "replay"
@@ -38,7 +38,6 @@ class ReplayExecutor:
         self.device = surface_device(self.surface)
         self._seed = seed
         self._clock_s = 0.0
-        self._places = np.log2([[getattr(row.point, name) for name in KNOBS] for row in self.surface.rows])
 
     def clock_s(self) -> float:
         """Simulated seconds."""
@@ -56,14 +55,9 @@ class ReplayExecutor:
         startup_s = float(np.median([row.startup_s for row in self.surface.rows]))
         return startup_s + (QUICK_S if request.grade == "quick" else FINAL_S)
 
-    def row(self, point: Point) -> Row:
-        """The row of a point, or the nearest one by ratios."""
-        place = np.log2([getattr(point, name) for name in KNOBS])
-        return self.surface.rows[int(np.argmin(((self._places - place) ** 2).sum(axis=1)))]
-
     def run(self, request: ProbeRequest) -> ProbeResult:
         """The recorded outcome with noise; the clock moves by what the probe would have cost."""
-        row = self.row(request.point)
+        row = self.surface.row(request.point)
         cost_s = self._cost_s(row, request)
         timeout_s = request.plan.timeout_s
         if cost_s > timeout_s:
@@ -90,7 +84,7 @@ class ReplayExecutor:
         if row.status == "host_lost":
             return HOST_LOST_S
         window_s = QUICK_S if request.grade == "quick" else FINAL_S
-        return row.startup_s + (window_s if row.status in ("ok", "unstable") else 0.0)
+        return row.startup_s + (window_s if row.status == "ok" else 0.0)
 
     def _normal(self, row: Row, request: ProbeRequest) -> float:
         words = f"{self._seed} {row.point.label()} {request.grade} {request.label}"

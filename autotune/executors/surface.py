@@ -4,23 +4,25 @@ A surface is CSV with the columns `COLUMNS`, one row per point; a combination wi
 of the space. ``sps`` is the aggregate, ``sd_fraction`` the noise of a 10-second window, the bytes are
 totals over all processes. Header lines: ``# device: A100``, ``# synthetic: true``,
 ``# vram_limit_bytes: N``, ``# ram_limit_bytes: N``, ``# cpu_cores: N``, ``# price_usd_per_hour: X``,
-``# baseline: num_envs=8 batch_size=256 concurrency=1``.
+``# baseline: num_envs=8 batch_size=256 concurrency=1`` (the nearest row where there is none of these).
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from autotune.errors import UsageError
 from autotune.machine import DeviceInfo, GpuInfo, HostInfo
 from autotune.records import (
     KNOBS,
-    STATUSES,
     Budget,
     Job,
     Point,
@@ -28,7 +30,8 @@ from autotune.records import (
     Recipe,
     Status,
 )
-from autotune.units import parse_price
+from autotune.store import content_hash
+from autotune.units import counted, parse_price
 
 COLUMNS = (
     *KNOBS,
@@ -48,8 +51,12 @@ HEADERS = (
     "price_usd_per_hour",
     "baseline",
 )
+STATUSES: tuple[Status, ...] = ("ok", "oom", "crashed", "host_lost", "timeout")
+"""A surface knows no verdict: unstable points are left out of it."""
 QUICK_S, FINAL_S = 20.0, 50.0
 """What a stable probe costs beyond its start."""
+_KNOB_MAX = 2**31 - 1
+_SPS_MAX = 1e15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +79,31 @@ class Surface:
     rows: tuple[Row, ...]
     header: Mapping[str, str]
     source: str
+    content_hash: str
+
+    @functools.cached_property
+    def _places(self) -> np.ndarray:
+        return np.log2([[getattr(row.point, name) for name in KNOBS] for row in self.rows])
+
+    def row(self, point: Point) -> Row:
+        """The row of a point, or the nearest one by ratios."""
+        place = np.log2([getattr(point, name) for name in KNOBS])
+        return self.rows[int(np.argmin(((self._places - place) ** 2).sum(axis=1)))]
 
     @property
     def baseline(self) -> Point:
-        """What the header states, the first row's point without one."""
+        """The row that the header states, the first one without a header."""
         text = self.header.get("baseline")
-        return _baseline(text, self.source) if text else self.rows[0].point
+        return self.row(_baseline(text, self.source)).point if text else self.rows[0].point
 
     @property
     def price_usd_per_hour(self) -> float | None:
         """Of the machine, None when not stated."""
         return parse_price(self.header["price_usd_per_hour"]) if "price_usd_per_hour" in self.header else None
+
+    def limit(self, name: str) -> float | None:
+        """A number of the header, None when not stated."""
+        return _number(self.header, name, self.source, least=1e-9, most=2**63) if name in self.header else None
 
 
 def load_surface(path: Path) -> Surface:
@@ -92,66 +113,112 @@ def load_surface(path: Path) -> Surface:
         UsageError: missing or malformed; the message names line, column and expectation.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"surface {path} cannot be read: {error}") from error
+    lines = text.splitlines()
     header = {
         key.strip(): value.strip()
         for key, colon, value in (line.lstrip("# ").partition(":") for line in lines if line.startswith("#"))
         if colon and key.strip() in HEADERS
     }
     numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip() and not line.startswith("#")]
-    names = [cell.strip() for cell in numbered[0][1].split(",")] if numbered else []
-    if not set(COLUMNS) <= set(names):
-        raise UsageError(f"surface {path}: the first line after the header must be {','.join(COLUMNS)}")
-    rows = [
-        _row(dict(zip(names, next(csv.reader([line])), strict=False)), f"{path}, line {n}") for n, line in numbered[1:]
-    ]
-    if not rows:
-        raise UsageError(f"surface {path} has no rows")
-    if len({row.point for row in rows}) != len(rows):
-        raise UsageError(f"surface {path} has a point twice")
-    return Surface(rows=tuple(rows), header=header, source=str(path))
+    if len(numbered) < 2:
+        raise UsageError(f"surface {path} has no rows; it needs a line of column names and a line for each point")
+    names = _columns(numbered[0][1], f"{path}, line {numbered[0][0]}")
+    rows: dict[Point, tuple[int, Row]] = {}
+    for number, line in numbered[1:]:
+        row = _row(_cells_of(line, names, f"{path}, line {number}"), f"{path}, line {number}")
+        if row.point in rows:
+            first = rows[row.point][0]
+            raise UsageError(
+                f"surface {path} has {row.point.label()} twice, in lines {first} and {number}; remove one of them"
+            )
+        rows[row.point] = number, row
+    points = tuple(row for _, row in rows.values())
+    surface = Surface(rows=points, header=header, source=str(path), content_hash=content_hash(text))
+    _check_header(surface)
+    return surface
+
+
+def _columns(line: str, where: str) -> list[str]:
+    names = [cell.strip() for cell in line.split(",")]
+    missing = [name for name in COLUMNS if name not in names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if missing:
+        raise UsageError(f"surface {where}: no column {', '.join(missing)}; a surface has {','.join(COLUMNS)}")
+    if twice:
+        raise UsageError(f"surface {where}: column {', '.join(twice)} is there twice; keep one")
+    return names
+
+
+def _cells_of(line: str, names: Sequence[str], where: str) -> dict[str, str]:
+    try:
+        cells = next(csv.reader([line]))
+    except csv.Error as error:
+        raise UsageError(f"surface {where} is no line of CSV: {error}") from error
+    if len(cells) != len(names):
+        raise UsageError(
+            f"surface {where} has {counted(len(cells), 'cell')} for {len(names)} columns; write numbers without commas"
+        )
+    return dict(zip(names, (cell.strip() for cell in cells), strict=True))
+
+
+def _check_header(surface: Surface) -> None:
+    """Refuse a header that cannot be meant."""
+    for name in ("vram_limit_bytes", "ram_limit_bytes", "cpu_cores"):
+        surface.limit(name)
+    try:
+        _ = surface.baseline, surface.price_usd_per_hour
+    except UsageError as error:
+        text = str(error)
+        raise UsageError(text if surface.source in text else f"surface {surface.source}, header: {text}") from None
 
 
 def _row(cells: Mapping[str, str], where: str) -> Row:
-    status = cells.get("status", "")
-    if status not in STATUSES:
-        raise UsageError(f"surface {where}: status {status!r} must be one of {', '.join(STATUSES)}")
-    ok = status == "ok"
-    knobs = {name: int(_number(cells, name, where, least=1)) for name in KNOBS}
-    vram, ram = (_optional(cells, name, where) for name in ("vram_bytes", "ram_bytes"))
+    found = [status for status in STATUSES if status == cells["status"]]
+    if not found:
+        raise UsageError(f"surface {where}: status {cells['status']!r} must be one of {', '.join(STATUSES)}")
+    vram, ram = (_optional(cells, name, where, most=2**63) for name in ("vram_bytes", "ram_bytes"))
     return Row(
-        point=Point.from_knobs(knobs),
-        status=status,
-        sps=_number(cells, "sps", where, least=1e-9) if ok else None,
-        sd_fraction=_optional(cells, "sd_fraction", where) or 0.0,
-        startup_s=_optional(cells, "startup_s", where) or 0.0,
+        point=Point.from_knobs({name: _knob(cells, name, where) for name in KNOBS}),
+        status=found[0],
+        sps=_number(cells, "sps", where, least=1e-9, most=_SPS_MAX) if found[0] == "ok" else None,
+        sd_fraction=_optional(cells, "sd_fraction", where, most=1.0) or 0.0,
+        startup_s=_optional(cells, "startup_s", where, most=86_400.0) or 0.0,
         vram_bytes=None if vram is None else int(vram),
         ram_bytes=None if ram is None else int(ram),
     )
 
 
-def _number(cells: Mapping[str, str], name: str, where: str, *, least: float) -> float:
-    text = (cells.get(name) or "").strip()
+def _knob(cells: Mapping[str, str], name: str, where: str) -> int:
+    value = _number(cells, name, where, least=1, most=_KNOB_MAX)
+    if value != int(value):
+        raise UsageError(f"surface {where}: {name} {cells[name]!r} must be a whole number")
+    return int(value)
+
+
+def _number(cells: Mapping[str, str], name: str, where: str, *, least: float, most: float) -> float:
     try:
-        value = float(text)
+        value = float(cells[name])
     except ValueError:
         value = math.nan
-    if not least <= value < math.inf:
-        raise UsageError(f"surface {where}: {name} {text!r} must be a number of at least {least:g}")
+    if not least <= value <= most:
+        limits = f"at least {least:g}" if most >= _KNOB_MAX else f"from {least:g} to {most:g}"
+        raise UsageError(f"surface {where}: {name} {cells[name][:60]!r} must be a number of {limits}")
     return value
 
 
-def _optional(cells: Mapping[str, str], name: str, where: str) -> float | None:
-    return _number(cells, name, where, least=0) if (cells.get(name) or "").strip() else None
+def _optional(cells: Mapping[str, str], name: str, where: str, *, most: float) -> float | None:
+    return _number(cells, name, where, least=0, most=most) if cells[name] else None
 
 
 def _baseline(text: str, source: str) -> Point:
     pairs = dict(word.partition("=")[::2] for word in text.split())
-    if set(pairs) != set(KNOBS) or not all(value.isdigit() and int(value) > 0 for value in pairs.values()):
+    values = {name: int(value) for name, value in pairs.items() if value.isdecimal() and len(value) < 10}
+    if set(values) != set(KNOBS) or set(pairs) != set(KNOBS) or not all(values.values()):
         raise UsageError(f"surface {source}: baseline {text!r} must read num_envs=8 batch_size=256 concurrency=1")
-    return Point.from_knobs({name: int(value) for name, value in pairs.items()})
+    return Point.from_knobs(values)
 
 
 def surface_recipe(path: Path | str) -> Recipe:
@@ -180,11 +247,10 @@ def surface_recipe(path: Path | str) -> Recipe:
 
 def surface_device(surface: Surface) -> DeviceInfo:
     """The machine that a surface's header describes."""
-    header = surface.header
-    cores = float(header.get("cpu_cores", 1))
-    ram = int(float(header.get("ram_limit_bytes", 2**60)))
-    vram = header.get("vram_limit_bytes")
-    name = header.get("device", "recorded")
+    cores = surface.limit("cpu_cores") or 1.0
+    ram = int(surface.limit("ram_limit_bytes") or 2**60)
+    vram = surface.limit("vram_limit_bytes")
+    name = surface.header.get("device", "recorded")
     host = HostInfo(
         hostname="replay",
         cpu_model=name,
@@ -204,7 +270,7 @@ def surface_device(surface: Surface) -> DeviceInfo:
         kernel="replay",
         python="replay",
     )
-    gpus = (GpuInfo(index=0, name=name, vram_total_bytes=int(float(vram))),) if vram else ()
+    gpus = (GpuInfo(index=0, name=name, vram_total_bytes=int(vram)),) if vram else ()
     return DeviceInfo(kind="cuda" if gpus else "cpu", name=name, host=host, gpus=gpus, gpu_index=0 if gpus else None)
 
 

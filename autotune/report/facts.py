@@ -193,7 +193,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         steps_per_episode=episode_lengths(jobs, history, training),
         search=found,
         training=training,
-        price=price or manifest_price(manifest),
+        price=price or manifest_price(manifest) or searched_price(state),
     )
 
 
@@ -205,6 +205,12 @@ def _best(
         return found.point, found.tied
     best = winner(space_of(recipe), history) if recipe else None
     return (best[0].point, tuple(entry.point for entry in best[1])) if best else None
+
+
+def searched_price(state: Mapping[str, Any]) -> Price | None:
+    """The price that a search without a manifest, a replayed one, was given."""
+    given = finite(state.get("price_usd_per_hour"))
+    return Price(usd_per_hour=given, note="given to the search") if given else None
 
 
 def manifest_price(manifest: Manifest | None) -> Price | None:

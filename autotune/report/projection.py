@@ -108,14 +108,17 @@ class Savings:
 
 
 def job_hours(budget: Budget, job_sps: Quantity, steps_per_episode: float | None) -> Quantity | None:
-    """Wall hours of one job at its own speed: steps / SPS / 3600; an hours budget is its own answer."""
+    """Wall hours of one job at its own speed: steps / SPS / 3600; an hours budget is its own answer.
+
+    An interval of the speed that reaches down to 0 leaves the hours without an upper end.
+    """
     if budget.unit == "hours":
         return Quantity(value=budget.amount, low=budget.amount, high=budget.amount)
     steps = job_steps(budget, steps_per_episode)
     if steps is None or job_sps.value <= 0:
         return None
     low = steps / job_sps.high / HOUR_S if job_sps.high else None
-    high = steps / job_sps.low / HOUR_S if job_sps.low else None
+    high = steps / job_sps.low / HOUR_S if job_sps.low and job_sps.low > 0 else None
     return Quantity(value=steps / job_sps.value / HOUR_S, low=low, high=high)
 
 

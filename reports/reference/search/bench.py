@@ -62,7 +62,7 @@ def scored(results: list[ProbeResult], executor: ReplayExecutor) -> dict[str, An
         clock_s += result.cost_s
         found = confirm.winner(space, history)
         if found is not None:
-            regret = 1 - true[executor.row(found[0].point).point] / best
+            regret = 1 - true[executor.surface.row(found[0].point).point] / best
         within_s = None if regret > 0.05 else (clock_s if within_s is None else within_s)
         if regret <= 0.03 and first is None:
             first = len({r.requested for r in history})
