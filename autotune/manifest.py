@@ -104,9 +104,15 @@ def parse_manifest(text: str | bytes, source: str) -> Manifest:
 
 def _explain(error: ValidationError, source: str) -> str:
     lines = []
-    for problem in error.errors(include_url=False)[:5]:
+    problems = error.errors(include_url=False)
+    inner = {problem["loc"][:-1] for problem in problems} | {problem["loc"][:-2] for problem in problems}
+    # a list with a bad item counts as short of it
+    problems = [each for each in problems if not (each["type"] == "too_short" and each["loc"] in inner)]
+    for problem in problems[:5]:
         where = ".".join(str(part) for part in problem["loc"]) or "manifest"
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "string_pattern_mismatch":
+            message = "a name has letters, digits, dots, dashes and underscores, and begins with a letter or a digit"
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where} is not a key of a manifest: {_nearest_key(problem['loc'])}")
         elif problem["type"] == "missing":

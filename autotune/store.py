@@ -7,6 +7,7 @@ flushed too: a crash or a power loss at any moment leaves the old file or the ne
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -30,6 +31,19 @@ def canonical_json(value: Any, *, indent: int | None = 2) -> str:
 def content_hash(data: bytes | str) -> str:
     """SHA-256 in hex."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def set_aside(path: Path, mark: str) -> Path:
+    """Rename a file to its name and the mark, such as ``.old``, or ``.old2`` where that is taken; returns its place.
+
+    Raises:
+        FileError: the folder cannot be written to.
+    """
+    names = (f"{path.name}{mark}{number}" for number in itertools.chain([""], itertools.count(2)))
+    free = next(place for name in names if not (place := path.with_name(name)).exists())
+    with _file_errors(path, "rename"):
+        path.rename(free)
+    return free
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +106,24 @@ def test_a_canary_that_is_interrupted_goes_on(tmp_path: Path, device: DeviceInfo
     done = lambda: "b" in started(run)  # noqa: E731
     train_run(manifest, run, device=device, should_stop=done, plan=PLAN)
     assert started(run)[:2] == ["a", "a"] and "b" in started(run)
+
+
+def test_a_canary_whose_workers_were_stopped_is_not_judged(tmp_path: Path, device: DeviceInfo) -> None:
+    source, run, manifest = migrated(tmp_path, 3600.0)
+    said: list[str] = []
+
+    def stop_worker(snapshot: Snapshot) -> None:
+        if any(event["kind"] == "ready" for event in read_events(run)):
+            pid = next(event["pid"] for event in read_events(run) if event["kind"] == "started")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    result = train_run(manifest, run, device=device, on_event=stop_worker, warn=said.append, plan=PLAN)
+    assert [job.status for job in result.jobs] == ["stopped", "waiting"]
+    assert said == ["canary: stopped before 1h of training, so it is not judged; the same command goes on"]
+    migration = load_migration(run)
+    assert migration is not None and migration.canary is not None and not migration.canary.passed
+    assert successor(source) is not None
 
 
 def before(returns: list[float], first: float | None = 0.0, steps: int = 1000) -> MigratedJob:

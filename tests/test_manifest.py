@@ -152,6 +152,13 @@ def test_bad_values_are_named(edit: Edit, words: list[str]) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_one_bad_job_is_one_complaint() -> None:
+    with pytest.raises(ManifestError) as caught:
+        parse_manifest(edited(lambda d: d.update(jobs=[{**d["jobs"][0], "id": "a/b"}])), "m.json")
+    assert str(caught.value).startswith('m.json: jobs.0.id = "a/b": a name has letters, digits, dots, dashes and')
+    assert "at least 1 item" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
 @pytest.mark.parametrize("field", ["hyperparameter", "knob", "interval"])
 def test_no_number_that_json_does_not_have(text: str, field: str) -> None:

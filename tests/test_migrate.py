@@ -141,6 +141,37 @@ def test_a_rollback_repairs_or_recreates_the_old_run(tmp_path: Path) -> None:
     assert source.manifest_file.is_file()
 
 
+def test_what_was_set_aside_is_never_overwritten(tmp_path: Path) -> None:
+    source = old_run(tmp_path)
+    manifest, run = new_run(tmp_path, source)
+    curve = source.train_folder / "jobs" / "a" / "metrics.csv"
+    for text in ("first", "second"):
+        take_over(plan_migration(manifest, source), source, run)
+        (run.path / "rolled-back").mkdir(exist_ok=True)
+        (run.path / "rolled-back" / "notes.txt").write_text("mine")
+        curve.write_text(text)
+        rollback(run)
+    kept = sorted(curve.parent.glob("metrics.csv.before-rollback*"))
+    assert [path.read_text() for path in kept] == ["first", "second"]
+    shutil.rmtree(run.path / "rolled-back" / "1")
+    take_over(plan_migration(manifest, source), source, run)
+    rollback(run)
+    assert {path.name for path in (run.path / "rolled-back").iterdir()} == {"2", "3", "notes.txt"}
+
+
+def test_what_began_after_a_rollback_is_not_rolled_back(tmp_path: Path) -> None:
+    source = old_run(tmp_path)
+    manifest, run = new_run(tmp_path, source)
+    take_over(plan_migration(manifest, source), source, run)
+    rollback(run)
+    save(run, "a", 700)
+    run.update(training="done", finished=True)
+    with pytest.raises(UsageError, match="rolled back already, and what it trains now began after that"):
+        rollback(run)
+    assert run.state()["finished"] is True
+    assert steps_of(run)["a"] == 700
+
+
 def test_a_chain_is_rolled_back_from_its_end(tmp_path: Path) -> None:
     first = old_run(tmp_path)
     manifest, second = new_run(tmp_path, first)

@@ -264,11 +264,15 @@ def test_progress_without_a_checkpoint_is_not_lost_in_silence(tmp_path: Path, de
     manifest = a_manifest(jobs=1, point=replace(POINT, concurrency=1))
     run = a_run(tmp_path, manifest)
     go(manifest, run, device)
-    shutil.rmtree(run.train_folder / "jobs" / "job-1" / "checkpoints")
+    curve = run.train_folder / "jobs" / "job-1" / "metrics.csv"
+    before = curve.read_text()
+    shutil.rmtree(curve.parent / "checkpoints")
     longer = edited(manifest, ("jobs.0.budget.amount", 8000))
     warnings: list[str] = []
     go(longer, run, device, warn=warnings.append)
     assert any("job-1: no checkpoint in" in text and "from the beginning" in text for text in warnings), warnings
+    assert curve.with_name("metrics.csv.before-restart").read_text() == before
+    assert "metrics.csv.before-restart" in " ".join(warnings)
 
 
 def test_an_event_of_another_kind_of_file_is_named(tmp_path: Path) -> None:

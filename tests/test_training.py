@@ -98,6 +98,27 @@ def test_equal_trainings_are_bit_identical_and_a_killed_one_up_to_its_checkpoint
     assert rates == [pytest.approx(1e-3 * (1 - count / 5000)) for count in steps], "one schedule over the restart"
 
 
+def test_each_process_counts_on_its_share_of_the_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    share = 1.6e6 / inspect_device("cpu").host.ram_limit_bytes
+    jobs = [
+        {"id": name, "env": "CartPole-v1", "seed": 1, "budget": {"unit": "steps", "amount": 100}} for name in ("a", "b")
+    ]
+    manifest = {
+        "schema": 1,
+        "name": "share",
+        "workload": {"name": "atari", "hyperparameters": {"rollout": 500}},
+        "point": {"num_envs": 32, "batch_size": 64, "concurrency": 2},
+        "jobs": jobs,
+        "stability": {"ram_fraction": share},
+    }
+    (tmp_path / "share.json").write_text(json.dumps(manifest))
+    assert cli.main(["train", str(tmp_path / "share.json"), "--device", "cpu", "--runs", str(tmp_path / "runs")]) == 1
+    told = capsys.readouterr().err
+    assert "the rollout of num_envs = 32 needs 1." in told
+    assert "this process may count on 78" in told  # KiB, half of it
+    assert "(nothing was allocated)" in told
+
+
 def test_a_training_that_diverges_stops_and_goes_on_from_its_last_good_checkpoint(tmp_path: Path) -> None:
     train_here(tmp_path, 300)
     good = generations(tmp_path / "checkpoints")[-1]

@@ -186,6 +186,7 @@ class IsolatedExecutor:
                 device=request.device,
                 threads=threads_each(self.device, count),
                 memory_fraction=request.limits.vram_fraction / count if self.device.kind == "cuda" else None,
+                ram_bytes=int(request.limits.ram_fraction * self.device.host.ram_limit_bytes / count),
                 plan=request.plan,
             )
             log = Path(request.log_folder) / f"{request.label}-{index}.log"

@@ -100,7 +100,7 @@ def ratio(tuned: ProbeResult, other: ProbeResult) -> tuple[float, float, float] 
         return None
     value = tuned.sps / other.sps
     error = NORMAL_95 * (stated_error(tuned) ** 2 + stated_error(other) ** 2) ** 0.5
-    return value, value * (1 - error), value * (1 + error)
+    return value, max(0.0, value * (1 - error)), value * (1 + error)
 
 
 def sentence(found: StudyResult) -> str:

@@ -76,7 +76,10 @@ def train_run(
         only = frozenset(migration.canary.jobs)
         options_now = {"on_event": watch.update, "warn": warn, "should_stop": watch.over, **options}
         result = supervise(manifest, run, device=device, only=only, **options_now)
-        if should_stop() and not watch.decided:
+        if not watch.decided:
+            if not should_stop():  # somebody stopped its workers
+                short_of = format_duration(migration.canary.watch_s)
+                warn(f"canary: stopped before {short_of} of training, so it is not judged; the same command goes on")
             return result
         _decide(judge(migration, migration.canary, manifest, run, result, stuck=watch.stuck), run, migration, warn)
     return supervise(manifest, run, device=device, on_event=on_event, warn=warn, should_stop=should_stop, **options)

@@ -150,19 +150,24 @@ def rollback(run: Run) -> Run:
         UsageError: the run was never migrated, or another one goes on with it.
     """
     refuse_migrated(run)
-    done = sorted((run.path / _ROLLED_BACK).glob("*"), key=lambda folder: int(folder.name))
+    done = sorted(int(folder.name) for folder in (run.path / _ROLLED_BACK).glob("*") if folder.name.isdecimal())
     migration = load_migration(run)
     if migration is None:
-        last = read_migration(done[-1]) if done else None
+        last = read_migration(run.path / _ROLLED_BACK / str(done[-1])) if done else None
         if last is None:
             raise UsageError(f"run {run.path} was not migrated from another run: there is nothing to roll back")
+        if (run.train_folder / "jobs").exists():
+            raise UsageError(
+                f"run {run.path} was rolled back already, and what it trains now began after that: there is nothing "
+                "more to roll back"
+            )
         return _give_back(run, source_of(run, last))
     source = source_of(run, migration)
     source.path.mkdir(parents=True, exist_ok=True)
     with source.hold(), _without_orphans(run):
         restore(source, run.train_folder / BACKUP)
         (run.path / _ROLLED_BACK).mkdir(exist_ok=True)
-        run.train_folder.rename(run.path / _ROLLED_BACK / str(len(done) + 1))
+        run.train_folder.rename(run.path / _ROLLED_BACK / str(max(done, default=0) + 1))
         sync_folder(run.path / _ROLLED_BACK)
         sync_folder(run.path)
     return _give_back(run, source)

@@ -183,6 +183,7 @@ class Supervisor:
             device=self._device.kind,
             threads=threads_each(self._device, count),
             memory_fraction=manifest.stability.vram_fraction / count if on_gpu else None,
+            ram_bytes=int(manifest.stability.ram_fraction * self._device.host.ram_limit_bytes / count),
             train=TrainPlan(
                 folder=str(job.folder),
                 checkpoint_interval_s=manifest.stability.checkpoint_interval_s,
@@ -255,7 +256,8 @@ class Supervisor:
             job.end("crashed", detail)
             facts = {"error": final.get("kind", "crashed"), "exit_code": code, "detail": detail}
             self._events.record("crashed", job=job.job.id, **facts, **job.counts())
-            self._warn(f"{job.job.id} crashed, the rest goes on: {detail}\n(log: {worker.log})")
+            others = ", the rest goes on" if len(self._jobs) > 1 else ""
+            self._warn(f"{job.job.id} crashed{others}: {detail}\n(log: {worker.log})")
 
     def _show(self, on_event: Callable[[Snapshot], None], *, state: State = "running") -> None:
         now_s = time.monotonic()

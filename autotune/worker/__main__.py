@@ -97,7 +97,8 @@ def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
         send({"type": "done", "reason": "checked"})
         return
     started_s = time.monotonic()
-    os.environ[RAM_VARIABLE] = str(ram_available_bytes())
+    free_bytes = ram_available_bytes()
+    os.environ[RAM_VARIABLE] = str(free_bytes if task.ram_bytes is None else min(free_bytes, task.ram_bytes))
     session: Session = workload.open(task.point, task.jobs[0], task.device)
     try:
         ready = {"type": "ready", "open_s": time.monotonic() - started_s, "threads": task.threads}

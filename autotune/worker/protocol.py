@@ -65,6 +65,7 @@ class WorkerTask:
         threads: this process's share of cores, whole and at least 1.
         device: ``auto``, ``cuda``, ``cuda:0``, ``mps``, ``cpu``.
         memory_fraction: share of device memory this process may take, None for no limit.
+        ram_bytes: of host memory that it may count on, None for all that is free.
         jobs: for ``check``: all of them; otherwise one.
         states: for ``check``: by job, the `meta` of the `SessionState` that it is to go on from.
     """
@@ -77,6 +78,7 @@ class WorkerTask:
     device: str = "auto"
     threads: int = 1
     memory_fraction: float | None = None
+    ram_bytes: int | None = None
     plan: MeasurePlan = field(default_factory=MeasurePlan)
     steps: int = 0
     train: TrainPlan | None = None

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from autotune.codec import to_json
 from autotune.errors import BusyError, WorkerError
 from autotune.records import Budget, Work
-from autotune.store import make_folder
+from autotune.store import make_folder, set_aside
 from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint, refuse_nonfinite, save_checkpoint
 from autotune.worker.metrics import MetricsFile
 from autotune.worker.protocol import TrainPlan, WorkerTask
@@ -176,7 +176,9 @@ class _Training:
             path = Path(self._plan.resume_from)
         if path is None:
             if (self._folder / "metrics.csv").exists():
-                self._tell("warning", detail=f"no checkpoint in {self._folder}: training starts from the beginning")
+                kept = set_aside(self._folder / "metrics.csv", ".before-restart")
+                detail = f"no checkpoint in {self._folder}: training starts from the beginning; its old curve is {kept}"
+                self._tell("warning", detail=detail)
             return Progress()
         state = load_checkpoint(path)
         self._session.restore(SessionState(arrays=state.arrays, meta=state.meta["session"]))

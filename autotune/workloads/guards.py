@@ -12,7 +12,7 @@ from autotune.errors import UsageError, WorkerError
 from autotune.units import format_bytes
 
 RAM_VARIABLE = "AUTOTUNE_RAM_BYTES"
-"""Host memory that was free when the worker opened its session; the worker sets it."""
+"""Host memory that this process may count on when it opens its session; the worker sets it."""
 
 
 class OutOfMemoryError(WorkerError):
@@ -75,7 +75,7 @@ def broken_environment(environment: str, env_steps: int, error: Exception) -> Wo
 
 
 def free_ram_bytes() -> int | None:
-    """Host memory that was free when the session was opened, None when nobody said."""
+    """Host memory that the session may count on, None when nobody said."""
     text = os.environ.get(RAM_VARIABLE, "")
     return int(text) if text.isdigit() else None
 
@@ -97,6 +97,7 @@ def check_rollout_memory(bytes_per_env: int, num_envs: int, free_bytes: int | No
     fits = free_bytes // bytes_per_env
     remedy = f"use num_envs <= {fits} or a shorter rollout" if fits else "use a shorter rollout"
     raise OutOfMemoryError(
-        f"the rollout of num_envs = {num_envs} needs {format_bytes(needed)} and {format_bytes(free_bytes)} are free: "
+        f"the rollout of num_envs = {num_envs} needs {format_bytes(needed)}, and this process may count on "
+        f"{format_bytes(free_bytes)}: "
         f"{remedy} (nothing was allocated)"
     )

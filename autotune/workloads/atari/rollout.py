@@ -48,10 +48,11 @@ class Samples:
 
 
 def bytes_per_env(rollout: int, spec: EnvironmentSpec) -> int:
-    """What one `RolloutBuffer` takes for each environment: observations, and the columns of a step."""
+    """What a rollout takes for each environment: observations, the columns of a step, and what is learnt from them."""
     observation = math.prod(spec.shape) * (1 if spec.kind == "image" else 4)
     columns = 8 + 4 + 4 + 4 + 3  # action, log probability, value, reward, three flags
-    return (rollout + 1) * observation + rollout * columns
+    learning = 8 + 8 + 4 + 4 + 4  # rows and their order, rewards, advantages, returns
+    return (rollout + 1) * observation + rollout * (columns + learning)
 
 
 class RolloutBuffer:
