@@ -402,7 +402,9 @@ def test_a_report_of_a_very_noisy_replay_has_the_surfaces_price(here, capsys):
     capsys.readouterr()
     assert run("report") == 0
     assert "no price is known" not in capsys.readouterr().err
-    assert "1.50 USD per hour (given to the search)" in (here / "runs/small-1/report.md").read_text()
+    text = (here / "runs/small-1/report.md").read_text()
+    assert "1.50 USD per hour (given to the search)" in text
+    assert "a replay trains nothing" in text
 
 
 def test_a_recorded_surface_is_searched_in_replay(here, capsys):

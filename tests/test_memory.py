@@ -102,6 +102,24 @@ def test_recorded_probes_are_predicted_by_those_before_them():
     assert np.median(errors) < 0.2
 
 
+def grid_rows(count: int) -> np.ndarray:
+    points = [(e, b, k) for e in (8, 16, 32) for b in (64, 256, 512) for k in (1, 2)]
+    return np.array(points[:: 18 // count], dtype=float)
+
+
+@pytest.mark.parametrize(
+    ("count", "noise", "least", "most"), [(18, 0.0, 1.009, 1.02), (6, 0.0, 1.03, 2.0), (18, 0.02, 1.03, 1.3)]
+)
+def test_the_bound_is_as_close_as_launches_agree(count, noise, least, most):
+    rng, law = np.random.default_rng(1), np.array([4e8, 1e7, 4e5, 0.0, 1e8])
+    rows = grid_rows(count)
+    each = memory.features(rows) @ law * (1 + rng.normal(0, noise, count))
+    asked = np.array([[32.0, 512.0, 1.0], [32.0, 512.0, 2.0]])
+    over = memory.upper_bound(asked, rows, each) / (memory.features(asked) @ law)
+    assert least <= over.min()
+    assert over.max() <= most
+
+
 def test_every_peak_is_a_field_of_a_result():
     assert set(PEAKS.values()) <= set(ProbeResult.__dataclass_fields__)
 

@@ -42,6 +42,9 @@ _TOLERANCE = 0.03
 """Launches of the same settings differ by this much in the memory that readings see."""
 _UNSEEN_ERROR = 0.05
 """Error assumed of a law while there are no more observations than coefficients: it passes through them all."""
+_SETTLED_SPARE = 4
+_SETTLED_TOLERANCE = 0.01
+"""With so many more observations than coefficients the fit's own errors say how much launches differ, at least this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +167,9 @@ def upper_bound(asked: Array, rows: Array, each: Array) -> Array:
 
 @functools.lru_cache(maxsize=16)
 def _corners(rows_bytes: bytes, each_bytes: bytes) -> Array:
-    """(v, t) the extreme laws that agree with the observations, to within 3 % beyond the fit's worst error.
+    """(v, t) the extreme laws that agree with the observations, to within a tolerance.
+
+    That is 3 % beyond the fit's worst error, or three times that error where many observations say that it is less.
 
     By Quickhull, from the centre of the largest ball within (Barber, Dobkin and Huhdanpaa 1996, "The Quickhull
     algorithm for convex hulls").
@@ -173,8 +178,10 @@ def _corners(rows_bytes: bytes, each_bytes: bytes) -> Array:
     rows = np.frombuffer(rows_bytes).reshape(len(each), -1)
     error = np.abs(features(rows) @ fit(rows, each) / each - 1)
     terms = features(rows) / each[:, None]
-    least = _UNSEEN_ERROR if len(terms) <= terms.shape[1] else 0.0
-    tolerance = _TOLERANCE + max(least, float(error.max()))
+    spare, worst = len(terms) - terms.shape[1], float(error.max())
+    tolerance = _TOLERANCE + max(_UNSEEN_ERROR if spare <= 0 else 0.0, worst)
+    if spare >= _SETTLED_SPARE:
+        tolerance = min(tolerance, max(_SETTLED_TOLERANCE, 3 * worst))
     scale = terms.max(axis=0)
     terms, free = terms / scale, terms.shape[1]  # scaled so that all terms are of one order
     planes = np.vstack([terms, -terms, -np.eye(free)])

@@ -125,6 +125,8 @@ def _ties(facts: Facts) -> str:
 def _next(facts: Facts) -> str:
     if facts.training and any(event.get("kind") == "ended" for event in facts.training.events[-1:]):
         return "**Next:** the training ended; what it did stands below."
+    if facts.recipe and facts.recipe.workload == "replay":
+        return "**Next:** a replay trains nothing; `autotune search --budget 30m` on the machine emits a manifest."
     if facts.manifest is None:
         return "**Next:** `autotune search --budget 30m` emits a manifest to train from."
     return f"**Next:** {code(f'autotune train {facts.run.manifest_file}')}"
