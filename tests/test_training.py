@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,39 @@ def test_each_process_counts_on_its_share_of_the_memory(tmp_path: Path, capsys: 
     assert "the rollout of num_envs = 32 needs 1." in told
     assert "this process may count on 78" in told  # KiB, half of it
     assert "(nothing was allocated)" in told
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("jobs", 0, "env"), "Acrobot-v1", "job a: .*'CartPole-v1' there and 'Acrobot-v1' here"),
+        (("workload", "hyperparameters", "hidden"), 32, "job a: .*hidden is 64 there and 32 here"),
+    ],
+)
+def test_a_finished_job_is_not_taken_for_another_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: tuple[Any, ...], value: Any, words: str
+) -> None:
+    job = {"id": "a", "env": "CartPole-v1", "seed": 1, "budget": {"unit": "steps", "amount": 100}}
+    manifest: dict[str, Any] = {
+        "schema": 1,
+        "name": "other",
+        "workload": {"name": "atari", "hyperparameters": {"rollout": 16, "hidden": 64}},
+        "point": {"num_envs": 4, "batch_size": 32, "concurrency": 1},
+        "jobs": [job],
+    }
+    (tmp_path / "other.json").write_text(json.dumps(manifest))
+    command = ["train", str(tmp_path / "other.json"), "--device", "cpu", "--runs", str(tmp_path / "runs")]
+    assert cli.main(command) == 0
+    kept = Run(tmp_path / "runs" / "other-1")
+    edited = json.loads(kept.manifest_file.read_text())
+    part: Any = edited
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    kept.manifest_file.write_text(json.dumps(edited))
+    capsys.readouterr()
+    assert cli.main(["train", str(kept.manifest_file), "--device", "cpu"]) == 2
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_a_training_that_diverges_stops_and_goes_on_from_its_last_good_checkpoint(tmp_path: Path) -> None:

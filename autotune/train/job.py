@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from autotune.errors import FileError
 from autotune.executors.process import WorkerProcess
 from autotune.records import Job, JobResult
 from autotune.train.events import Event, last_event
 from autotune.train.status import JobSnapshot
+from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
 
 JobStatus = Literal["waiting", "running", "done", "stopped", "crashed"]
 
@@ -58,6 +61,13 @@ class JobRun:
         ended = last["kind"] in ("finished", "migrated")
         if ended and (last.get("reason") == "finished" or self.fraction >= 1):
             self.status = "done"
+
+    def saved_meta(self) -> Mapping[str, Any] | None:
+        """What its newest good checkpoint says of its session; None without one."""
+        with contextlib.suppress(FileError):  # all are damaged: the worker will say so
+            path = newest_checkpoint(self.folder / "checkpoints", set_aside=False)
+            return None if path is None else load_checkpoint(path).meta["session"]
+        return None
 
     def start(self, worker: WorkerProcess) -> None:
         """A worker trains it from now on."""

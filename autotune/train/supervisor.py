@@ -154,13 +154,17 @@ class Supervisor:
         content = manifest_hash(self._manifest)
         facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint, **self.sharing}
         last = last_event(before, {"opened"})
-        if last is not None and last["manifest"] != content:
+        edited = last is not None and last["manifest"] != content
+        checked = self._jobs if edited else self._waiting()
+        if checked:  # done jobs, too: of another game now they would not be
+            jobs, workload = tuple(job.job for job in checked), self._manifest.workload
+            states = {job.job.id: meta for job in checked if edited and (meta := job.saved_meta()) is not None}
+            IsolatedExecutor(self._device).ask(
+                "check", workload.name, workload.hyperparameters, jobs, self._point, states=states
+            )
+        if last is not None and edited:
             self._events.record("edited", manifest=content, point_before=last["point"], **facts)
             self._warn(f"the manifest was edited: training goes on at {self._point.label()}")
-        if self._waiting():
-            jobs = tuple(job.job for job in self._waiting())
-            workload = self._manifest.workload
-            IsolatedExecutor(self._device).ask("check", workload.name, workload.hyperparameters, jobs, self._point)
         self._events.record("opened", manifest=content, **facts)
         self._run.update(training="running")
         if not self._run.device_file.exists():
