@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from autotune.errors import UsageError
 from autotune.records import Point
@@ -14,6 +14,8 @@ from autotune.workloads.settings import parse_settings, workload_knobs
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Option = bool | int | float | str
+_COUNTS = ("frame_skip", "stack_num", "img_height", "img_width", "max_episode_steps")
+"""EnvPool's options that it takes unseen: 0 frames ended the process with a segmentation fault."""
 
 
 class PPOSettings(LearningRule):
@@ -90,6 +92,15 @@ class PPOSettings(LearningRule):
     overlap: bool = False
     env_options: dict[str, Option] = Field(default_factory=dict)
     hidden: int = Field(default=64, ge=1)
+
+    @field_validator("env_options")
+    @classmethod
+    def _refuse_impossible_counts(cls, options: dict[str, Option]) -> dict[str, Option]:
+        for name in _COUNTS:
+            value = options.get(name, 1)
+            if isinstance(value, int | float) and value < 1:
+                raise ValueError(f"{name} = {value} must be at least 1")
+        return options
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
