@@ -105,9 +105,9 @@ def parse_manifest(text: str | bytes, source: str) -> Manifest:
 def _explain(error: ValidationError, source: str) -> str:
     lines = []
     problems = error.errors(include_url=False)
-    inner = {problem["loc"][:-1] for problem in problems} | {problem["loc"][:-2] for problem in problems}
+    around = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
     # a list with a bad item counts as short of it
-    problems = [each for each in problems if not (each["type"] == "too_short" and each["loc"] in inner)]
+    problems = [each for each in problems if not (each["type"] == "too_short" and each["loc"] in around)]
     for problem in problems[:5]:
         where = ".".join(str(part) for part in problem["loc"]) or "manifest"
         message = problem["msg"].removeprefix("Value error, ")

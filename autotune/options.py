@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,17 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
             return self._parse(value)
         except UsageError as error:
             self.fail(str(error), param, ctx)
+
+
+class Range(click.FloatRange):
+    """A number within a range; NaN, which passes click's comparisons, is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{found} is not in the range {self._describe_range()}.", param, ctx)
+        return found
 
 
 def parse_knob_value(text: str) -> KnobValue:
@@ -123,9 +135,7 @@ MIGRATION = options(
     click.option("--resume-from", metavar="RUN", help="Go on with this run's training, at the manifest's point."),
     click.option("--canary", type=click.IntRange(1), metavar="N", help="With --resume-from: N jobs go first."),
     click.option("--canary-time", type=DURATION, default="10m", help="Training of each of them before the verdict."),
-    click.option(
-        "--canary-sps", type=click.FloatRange(0, 10), default=0.95, help="Of the old run's SPS, what they must reach."
-    ),
+    click.option("--canary-sps", type=Range(0, 10), default=0.95, help="Of the old run's SPS, what they must reach."),
 )
 WORK = options(
     click.argument("recipe", required=False),
@@ -159,7 +169,7 @@ GUARD = options(
     click.option("--guard-seeds", type=click.IntRange(2, 100), default=3, help="Pilots of each point."),
     click.option(
         "--guard-margin",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Range(0, 1, min_open=True),
         default=0.1,
         help="What may be lost, of what the baseline learns.",
     ),
@@ -233,16 +243,20 @@ def choose_executor(argv: list[str], options: dict[str, Any], should_stop: Calla
 
     name, _, file = options["executor"].partition(":")
     if name == "replay":
-        from autotune.executors.replay import ReplayExecutor, surface_recipe
+        from autotune.executors.replay import ReplayExecutor
+        from autotune.executors.surface import recipe_of
+        from autotune.search.space import possible, space_of
 
         given = {"a recipe": options["recipe"], "a command": argv, "--games": options["games"] is not None}
         if unfit := [name for name, there in given.items() if there]:
             raise UsageError(
                 f"{' and '.join(unfit)} cannot go with --executor replay: a surface is its own recipe; leave it out"
             )
-        executor, recipe = ReplayExecutor(existing_file(file), options["seed"]), surface_recipe(file)
+        executor = ReplayExecutor(existing_file(file), options["seed"])
+        recipe = recipe_of(executor.surface)
         if options["baseline"]:
-            recipe = replace(recipe, baseline=executor.surface.row(point_of(recipe, options["baseline"])).point)
+            baseline = possible(recipe, space_of(recipe), point_of(recipe, options["baseline"]))
+            recipe = replace(recipe, baseline=baseline)
         return executor, recipe
     from autotune.device.inspect import inspect_device
 
@@ -261,16 +275,14 @@ def tried_points(recipe: Recipe, options: dict[str, Any], say: Callable[[str], N
     Raises:
         UsageError: an unknown knob or an impossible value.
     """
-    from autotune.search.space import space_of
+    from autotune.search.space import possible, space_of
 
     points = [point_of(recipe, settings) for settings in options["tries"]]
-    if not recipe.points:
-        return points
-    nearest = [space_of(recipe).nearest(point.knobs()) for point in points]
-    for asked, found in zip(points, nearest, strict=True):
-        if asked != found:
-            say(f"--try {asked.label()} was not recorded; the nearest point is {found.label()}")
-    return nearest
+    found = [possible(recipe, space_of(recipe), point) for point in points]
+    for asked, near in zip(points, found, strict=True):
+        if asked != near:
+            say(f"--try {asked.label()} was not recorded; the nearest point is {near.label()}")
+    return found
 
 
 def existing_file(text: str) -> Path:

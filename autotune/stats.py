@@ -56,6 +56,11 @@ class Estimate:
     iterations: int
 
 
+def nearest_by_ratio(rows: Sequence[Sequence[float]], wanted: Sequence[float]) -> int:
+    """Index of the row (n, k) that is nearest to `wanted` (k,), all above 0, by ratios; the first of equals."""
+    return int(np.argmin(((np.log2(rows) - np.log2(wanted)) ** 2).sum(axis=1)))
+
+
 def total_rate(trace: Trace) -> float:
     """Total steps / total time, never the mean of rates."""
     total_s = sum(trace.seconds)

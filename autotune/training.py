@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +81,6 @@ def _choose_run(path: Path, manifest: Manifest, options: dict[str, Any]) -> tupl
 def _take_over(
     manifest: Manifest, source: Run, run: Run, device: DeviceInfo, options: dict[str, Any], say: Say
 ) -> None:
-    if math.isnan(options["canary_sps"]):  # NaN passes every range
-        raise UsageError("--canary-sps nan must be a number from 0 to 10, such as 0.95")
     asked = (options["canary"], options["canary_time"], options["canary_sps"]) if options["canary"] else None
     done = migrate(manifest, source, run, device=device, canary=asked, warn=say)
     for job in done.jobs:

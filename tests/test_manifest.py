@@ -157,6 +157,12 @@ def test_one_bad_job_is_one_complaint() -> None:
         parse_manifest(edited(lambda d: d.update(jobs=[{**d["jobs"][0], "id": "a/b"}])), "m.json")
     assert str(caught.value).startswith('m.json: jobs.0.id = "a/b": a name has letters, digits, dots, dashes and')
     assert "at least 1 item" not in str(caught.value)
+    with pytest.raises(ManifestError) as caught:
+        parse_manifest(
+            edited(lambda d: d["jobs"][0]["budget"].update(amount=0) or d.update(jobs=d["jobs"][:1])), "m.json"
+        )
+    assert "jobs.0.budget.amount = 0" in str(caught.value)
+    assert "at least 1 item" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])

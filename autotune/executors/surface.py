@@ -10,14 +10,11 @@ totals over all processes. Header lines: ``# device: A100``, ``# synthetic: true
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from autotune.errors import UsageError
 from autotune.machine import DeviceInfo, GpuInfo, HostInfo
@@ -30,6 +27,7 @@ from autotune.records import (
     Recipe,
     Status,
 )
+from autotune.stats import nearest_by_ratio
 from autotune.store import content_hash
 from autotune.units import counted, parse_price
 
@@ -81,14 +79,10 @@ class Surface:
     source: str
     content_hash: str
 
-    @functools.cached_property
-    def _places(self) -> np.ndarray:
-        return np.log2([[getattr(row.point, name) for name in KNOBS] for row in self.rows])
-
     def row(self, point: Point) -> Row:
         """The row of a point, or the nearest one by ratios."""
-        place = np.log2([getattr(point, name) for name in KNOBS])
-        return self.rows[int(np.argmin(((self._places - place) ** 2).sum(axis=1)))]
+        places = [[getattr(row.point, name) for name in KNOBS] for row in self.rows]
+        return self.rows[nearest_by_ratio(places, [getattr(point, name) for name in KNOBS])]
 
     @property
     def baseline(self) -> Point:
@@ -99,7 +93,12 @@ class Surface:
     @property
     def price_usd_per_hour(self) -> float | None:
         """Of the machine, None when not stated."""
-        return parse_price(self.header["price_usd_per_hour"]) if "price_usd_per_hour" in self.header else None
+        if "price_usd_per_hour" not in self.header:
+            return None
+        try:
+            return parse_price(self.header["price_usd_per_hour"])
+        except UsageError as error:
+            raise UsageError(f"surface {self.source}, header: {error}") from None
 
     def limit(self, name: str) -> float | None:
         """A number of the header, None when not stated."""
@@ -168,22 +167,18 @@ def _check_header(surface: Surface) -> None:
     """Refuse a header that cannot be meant."""
     for name in ("vram_limit_bytes", "ram_limit_bytes", "cpu_cores"):
         surface.limit(name)
-    try:
-        _ = surface.baseline, surface.price_usd_per_hour
-    except UsageError as error:
-        text = str(error)
-        raise UsageError(text if surface.source in text else f"surface {surface.source}, header: {text}") from None
+    _ = surface.baseline, surface.price_usd_per_hour
 
 
 def _row(cells: Mapping[str, str], where: str) -> Row:
-    found = [status for status in STATUSES if status == cells["status"]]
-    if not found:
-        raise UsageError(f"surface {where}: status {cells['status']!r} must be one of {', '.join(STATUSES)}")
+    status = cells["status"]
+    if status not in STATUSES:
+        raise UsageError(f"surface {where}: status {status!r} must be one of {', '.join(STATUSES)}")
     vram, ram = (_optional(cells, name, where, most=2**63) for name in ("vram_bytes", "ram_bytes"))
     return Row(
         point=Point.from_knobs({name: _knob(cells, name, where) for name in KNOBS}),
-        status=found[0],
-        sps=_number(cells, "sps", where, least=1e-9, most=_SPS_MAX) if found[0] == "ok" else None,
+        status=status,
+        sps=_number(cells, "sps", where, least=1e-9, most=_SPS_MAX) if status == "ok" else None,
         sd_fraction=_optional(cells, "sd_fraction", where, most=1.0) or 0.0,
         startup_s=_optional(cells, "startup_s", where, most=86_400.0) or 0.0,
         vram_bytes=None if vram is None else int(vram),
@@ -204,7 +199,7 @@ def _number(cells: Mapping[str, str], name: str, where: str, *, least: float, mo
     except ValueError:
         value = math.nan
     if not least <= value <= most:
-        limits = f"at least {least:g}" if most >= _KNOB_MAX else f"from {least:g} to {most:g}"
+        limits = f"at least {least:g} and at most {most:g}"
         raise UsageError(f"surface {where}: {name} {cells[name][:60]!r} must be a number of {limits}")
     return value
 
@@ -222,25 +217,29 @@ def _baseline(text: str, source: str) -> Point:
 
 
 def surface_recipe(path: Path | str) -> Recipe:
-    """The recipe that a surface stands for: its rows are the points, jobs as many as its highest concurrency.
+    """The recipe that a surface file stands for, see `recipe_of`.
 
     Raises:
         UsageError: the file is missing or malformed.
     """
-    surface = load_surface(Path(path))
+    return recipe_of(load_surface(Path(path)))
+
+
+def recipe_of(surface: Surface) -> Recipe:
+    """The recipe that a surface stands for: its rows are the points, jobs as many as its highest concurrency."""
     points = tuple(sorted((row.point for row in surface.rows), key=lambda p: tuple(p.knobs().values())))
     knobs = {name: tuple(sorted({getattr(point, name) for point in points})) for name in KNOBS}
     budget = Budget(unit="steps", amount=10_000_000)
     most = max(knobs["concurrency"][-1], surface.baseline.concurrency)
     return Recipe(
-        name=Path(path).stem,
+        name=Path(surface.source).stem,
         workload="replay",
         hyperparameters={},
         jobs=tuple(Job(id=f"job-{n + 1}", env="recorded", seed=n + 1, budget=budget) for n in range(most)),
         knobs=knobs,
         grid=knobs,
         baseline=surface.baseline,
-        source=str(path),
+        source=surface.source,
         points=points,
     )
 

@@ -110,10 +110,11 @@ class HostMeter(SampledMeter):
 
     def _ram_pss_bytes(self, pids: Sequence[int]) -> int | None:
         resident = {pid: resident_bytes(pid, self._root) for pid in pids}
-        before_s = self._clock()
-        if not self._asked.issuperset(pids):
-            self._newest_s = before_s
-        if not self._asked.issuperset(pids) or before_s >= self._due_s(resident):
+        self._sizes = {pid: known for pid, known in self._sizes.items() if pid in resident}
+        now_s, new = self._clock(), not self._asked.issuperset(pids)
+        if new:
+            self._newest_s = now_s
+        if new or now_s >= self._due_s(resident):
             sizes = {pid: pss_bytes(pid, self._root) for pid in pids}
             self._sizes = {
                 pid: _Size(pss_bytes=size, private_bytes=resident[pid][0], file_bytes=resident[pid][1])
@@ -121,16 +122,13 @@ class HostMeter(SampledMeter):
                 if size is not None
             }
             self._asked, self._read_s = frozenset(pids), self._clock()
-            self._took_s = self._read_s - before_s
-        self._sizes = {pid: known for pid, known in self._sizes.items() if pid in resident}
+            self._took_s = self._read_s - now_s
         grown = [resident[pid][0] - known.private_bytes for pid, known in self._sizes.items()]
         return sum(known.pss_bytes for known in self._sizes.values()) + sum(grown) if self._sizes else None
 
     def _due_s(self, resident: Mapping[int, tuple[int, int]]) -> float:
         """When the sizes of known processes, which take this much now, are to be read again."""
-        mapping = any(
-            abs(resident[pid][1] - k.file_bytes) > _MAPPED_BYTES for pid, k in self._sizes.items() if pid in resident
-        )
+        mapping = any(abs(resident[pid][1] - known.file_bytes) > _MAPPED_BYTES for pid, known in self._sizes.items())
         starting = mapping and self._read_s < self._newest_s + _STARTING_S
         return self._read_s + self._took_s / (_STARTING_SHARE if starting else PSS_SHARE)
 

@@ -193,7 +193,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         steps_per_episode=episode_lengths(jobs, history, training),
         search=found,
         training=training,
-        price=price or manifest_price(manifest) or searched_price(state),
+        price=price or given_price(manifest, state),
     )
 
 
@@ -207,15 +207,10 @@ def _best(
     return (best[0].point, tuple(entry.point for entry in best[1])) if best else None
 
 
-def searched_price(state: Mapping[str, Any]) -> Price | None:
-    """The price that a search without a manifest, a replayed one, was given."""
-    given = finite(state.get("price_usd_per_hour"))
-    return Price(usd_per_hour=given, note="given to the search") if given else None
-
-
-def manifest_price(manifest: Manifest | None) -> Price | None:
-    """The price that the search was given."""
-    given = manifest.prediction.price_usd_per_hour if manifest and manifest.prediction else None
+def given_price(manifest: Manifest | None, state: Mapping[str, Any]) -> Price | None:
+    """The price that the search was given: its manifest has it, else (a replay emits none) the facts of the run."""
+    predicted = manifest.prediction.price_usd_per_hour if manifest and manifest.prediction else None
+    given = predicted or finite(state.get("price_usd_per_hour"))
     return Price(usd_per_hour=given, note="given to the search") if given else None
 
 

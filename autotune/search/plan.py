@@ -13,7 +13,7 @@ from autotune.records import Grade, MeasurePlan, Point, ProbeResult, Recipe
 from autotune.search import confirm, epochs, knobs
 from autotune.search.memory import safe_points
 from autotune.search.propose import Problem
-from autotune.search.space import Space
+from autotune.search.space import Space, possible
 from autotune.search.worth import SOAK_SHARE, pays
 
 FINAL_SHARE = 0.2
@@ -133,8 +133,7 @@ def opening(recipe: Recipe, space: Space, device: DeviceInfo | None, tries: Sequ
 
 def thumb_point(recipe: Recipe, space: Space, device: DeviceInfo) -> Point:
     """The rule of thumb as a point of the space."""
-    point = rule_of_thumb(recipe, device.host)
-    return point if point in space.index or not recipe.points else space.nearest(point.knobs())
+    return possible(recipe, space, rule_of_thumb(recipe, device.host))
 
 
 def _opening_step(now: Situation) -> Step | None:

@@ -20,6 +20,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from autotune.errors import UsageError
 from autotune.probe.recipe_file import batch_size_max, rollout_rule
 from autotune.records import KNOBS, KnobValue, Point, Recipe
+from autotune.stats import nearest_by_ratio
 from autotune.workloads.learning import Rollout
 
 Array = NDArray[Any]
@@ -68,9 +69,8 @@ class Space:
 
     def nearest(self, knobs: Mapping[str, Any]) -> Point:
         """The point nearest to these standard knobs, by ratio; the lighter one of equals."""
-        wanted = np.log2([max(1.0, float(knobs.get(knob, 1))) for knob in KNOBS])
-        raw = np.log2([[getattr(point, knob) for knob in KNOBS] for point in self.points])
-        return self.points[int(np.argmin(((raw - wanted) ** 2).sum(axis=1)))]
+        rows = [[getattr(point, knob) for knob in KNOBS] for point in self.points]
+        return self.points[nearest_by_ratio(rows, [max(1.0, float(knobs.get(knob, 1))) for knob in KNOBS])]
 
     def neighbours(self, point: Point) -> list[int]:
         """Points one level away along one knob, or along num_envs and batch_size together."""
@@ -130,6 +130,11 @@ def space_of(recipe: Recipe) -> Space:
             "allow smaller batch sizes or more environments (or other samples_per_update, where that is set)"
         )
     return Space(points=tuple(feasible), rollout=rollout_rule(recipe))
+
+
+def possible(recipe: Recipe, space: Space, point: Point) -> Point:
+    """The point itself; of a recipe that has certain points only (a recorded surface) the nearest of them."""
+    return space.nearest(point.knobs()) if recipe.points else point
 
 
 def grid(knobs: Mapping[str, Sequence[KnobValue]], extra: tuple[tuple[str, KnobValue], ...] = ()) -> list[Point]:

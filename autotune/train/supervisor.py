@@ -154,7 +154,7 @@ class Supervisor:
         content = manifest_hash(self._manifest)
         facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint, **self.sharing}
         last = last_event(before, {"opened"})
-        edited = last is not None and last["manifest"] != content
+        edited = last if last is not None and last["manifest"] != content else None
         checked = self._jobs if edited else self._waiting()
         if checked:  # done jobs, too: of another game now they would not be
             jobs, workload = tuple(job.job for job in checked), self._manifest.workload
@@ -162,8 +162,8 @@ class Supervisor:
             IsolatedExecutor(self._device).ask(
                 "check", workload.name, workload.hyperparameters, jobs, self._point, states=states
             )
-        if last is not None and edited:
-            self._events.record("edited", manifest=content, point_before=last["point"], **facts)
+        if edited:
+            self._events.record("edited", manifest=content, point_before=edited["point"], **facts)
             self._warn(f"the manifest was edited: training goes on at {self._point.label()}")
         self._events.record("opened", manifest=content, **facts)
         self._run.update(training="running")

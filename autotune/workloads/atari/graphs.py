@@ -1,7 +1,6 @@
 """CUDA graphs: work on a device that is recorded once and then launched as a whole.
 
-One minibatch of the Nature CNN is some eighty kernels, and a device waits for Python between them when the minibatch is
-small.
+A minibatch is many small kernels, and a device waits for Python between them when the minibatch is small.
 """
 
 from __future__ import annotations

@@ -72,18 +72,13 @@ class Learner:
         self.model = self._build(spec, seed)
         self.compiled = settings.compile
         self._models = [self.model, *(twin(self.model, spec, settings.hidden) for _ in range(1, self._lanes.count))]
-        self._networks = [compiled(model, device) if self.compiled else model for model in self._models]
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            lr=settings.learning_rate,
-            eps=settings.adam_epsilon,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        self._networks = [self._network(model) for model in self._models]
+        self.optimizer = self._adam()
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self._actor, self._policy = self.model, self._networks[0]
         if settings.overlap:
             self._actor = self._build(spec, seed).requires_grad_(False)
-            self._policy = compiled(self._actor, device) if self.compiled else self._actor
+            self._policy = self._network(self._actor)
         # The learner's comes first; an actor beside it cannot share it.
         self._generators = [torch.Generator(device) for _ in range(actors + settings.overlap)]
         self.generator = self._generators[0]
@@ -102,6 +97,16 @@ class Learner:
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model
+
+    def _network(self, model: nn.Module) -> nn.Module:
+        """What is called to run it."""
+        return compiled(model, self.device) if self.compiled else model
+
+    def _adam(self) -> torch.optim.Adam:
+        settings, fused = self.settings, self.device.type in ("cpu", "cuda")
+        return torch.optim.Adam(
+            self.model.parameters(), lr=settings.learning_rate, eps=settings.adam_epsilon, fused=fused
+        )
 
     @contextlib.contextmanager
     def autocast(self, *, cached: bool = True) -> Iterator[None]:
