@@ -198,10 +198,10 @@ def find_run(root: Path, word: str | None) -> Run:
 
 @contextmanager
 def discarded_when_refused(run: Run) -> Iterator[None]:
-    """Remove a run that this command made and that did nothing yet, when it is refused or the device is busy."""
+    """Remove a run that this command made and that did nothing yet, when it is refused or what it needs is busy or bad."""
     try:
         yield
-    except (UsageError, BusyError):
+    except (UsageError, BusyError, FileError):
         if run.fresh and not any(file.exists() for file in (run.study_file, run.train_folder / "events.jsonl")):
             shutil.rmtree(run.path)
         raise

@@ -61,6 +61,8 @@ def run_training(options: dict[str, Any], say: Say) -> EndedTraining:
             say(f"run {source.name} was migrated before: run {run.name} goes on")
         elif source:
             _take_over(manifest, source, run, device, options, say)
+        elif run.state().get("training") == "rolled back":
+            say(f"run {run.name} was rolled back: it begins at env step 0; --resume-from RUN goes on with another's")
         result = train_run(manifest, run, device=device, on_event=view.update, warn=say, should_stop=stop.requested)
     statuses = {job.status for job in result.jobs}
     ended = EXIT_OK if statuses == {"done"} else EXIT_ERROR if "crashed" in statuses else EXIT_UNFINISHED

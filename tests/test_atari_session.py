@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 import tomllib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ def _one_thread(monkeypatch):
 
 
 CARTPOLE = tomllib.loads(find("probes", "cartpole", ".toml").read_text())["hyperparameters"]
+POINT = Point(num_envs=4, batch_size=32)
 
 
 def job(env="CartPole-v1", seed=1):
@@ -444,11 +446,19 @@ def test_game_names(name, expected):
 )
 def test_impossible_games_are_refused(env, message):
     with pytest.raises(UsageError, match=message):
-        AtariWorkload({}).check_installed([job(env)])
+        AtariWorkload({}).check_installed(POINT, [job(env)], "cpu")
 
 
 def test_possible_games_pass():
-    AtariWorkload({}).check_installed([job("Breakout"), job("Pong-v5"), job("Acrobot-v1")])
+    AtariWorkload({}).check_installed(POINT, [job("Breakout"), job("Pong-v5"), job("Acrobot-v1")], "cpu")
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_a_session():
+    with pytest.raises(UsageError, match="'fp16' is not native on cpu"):
+        AtariWorkload({"precision": "fp16"}).check_installed(POINT, [job()], "cpu")
+    with pytest.raises(UsageError, match="'fp16' is not native on cpu"):
+        AtariWorkload({}).check_installed(replace(POINT, extra=(("precision", "fp16"),)), [job()], "cpu")
+    AtariWorkload({"precision": "fp32"}).check_installed(POINT, [job()], "cpu")
 
 
 @pytest.mark.parametrize(
@@ -461,7 +471,7 @@ def test_possible_games_pass():
 )
 def test_impossible_environment_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
-        AtariWorkload({"env_options": options}).check_installed([job()])
+        AtariWorkload({"env_options": options}).check_installed(POINT, [job()], "cpu")
 
 
 def test_threads_come_from_the_share_of_cores(monkeypatch):

@@ -24,6 +24,7 @@ jnp = jax.numpy
 from autotune.workloads.cartpole_jax import ppo  # noqa: E402
 
 RNG = np.random.default_rng(7)
+POINT = Point(num_envs=8, batch_size=64)
 
 
 @pytest.fixture(autouse=True)
@@ -349,12 +350,12 @@ def test_bad_points_jobs_and_devices_are_named():
 
 def test_environments_are_checked_against_the_installed_ones():
     workload = CartpoleJaxWorkload({})
-    workload.check_installed([job(), job("Acrobot-v1"), job("LunarLander-v3")])
+    workload.check_installed(POINT, [job(), job("Acrobot-v1"), job("LunarLander-v3")], "cpu")
     with pytest.raises(UsageError, match=r"no environment 'CartPol-v1'. Near: CartPole-v1"):
-        workload.check_installed([job("CartPol-v1")])
+        workload.check_installed(POINT, [job("CartPol-v1")], "cpu")
     for env in ("Pendulum-v1", "FrozenLake-v1", "Breakout-v5"):
         with pytest.raises(UsageError, match="needs a vector and discrete actions"):
-            workload.check_installed([job(env)])
+            workload.check_installed(POINT, [job(env)], "cpu")
 
 
 def test_what_the_user_set_in_the_environment_is_kept():

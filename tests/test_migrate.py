@@ -405,3 +405,5 @@ def test_the_command_line_migrates_and_returns(tmp_path: Path, capsys: pytest.Ca
         assert f"autotune train {source.manifest_file.resolve()}" in capsys.readouterr().out
     assert cli.main(["rollback", "old-1", "--runs", str(runs)]) == 2
     assert "nothing to roll back" in capsys.readouterr().err
+    assert cli.main(command) == 0
+    assert "run new-1 was rolled back: it begins at env step 0" in capsys.readouterr().err

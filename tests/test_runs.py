@@ -77,7 +77,7 @@ def test_a_folder_with_other_files_never_becomes_a_run(tmp_path):
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("error", [UsageError("no such game"), BusyError("the GPU is taken")])
+@pytest.mark.parametrize("error", [UsageError("no such game"), BusyError("the GPU is taken"), FileError("damaged")])
 def test_only_a_run_of_this_command_without_work_is_discarded(tmp_path, error):
     def refuse(run):
         with pytest.raises(type(error)), discarded_when_refused(run):

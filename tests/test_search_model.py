@@ -310,8 +310,9 @@ def test_room_for_finals_is_that_of_the_finalist_not_of_the_slowest_point():
     history = [stable(at(8, 64), cost_s=20.0), stable(at(256, 2048), cost_s=250.0)]
     assert final_cost_s(recipe, history, 1.0, at(8, 64)) == 20.0 + longer_s
     assert final_cost_s(recipe, history, 1.0) == 250.0 + longer_s
-    assert final_reserve_s(600.0, 20.0 + longer_s) == 120.0
-    assert final_reserve_s(600.0, 250.0 + longer_s) == 0.0
+    assert final_reserve_s(600.0, 20.0 + longer_s, 20.0) == 120.0
+    assert final_reserve_s(600.0, 250.0 + longer_s, 20.0) == 0.0
+    assert final_reserve_s(600.0, 100.0, 97.0) == 0.0, 'four probes and no more would be left'
 
 
 def test_no_reference_is_confirmed_before_a_finalist_is():

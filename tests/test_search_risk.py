@@ -1,5 +1,7 @@
 """What the search thinks of points near those that failed."""
 
+from dataclasses import replace
+
 import optuna
 import pytest
 from analytic_surface import BATCHES, ENVS, LEVELS, write_surface
@@ -7,6 +9,7 @@ from analytic_surface import BATCHES, ENVS, LEVELS, write_surface
 from autotune.executors.replay import ReplayExecutor, surface_recipe
 from autotune.records import Point, ProbeResult
 from autotune.runs import create_run
+from autotune.search.propose import SURE, Problem, propose
 from autotune.search.risk import chance_stable
 from autotune.search.space import Space, grid
 from autotune.search.study import run_study
@@ -44,6 +47,44 @@ def test_the_knob_that_counts_is_learnt():
         (ok if status == "ok" else failed).append(result(envs, batch, processes, status))
     assert chance(ok, failed, 64, 1024, 1) > 0.8
     assert chance(ok, failed, 128, 64, 2) < 0.1
+
+
+def history(cost_s: float) -> list[ProbeResult]:
+    """Three that ran in 30 s each, and two failures."""
+    ran = [replace(result(*knobs), sps=1000.0 * sum(knobs), cost_s=30.0) for knobs in [(8, 64, 1), (64, 64, 1)]]
+    failures = [result(256, 1024, 4, "timeout"), result(64, 512, 3, "timeout")]
+    return [*ran, replace(result(64, 128, 2), sps=9e4, cost_s=30.0), *(replace(r, cost_s=cost_s) for r in failures)]
+
+
+@pytest.mark.parametrize(("cost_s", "cautious"), [(5.0, False), (300.0, True)])
+def test_where_failures_cost_a_lot_only_what_will_run_is_tried(cost_s: float, cautious: bool) -> None:
+    seen = history(cost_s)
+    chances = chance_stable(SPACE, seen[:3], seen[3:])
+    likely = [point for point, runs in zip(SPACE.points, chances, strict=True) if runs >= SURE]
+    mostly_unlikely = Space(points=tuple(point for point in SPACE.points if point not in likely[8:]))
+    proposal = propose(Problem(space=mostly_unlikely), seen)
+    assert proposal is not None
+    assert (chances[SPACE.index[proposal.point]] >= SURE) == cautious
+
+
+def test_what_may_hang_is_tried_when_nothing_else_is_left() -> None:
+    last = result(64, 256, 4).requested
+    space = Space(points=(*(r.requested for r in history(0.0)), last))
+    cheap, dear = (propose(Problem(space=space), history(cost_s)) for cost_s in (5.0, 300.0))
+    assert cheap is not None and dear is not None and cheap.point == dear.point == last
+    assert dear.gain_per_s < cheap.gain_per_s, "what it costs if it hangs counts"
+
+
+def test_a_search_is_not_spent_on_hangs(tmp_path):
+    def fate(envs: int, batch: int, processes: int) -> str:
+        return "timeout" if envs * processes**1.5 > 256 else "ok"
+
+    path = write_surface(tmp_path / "hangs.csv", status=fate, noise=0.01)
+    executor, memory = ReplayExecutor(path), optuna.create_study(direction="maximize")
+    found = run_study(surface_recipe(path), executor, create_run(tmp_path, "run-1"), budget_s=1800.0, study=memory)
+    best = max(row.sps for row in executor.surface.rows if row.sps)
+    assert sum(t.result.status == "timeout" for t in found.trials) <= 3
+    assert executor.surface.row(found.point).sps >= 0.9 * best
 
 
 @pytest.mark.parametrize("limit", [128, 256])

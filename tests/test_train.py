@@ -167,6 +167,15 @@ def test_the_edited_manifest_is_what_runs_and_keeps_its_progress(tmp_path: Path,
     assert resumed == {job.id: job.env_steps for job in first.jobs}, "nothing was thrown away"
 
 
+def test_a_start_that_was_killed_before_its_manifest_was_written_keeps_its_name(tmp_path: Path) -> None:
+    manifest = a_manifest()
+    create_run(tmp_path, "mine", command="train", finished=False)
+    run = open_training_run(tmp_path / "x.json", manifest, tmp_path, name="mine")
+    assert run.name == "mine" and load_manifest(run.manifest_file) == manifest
+    with pytest.raises(UsageError, match="run 'mine' exists already"):
+        open_training_run(tmp_path / "x.json", a_manifest(steps=7), tmp_path, name="mine")
+
+
 def test_one_crash_leaves_the_others_alone(tmp_path: Path, device: DeviceInfo) -> None:
     script = (
         "import sys, time, autotune\n"

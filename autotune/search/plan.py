@@ -19,6 +19,8 @@ from autotune.search.worth import SOAK_SHARE, pays
 FINAL_SHARE = 0.2
 FINAL_SHARE_MAX = 0.4
 """A single final window may take this share of a short budget; beyond it there is none."""
+FINAL_FROM_PROBES = 5
+"""Nor is there one where it leaves room for fewer quick probes: baseline, rule of thumb and three spread points."""
 SENTINEL_FROM_PROBES = 10
 """Budgets of fewer probes have none to spare for the sentinel."""
 
@@ -99,7 +101,8 @@ def next_step(now: Situation, search: Callable[[float], Step | Ending]) -> Step 
     """
     if (step := _opening_step(now)) is not None:
         return step
-    reserve_s = final_reserve_s(now.budget_s, now.final_s(confirm.next_finalist(now.space, now.history)))
+    final_s = now.final_s(confirm.next_finalist(now.space, now.history))
+    reserve_s = final_reserve_s(now.budget_s, final_s, now.quick_s())
     knobs_s = knobs.reserve_s(now.recipe, now.budget_s, now.quick_s())
     if now.compared:  # the search is over
         found: Step | Ending = "budget" if now.left_s < now.quick_s() else "known"
@@ -204,10 +207,11 @@ def _soak_step(now: Situation, point: Point) -> Step | None:
     return None if enough or step.predicted_s > now.left_s else step
 
 
-def final_reserve_s(budget_s: float, final_cost_s: float) -> float:
+def final_reserve_s(budget_s: float, final_cost_s: float, quick_cost_s: float) -> float:
     """Seconds kept for final windows: a fifth of the budget, at least one window, none where that takes too much."""
     reserve_s = max(FINAL_SHARE * budget_s, final_cost_s)
-    return reserve_s if reserve_s <= FINAL_SHARE_MAX * budget_s else 0.0
+    room = reserve_s <= FINAL_SHARE_MAX * budget_s and budget_s - reserve_s >= FINAL_FROM_PROBES * quick_cost_s
+    return reserve_s if room else 0.0
 
 
 def final_cost_s(

@@ -33,6 +33,9 @@ LOCAL_EVERY, LOCAL_FROM = 3, 9
 SURE = 0.8
 """Chance of not taking the machine down below which nothing is run, once a point has."""
 
+WASTE_MAX = 0.25
+"""While failures took more than this share of the time, only points that are as likely to run are tried."""
+
 _STEPS_MIN = 8
 """Steps of a probe whose steps are long: those that settle, are discarded and are measured."""
 _COSTS_MIN = 5
@@ -86,16 +89,37 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
         return Proposal(point=space.points[_lightest(space, open_)], stage="spread")
     belief = believe(space, history)
     cost_s = predict_cost_s(problem, history, belief)
+    runs = _chance(space, history, lost=False)
     open_ &= (cost_s <= problem.cost_max_s) & (_chance(space, history, lost=True) >= SURE)
+    careful = [open_ & (runs >= SURE)] if _wasted(history) > WASTE_MAX else []
+    for among in (*careful, open_):
+        if (proposal := _choose(space, history, belief, among, runs, cost_s)) is not None:
+            return proposal
+    return None
+
+
+def _choose(
+    space: Space, history: Sequence[ProbeResult], belief: Belief, open_: Array, runs: Array, cost_s: Array
+) -> Proposal | None:
+    """The next of the open points, None when none is worth it.
+
+    Args:
+        space: the points.
+        history: what was measured.
+        belief: about the points.
+        open_: (n,) which may be run.
+        runs: (n,) chance that one runs.
+        cost_s: (n,) seconds that one takes if it does.
+    """
     if not open_.any():
         return None
-    promise = expected_improvement(space, history, belief) * _chance(space, history, lost=False)
-    gain = np.where(open_, promise, 0.0)
+    gain = np.where(open_, expected_improvement(space, history, belief) * runs, 0.0)
+    expected_s = cost_s + (1 - runs) * np.maximum(_failure_s(history) - cost_s, 0.0)
     stage: Stage = "spread"
     if (index := _spread(space, history, open_)) is not None:
         gain = np.maximum(gain, np.where(open_, UNKNOWN_GAIN, 0.0))
     elif gain.max() >= WORTHWHILE:
-        stage, index = "model", _promising(space, history, belief, gain / cost_s)
+        stage, index = "model", _promising(space, history, belief, gain / expected_s)
     elif (index := _neighbour(space, history, belief, open_)) is not None:
         stage = "neighbours"
     else:
@@ -104,8 +128,19 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
         point=space.points[index],
         stage=stage,
         predicted_s=float(cost_s[index]),
-        gain_per_s=float((gain / cost_s).max()),
+        gain_per_s=float((gain / expected_s).max()),
     )
+
+
+def _wasted(history: Sequence[ProbeResult]) -> float:
+    """Share of the seconds so far that failures took."""
+    return sum(r.cost_s for r in history if not r.ok) / (sum(r.cost_s for r in history) or 1.0)
+
+
+def _failure_s(history: Sequence[ProbeResult]) -> float:
+    """Seconds that a failure took so far, such as a timeout; 0 while nothing failed."""
+    costs = [result.cost_s for result in history if not result.ok]
+    return sum(costs) / len(costs) if costs else 0.0
 
 
 def _promising(space: Space, history: Sequence[ProbeResult], belief: Belief, gain_per_s: Array) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autotune.errors import UsageError
 from autotune.manifest import Manifest, manifest_text, save_manifest
-from autotune.runs import Run, all_runs, create_run, numbered_run
+from autotune.runs import Run, all_runs, check_name, create_run, numbered_run
 from autotune.train.migration import refuse_migrated, successor
 
 
@@ -78,9 +78,19 @@ def open_migrated_run(
 
 def _new_run(manifest: Manifest, root: Path, name: str | None) -> Run:
     facts = {"command": "train", "finished": False}
-    run = numbered_run(root, manifest.name, **facts) if name is None else create_run(root, name, **facts)
+    if name is None:
+        run = numbered_run(root, manifest.name, **facts)
+    else:
+        begun = Run(root / check_name(name))
+        run = begun if _empty(begun) else create_run(root, name, **facts)
     save_manifest(run.manifest_file, manifest)
     return run
+
+
+def _empty(run: Run) -> bool:
+    """Whether `train` made a run and was killed before it wrote the manifest."""
+    began = (run.path / "run.json").is_file() and run.state().get("command") == "train"
+    return began and not run.manifest_file.exists() and not run.train_folder.exists()
 
 
 def _same_text(run: Run, manifest: Manifest) -> bool:

@@ -92,7 +92,7 @@ def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
     """Open the session that the task names and do what its mode says."""
     workload: Workload = registry.load("workload", task.workload)(task.hyperparameters)
     if task.mode == "check":
-        workload.check_installed(task.jobs)
+        workload.check_installed(task.point, task.jobs, task.device)
         check_states(workload, task)
         send({"type": "done", "reason": "checked"})
         return

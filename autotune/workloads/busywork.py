@@ -128,7 +128,7 @@ class BusyworkWorkload:
                 f"{settings.rollout} = {samples} samples: lower batch_size, or raise num_envs or rollout"
             )
 
-    def check_installed(self, jobs: Sequence[Job]) -> None:
+    def check_installed(self, point: Point, jobs: Sequence[Job], device: str) -> None:
         """Nothing to install: any environment name will do."""
 
     def open(self, point: Point, job: Job, device: str) -> BusyworkSession:

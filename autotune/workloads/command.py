@@ -148,7 +148,7 @@ class CommandWorkload:
                 "check its spelling, its permissions, and that its environment is active"
             )
 
-    def check_installed(self, jobs: Sequence[Job]) -> None:
+    def check_installed(self, point: Point, jobs: Sequence[Job], device: str) -> None:
         """Nothing is known about what the program can run."""
 
     def open(self, point: Point, job: Job, device: str) -> CommandSession:

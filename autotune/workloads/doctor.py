@@ -305,7 +305,7 @@ class DoctorWorkload:
     def check(self, point: Point, jobs: Sequence[Job]) -> None:
         """Every point will do."""
 
-    def check_installed(self, jobs: Sequence[Job]) -> None:
+    def check_installed(self, point: Point, jobs: Sequence[Job], device: str) -> None:
         """What is not installed is a finding, not an error."""
 
     def open(self, point: Point, job: Job, device: str) -> DoctorSession:

@@ -116,11 +116,12 @@ class Workload(Protocol):
         """
         ...
 
-    def check_installed(self, jobs: Sequence[Job]) -> None:
-        """Refuse jobs that the installed packages cannot run (unknown game); runs in a child.
+    def check_installed(self, point: Point, jobs: Sequence[Job], device: str) -> None:
+        """Refuse what the installed packages (unknown game) or the device (precision) cannot do; runs in a child.
 
         Raises:
             UsageError: names the value and near alternatives.
+            DeviceError: the device is not there.
         """
         ...
 

@@ -34,16 +34,22 @@ class AtariWorkload:
         """
         check_point(self.settings.at(point), point)
 
-    def check_installed(self, jobs: Sequence[Job]) -> None:
-        """Refuse games that the installed EnvPool lacks or that this PPO cannot play.
+    def check_installed(self, point: Point, jobs: Sequence[Job], device: str) -> None:
+        """Refuse games that the installed EnvPool lacks or this PPO cannot play, and arithmetic the device lacks.
 
         Raises:
-            UsageError: names the game and near alternatives.
+            UsageError: names the game or the precision, and alternatives.
+            DeviceError: the device is not there.
         """
         from autotune.workloads.atari.environment import environment_spec
 
         for job in jobs:
             environment_spec(job.env, self.settings)
+        precision = self.settings.at(point).precision
+        if precision not in ("auto", "fp32"):  # for these torch need not be loaded
+            from autotune.workloads.atari.precision import choose_device, choose_precision, native_precisions
+
+            choose_precision(precision, native_precisions(choose_device(device)), device)
 
     def check_state(self, job: Job, meta: Mapping[str, Any]) -> None:
         """Refuse the checkpoint of another game or network, by the `meta` of its `SessionState`.

@@ -96,7 +96,7 @@ class CartpoleJaxWorkload:
             if job.seed < 0:
                 raise UsageError(f"seed {job.seed} of job {job.id!r} must not be negative")
 
-    def check_installed(self, jobs: Sequence[Job]) -> None:
+    def check_installed(self, point: Point, jobs: Sequence[Job], device: str) -> None:
         """Refuse environments that the installed EnvPool lacks or that have other spaces.
 
         Raises:

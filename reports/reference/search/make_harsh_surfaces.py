@@ -3,9 +3,9 @@
     python reports/reference/search/make_harsh_surfaces.py FOLDER
     python reports/reference/search/bench.py --methods autotune --surfaces $(ls FOLDER/*.csv | paste -sd,)
 
-Fourteen kinds, three of each: the best point at 16 processes, at one, or at the smallest minibatch; few stable points;
+Fifteen kinds, three of each: the best point at 16 processes, at one, or at the smallest minibatch; few stable points;
 independent roughness and noise; cliffs; two optima; hosts that go down without a word about memory; memory that is
-no sum of its knobs; slow starts; 80 to 1,000 points, with holes.
+no sum of its knobs; slow starts; heavy points that hang; 80 to 1,000 points, with holes.
 """
 
 from __future__ import annotations
@@ -173,6 +173,15 @@ def cases(random: np.random.Generator) -> Iterator[tuple[str, Case]]:
             limits_gib=(16, 32),
         ),
     )  # fmt: skip
+    until, steeper, uneven8 = random.uniform(6, 9), law(2e-5, 1e-3, 2e-3, 0.3), rough(random, usual, 0.05)
+    yield (
+        "hanging",
+        Case(
+            sps=lambda e, b, k: steeper(e, b, k) * uneven8(e, b, k),
+            fails=lambda e, b, k: "timeout" if np.log2(e) + 1.5 * np.log2(k) > until else None,
+            limits_gib=roomy,
+        ),
+    )
 
 
 def lines(name: str, case: Case) -> Iterator[str]:
