@@ -198,7 +198,7 @@ def find_run(root: Path, word: str | None) -> Run:
 
 @contextmanager
 def discarded_when_refused(run: Run) -> Iterator[None]:
-    """Remove a run that this command made and that did nothing yet, when it is refused or what it needs is busy or bad."""
+    """Remove a run that this command made and that did nothing yet, when it is refused, or something is bad or busy."""
     try:
         yield
     except (UsageError, BusyError, FileError):

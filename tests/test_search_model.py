@@ -312,7 +312,7 @@ def test_room_for_finals_is_that_of_the_finalist_not_of_the_slowest_point():
     assert final_cost_s(recipe, history, 1.0) == 250.0 + longer_s
     assert final_reserve_s(600.0, 20.0 + longer_s, 20.0) == 120.0
     assert final_reserve_s(600.0, 250.0 + longer_s, 20.0) == 0.0
-    assert final_reserve_s(600.0, 100.0, 97.0) == 0.0, 'four probes and no more would be left'
+    assert final_reserve_s(600.0, 100.0, 97.0) == 0.0, "four probes and no more would be left"
 
 
 def test_no_reference_is_confirmed_before_a_finalist_is():

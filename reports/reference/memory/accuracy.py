@@ -47,10 +47,10 @@ with the observations allows, which is what decides whether a point may be run; 
 *synthetic*: searches of made-up surfaces, whose memory follows a law like the fitted one and has no noise; they show
 that the search varies enough for the law to be found, and no more. *surface*: searches of recorded surfaces.
 *probes*: real probes on a machine with 2 cores, in the order in which they ran (`probes.csv`); two launches of the same
-settings differ by several percent there, which no law can predict. The recorded surfaces and the older probes are of a
-meter that read the sizes of a point's processes at different moments, up to 20 % apart for two of CartPole's; those
-named so are of the one that reads them together. The first predictions of a history rest on one to three probes: they
-are extrapolations, and the bound is wide on purpose.
+settings differ by several percent there, which no law can predict. The Breakout surface and the older probes are of a
+meter that read the sizes of a point's processes at different moments, up to 20 % apart for two of CartPole's; the
+CartPole surface and those probes named so are of the one that reads them together. The first predictions of a history
+rest on one to three probes: they are extrapolations, and the bound is wide on purpose.
 """
 
 
