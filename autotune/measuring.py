@@ -78,6 +78,8 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
     standard = {name: recipe.knobs[name] for name in KNOBS}  # a surface has no further knobs
     every = replace(recipe, grid={**recipe.grid, **standard}) if command == "record" else recipe
     points = grid_points(every, grid_values(options))
+    if command == "record" and len({point.extra for point in points}) > 1:
+        raise UsageError("a surface has num_envs, batch_size and concurrency only: give each --knob one value")
     stop = StopSignals()
     executor = IsolatedExecutor(device, stop.requested)
     executor.check(recipe, points)

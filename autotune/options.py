@@ -157,7 +157,7 @@ GRID = options(
     click.option("--num-envs", type=COUNTS, help="Values to measure."),
     click.option("--batch-size", type=COUNTS, help="Values to measure."),
     click.option("--concurrency", type=COUNTS, help="Values to measure."),
-    click.option("--knob", "knobs", multiple=True, metavar="NAME=V,V", help="Values of a further knob."),
+    click.option("--knob", "knobs", multiple=True, metavar="NAME=V,V", help="Values of any hyperparameter."),
     click.option("--final", is_flag=True, help="Long windows, for figures that are published."),
 )
 

@@ -4,16 +4,17 @@ from dataclasses import replace
 
 import pytest
 
+from autotune import cli
 from autotune.device.inspect import inspect_device
 from autotune.errors import ManifestError, UsageError
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.manifest import build_manifest, check_manifest
-from autotune.probe.grid import grid_points
+from autotune.probe.grid import grid_points, run_grid
 from autotune.probe.recipe import check_point, dump_recipe, load_recipe, parse_recipe
 from autotune.probe.recipe_file import knob_points
 from autotune.probe.run import run_probe
 from autotune.records import Point
-from autotune.runs import Run
+from autotune.runs import Run, create_run
 from autotune.search.space import space_of
 from autotune.workloads.atari import AtariWorkload
 from autotune.workloads.busywork import BusyworkWorkload
@@ -92,6 +93,29 @@ def test_a_grid_takes_their_values_and_leaves_out_what_does_not_fit():
     assert {(p.num_envs, dict(p.extra)["rollout"]) for p in short} == {(8, 128), (32, 32), (32, 128)}
     with pytest.raises(UsageError, match="precision=int8 is outside what recipe 'x' allows"):
         grid_points(recipe(), {"precision": ("int8",)})
+    unlisted = grid_points(recipe(), {"overlap": (False, True), "num_envs": (8,)})
+    assert [dict(p.extra)["overlap"] for p in unlisted] == [False, True], "the workload says what it takes"
+
+
+def test_a_value_that_the_device_cannot_take_is_a_row_of_the_grid(tmp_path):
+    """Half precision on a CPU: the other values are measured all the same."""
+    executor, run = IsolatedExecutor(inspect_device("cpu")), create_run(tmp_path, "run")
+    points = [Point(num_envs=8, batch_size=256, extra=extra(precision="fp16"))]
+    rows = run_grid(recipe(), points, executor, run, device=executor.device, grade="quick", record=lambda row: None)
+    assert [(row.status, "'fp16' is not native on cpu" in row.detail) for row in rows] == [("crashed", True)]
+    bare = replace(recipe(), hyperparameters={"precision": "fp16"})
+    with pytest.raises(UsageError, match="'fp16' is not native on cpu"):
+        run_grid(
+            bare, [Point(num_envs=8, batch_size=256)], executor, run, device=executor.device, grade="quick",
+            record=lambda row: None,
+        )  # fmt: skip
+
+
+def test_a_surface_has_one_value_of_each_further_knob(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["record", "busywork", "--device", "cpu", "--out", "x.csv", "--knob", "rollout=16,32"]
+    assert cli.main(command) == 2
+    assert "give each --knob one value" in capsys.readouterr().err
 
 
 def test_every_value_is_shown_to_the_workload_beforehand():

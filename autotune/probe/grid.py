@@ -14,7 +14,6 @@ from autotune.machine import DeviceInfo
 from autotune.probe.recipe_file import batch_size_max
 from autotune.probe.run import run_probe
 from autotune.records import SHARING, Grade, KnobValue, Point, ProbeResult, Recipe
-from autotune.registry import unknown_name
 from autotune.runs import Run
 
 
@@ -29,15 +28,15 @@ class GridEvent:
 
 
 def check_knob(recipe: Recipe, name: str, values: Sequence[KnobValue]) -> None:
-    """Refuse a knob that the recipe does not have, and values beyond its range.
+    """Refuse values beyond a knob's range; of a knob that the recipe does not list the workload says what it takes.
 
     Raises:
         UsageError: names the value and what is allowed.
     """
-    if name not in recipe.knobs:
-        raise UsageError(unknown_name("knob", name, list(recipe.knobs)))
     for value in values if name == SHARING else ():
         check_sharing(value)
+    if name not in recipe.knobs:
+        return
     numbers = [float(v) for v in recipe.knobs[name] if isinstance(v, (int, float)) and not isinstance(v, bool)]
     shown = f"{min(numbers):g} to {max(numbers):g}" if numbers else ", ".join(map(str, recipe.knobs[name]))
     for value in values:
@@ -58,7 +57,7 @@ def grid_points(recipe: Recipe, wanted: Mapping[str, Sequence[KnobValue]]) -> li
     A minibatch larger than num_envs x rollout is left out when the recipe's own grid brought it in.
 
     Raises:
-        UsageError: an unknown knob or a value out of range, or no combination is left.
+        UsageError: a value out of range, or no combination is left.
     """
     for name, values in wanted.items():
         check_knob(recipe, name, values)
@@ -100,6 +99,11 @@ def run_grid(
             result = run_probe(recipe, point, executor, grade=grade, run=run, label=f"{number:04d}", device=device)
         except KeyboardInterrupt:
             break
+        except UsageError as error:
+            if not point.extra:
+                raise
+            # a value that this device cannot take is an answer about the knob, and no misuse
+            result = ProbeResult(requested=point, status="crashed", grade=grade, detail=str(error))
         record(result)
         rows.append(result)
         on_event(GridEvent(number=number, total=len(points), point=point, result=result))

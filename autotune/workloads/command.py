@@ -22,7 +22,7 @@ from autotune.units import format_duration
 from autotune.workloads.command_child import Child
 from autotune.workloads.command_progress import ProgressRule, make_rule
 from autotune.workloads.protocol import Finished, NoProgressError, SessionState
-from autotune.workloads.settings import Settings, parse_settings
+from autotune.workloads.settings import Settings, parse_settings, workload_knobs
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}|[{}]")
 _OUT_OF_MEMORY = re.compile(
@@ -124,7 +124,7 @@ class CommandWorkload:
                 raise UsageError(f"environment variable {name!r} = {value!r} has an impossible name or a NUL character")
 
     def check(self, point: Point, jobs: Sequence[Job]) -> None:
-        """Refuse unknown placeholders, a missing folder or a program that cannot be found.
+        """Refuse unknown placeholders and knobs without one, a missing folder or a program that cannot be found.
 
         Raises:
             UsageError: names the value, the expectation and the remedy.
@@ -132,6 +132,9 @@ class CommandWorkload:
         for name in KNOBS:
             if getattr(point, name) < 1:
                 raise UsageError(f"{name} is {getattr(point, name)}: it must be at least 1")
+        for name in workload_knobs(point):
+            if name not in self.placeholders:
+                raise UsageError(f"knob {name!r} does not reach the command: write {{{name}}} where its value belongs")
         folder = self.settings.cwd
         if folder is not None and not Path(folder).is_dir():
             raise UsageError(f"the command's folder {folder!r} does not exist: correct cwd")
