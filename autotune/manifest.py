@@ -179,9 +179,16 @@ def check_manifest(manifest: Manifest) -> None:
     """Refuse points and jobs that the workload can never run, without loading a framework.
 
     Raises:
-        UsageError: unknown workload, unknown hyperparameter, a knob or job out of range.
+        UsageError: unknown workload, unknown hyperparameter, another framework, a knob or job out of range.
     """
-    workload = registry.load("workload", manifest.workload.name)(manifest.workload.hyperparameters)
+    name, backend = manifest.workload.name, manifest.workload.backend
+    workload = registry.load("workload", name)(manifest.workload.hyperparameters)
+    own = getattr(workload, "backend", None)
+    if own is not None and backend not in (None, own):
+        raise ManifestError(
+            f"manifest {manifest.name!r}, workload.backend: {backend!r}, but workload {name!r} runs on {own!r}: "
+            "correct one of the two"
+        )
     for field, knobs in manifest.points():
         try:
             check_sharing(dict(knobs.record().extra).get(SHARING))

@@ -227,6 +227,10 @@ def test_the_workload_refuses_what_can_never_run() -> None:
         (lambda d: d["workload"].update(name="busywrk"), "busywork"),
         (lambda d: d["workload"]["hyperparameters"].update(rolout=3), "rollout"),
         (lambda d: d["point"].update(num_env=3), "num_env"),
+        (
+            lambda d: d.update(workload={"name": "atari", "backend": "jax", "hyperparameters": {}}),
+            "workload.backend: 'jax', but workload 'atari' runs on 'torch'",
+        ),
     ]
     for edit, words in cases:
         with pytest.raises(Exception, match=words) as caught:
