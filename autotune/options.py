@@ -231,7 +231,7 @@ def point_of(recipe: Recipe, settings: dict[str, KnobValue]) -> Point:
         if name in KNOBS and (isinstance(value, bool) or not isinstance(value, int)):
             raise UsageError(f"{name}={value} must be a whole number of at least 1")
         if name not in recipe.knobs and name not in recipe.baseline.knobs():
-            raise UsageError(unknown_name("knob", name, list(recipe.knobs)))
+            raise UsageError(f"{unknown_name('knob', name, list(recipe.knobs))} Others go into a recipe's [knobs].")
     point = Point.from_knobs(recipe.baseline.knobs() | settings)
     check_point(recipe, point)
     return point
