@@ -58,6 +58,14 @@ def best_stable(path, vram_fraction=0.9) -> float:
     return max(row.sps for row in rows if row.sps and row.vram_bytes <= vram_fraction * 16 * GIB)
 
 
+def test_a_budget_of_few_long_probes_looks_around_before_it_confirms(tmp_path, run):
+    """Each takes 85 s of 5 minutes: more than a probe's usual share, and too much for a final window."""
+    surface = write_surface(tmp_path / "slow.csv", startup_s=65.0)
+    found = search(surface, run, Watched(surface), budget_s=300.0)
+    assert [record.stage for record in found.trials] == ["baseline", "rule of thumb", "spread"]
+    assert not found.skipped and "quick, one launch" in found.result.flags
+
+
 def test_a_search_finds_confirms_and_says_so(surface, run):
     executor = Watched(surface)
     found = search(surface, run, executor, price=2.0)

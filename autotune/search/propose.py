@@ -36,6 +36,9 @@ SURE = 0.8
 WASTE_MAX = 0.25
 """While failures took more than this share of the time, only points that are as likely to run are tried."""
 
+USUAL = 1.5
+"""A probe of up to this many times the mean of those so far is one like them."""
+
 _STEPS_MIN = 8
 """Steps of a probe whose steps are long: those that settle, are discarded and are measured."""
 _COSTS_MIN = 5
@@ -49,13 +52,15 @@ class Problem:
     Attributes:
         space: the points.
         limits: bytes that may be held.
-        cost_max_s: probes predicted to take longer are left out.
+        cost_max_s: probes predicted to take longer are left out, but for those of the usual length.
+        left_s: nor may a probe take longer than this.
         slice_s: seconds of the slices in which long iterations are measured.
     """
 
     space: Space
     limits: MemoryLimits = field(default_factory=MemoryLimits)
     cost_max_s: float = np.inf
+    left_s: float = np.inf
     slice_s: float = 1.0
 
 
@@ -90,7 +95,9 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
     belief = believe(space, history)
     cost_s = predict_cost_s(problem, history, belief)
     runs = _chance(space, history, lost=False)
-    open_ &= (cost_s <= problem.cost_max_s) & (_chance(space, history, lost=True) >= SURE)
+    open_ &= (cost_s <= min(problem.left_s, cost_limit_s(problem, history))) & (
+        _chance(space, history, lost=True) >= SURE
+    )
     careful = [open_ & (runs >= SURE)] if _wasted(history) > WASTE_MAX else []
     for among in (*careful, open_):
         if (proposal := _choose(space, history, belief, among, runs, cost_s)) is not None:
@@ -165,13 +172,19 @@ def _chance(space: Space, history: Sequence[ProbeResult], *, lost: bool) -> Arra
     return chance_stable(space, measured(history), failed)
 
 
+def cost_limit_s(problem: Problem, history: Sequence[ProbeResult]) -> float:
+    """Seconds beyond which a probe is left out: in a short budget the usual ones may take more than their share."""
+    costs = [result.cost_s for result in measured(history) if result.grade == "quick"]
+    return max(problem.cost_max_s, USUAL * sum(costs) / len(costs) if costs else 0.0)
+
+
 def too_costly(problem: Problem, history: Sequence[ProbeResult]) -> list[tuple[Point, float]]:
     """Safe points that were not measured because their probe is predicted to take too long, and how long."""
     if not measured(history):
         return []
     space, seen = problem.space, {result.requested for result in history}
     cost_s = predict_cost_s(problem, history, believe(space, history))
-    left_out = (cost_s > problem.cost_max_s) & safe(space, history, problem.limits)
+    left_out = (cost_s > cost_limit_s(problem, history)) & safe(space, history, problem.limits)
     return [(p, float(cost_s[i])) for i, p in enumerate(space.points) if left_out[i] and p not in seen]
 
 

@@ -18,6 +18,7 @@ from autotune.runs import Run
 from autotune.search import confirm, epochs, knobs, plan, samplers, trials
 from autotune.search.outcome import Account, conclude, problem_of
 from autotune.search.plan import Ending, Situation, Step
+from autotune.search.propose import cost_limit_s
 from autotune.search.result import StudyResult
 from autotune.search.sampler import IGNORED, FixedSampler, HistorySampler
 from autotune.search.space import space_of
@@ -163,10 +164,10 @@ class Search:
         predicted_s = self._situation().quick_s()
         if not isinstance(self.optuna_sampler, HistorySampler):
             return Step(stage="model", point=None, predicted_s=predicted_s) if predicted_s <= left_s else "budget"
-        self.optuna_sampler.limit_cost(min(self.problem.cost_max_s, left_s))
+        self.optuna_sampler.limit_cost(left_s)
         proposal = self.optuna_sampler.upcoming(self.study)
         if proposal is None:
-            return "known" if left_s >= self.problem.cost_max_s else "budget"
+            return "known" if left_s >= cost_limit_s(self.problem, self.history) else "budget"
         predicted_s = proposal.predicted_s or predicted_s
         if predicted_s > left_s:
             return "budget"

@@ -88,10 +88,10 @@ class HistorySampler(PointSampler):
         self._seed = seed
         self._chosen: tuple[int, Point | None] = (-1, None)
 
-    def limit_cost(self, cost_max_s: float) -> None:
+    def limit_cost(self, left_s: float) -> None:
         """Propose no probe that is predicted to take longer than this."""
         if self._problem is not None:
-            self._problem = replace(self._problem, cost_max_s=cost_max_s)
+            self._problem = replace(self._problem, left_s=left_s)
 
     def propose(self, problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None:
         """What to measure next, None when nothing is worth measuring."""
