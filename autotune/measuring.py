@@ -17,6 +17,7 @@ from autotune.manifest import build_manifest
 from autotune.manifest_schema import LearningSection
 from autotune.options import choose_executor, choose_recipe, grid_values, open_run, recorded_price, tried_points
 from autotune.probe.grid import grid_points, run_grid
+from autotune.probe.recipe import missing_placeholders
 from autotune.probe.recipe_file import knob_points
 from autotune.records import KNOBS, Point, ProbeResult, Recipe
 from autotune.runs import Run, discarded_when_refused, hold_device
@@ -57,6 +58,8 @@ def say_recipe(say: Say, recipe: Recipe, named: bool) -> None:
     """Which recipe is used, and how to tune one's own where none was named."""
     hint = "" if named else " (yours: autotune search -- python train.py --num-envs {num_envs})"
     say(f"recipe {recipe.name}, from {recipe.source}{hint}")
+    for sentence in missing_placeholders(recipe):
+        say(sentence)
 
 
 def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Say) -> MeasuredGrid:

@@ -15,6 +15,7 @@ from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError, WorkerError
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.records import Budget, Job, Limits, MeasurePlan, Point, ProbeRequest
+from autotune.workloads import command as command_module
 from autotune.workloads.command import (
     CommandSession,
     CommandWorkload,
@@ -145,13 +146,15 @@ def rule_of(**options: str) -> ProgressRule:
 
 def test_counter_takes_every_match_and_survives_a_restart():
     rule = rule_of(counter=r"step (\S+)")
-    assert read(rule, (0, "step 10"), (1, "nothing"), (2, "step 20, step 30"), (3, "step 5"), (4, "step 1k")) == [
-        10,
-        10,
-        30,
-        35,
-        1030,
-    ]
+    lines = ["step 10", "nothing", "step 20, step 30", "step 5", "step 9", "step 1k"]
+    assert read(rule, *enumerate(lines)) == [10, 10, 30, 30, 39, 1030], "it is sure that it counts anew at the second"
+
+
+@pytest.mark.parametrize("behind", [0.0, 0.5, 0.9, 0.99])
+def test_of_several_totals_the_largest_counts(behind):
+    """A learner that tells its own total, behind its actor's."""
+    lines = [f"{who} step {int(share * 100 * n)}" for n in range(1, 50) for who, share in (("a", 1.0), ("l", behind))]
+    assert read(rule_of(counter=r"step (\d+)"), *enumerate(lines))[-1] == 4900
 
 
 def test_counter_ignores_what_is_no_number_and_colours():
@@ -308,6 +311,32 @@ def test_hang_before_any_progress_names_the_pattern(start):
     )
     with pytest.raises(WorkerError, match=r"no line matched --counter 'stpes .*within 0.5s.*\nepoch one"):
         session.step()
+
+
+def test_a_probe_takes_silence_for_a_hang_soon_and_a_training_does_not(start, monkeypatch):
+    monkeypatch.setattr(command_module, "_SILENCE_MIN_S", 0.5)
+    code = "import time; print('steps: 5'); time.sleep(2); print('steps: 6'); time.sleep(600)"
+    patient, hurried = start(python(code), counter=COUNTER), start(python(code), counter=COUNTER)
+    hurried.hurry()
+    assert (patient.step().env_steps, patient.step().env_steps) == (5, 1)
+    monkeypatch.setattr(command_module, "_SILENCE_GAPS", 0)
+    hurried.step()
+    with pytest.raises(WorkerError, match=r"no progress was told within 0.5s; the last lines were:\nsteps: 5"):
+        for _ in range(3):
+            hurried.step()
+
+
+def test_silence_before_the_first_line_is_told_as_such(start):
+    session = start(python("import time; time.sleep(600)"), counter=COUNTER, progress_timeout_s=0.5)
+    with pytest.raises(WorkerError, match=r"printed nothing within 0.5s.*progress_timeout_s"):
+        session.step()
+
+
+def test_a_failure_after_the_last_step_is_a_failure(start):
+    session = start(python("import sys, time; print('steps: 5'); time.sleep(0.5); sys.exit(3)"), counter=COUNTER)
+    assert session.step().env_steps == 5
+    with pytest.raises(WorkerError, match="exit code 3"):
+        session.finish()
 
 
 def test_hang_after_progress_says_so(start):

@@ -12,6 +12,7 @@ from autotune.probe.recipe import (
     command_recipe,
     dump_recipe,
     load_recipe,
+    missing_placeholders,
     parse_recipe,
     restrict_games,
     rule_of_thumb,
@@ -270,3 +271,19 @@ def test_a_command_has_the_knobs_it_has_placeholders_for():
     assert len({job.id for job in recipe.jobs}) == 3
     with pytest.raises(UsageError, match="brace"):
         command_recipe(["python", "{"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "jobs", "told"),
+    [
+        (["train", "{num_envs}"], 1, []),
+        (["train", "{lr}"], 1, []),
+        (["train"], 1, ["neither {num_envs} nor {batch_size}: there is nothing to tune"]),
+        (["train", "{seed}"], 2, ["neither {num_envs} nor {batch_size}: only concurrency is tuned"]),
+        (["train", "{num_envs}"], 2, ["all 2 jobs are the same command: write {seed} or {job}"]),
+        (["train", "{batch_size}", "{job}"], 2, []),
+    ],
+)
+def test_what_a_command_leaves_out_is_told(argv, jobs, told):
+    sentences = list(missing_placeholders(command_recipe(argv, progress="sb3", jobs=jobs)))
+    assert len(sentences) == len(told) and all(words in text for words, text in zip(told, sentences, strict=True))

@@ -200,13 +200,62 @@ def test_one_crash_leaves_the_others_alone(tmp_path: Path, device: DeviceInfo) -
     result = go(manifest, run, device, warn=warnings.append)
     assert [job.status for job in result.jobs] == ["done", "crashed", "done"]
     assert "exit code 3" in result.jobs[1].detail and "hello from run-2" in result.jobs[1].detail
-    assert len(warnings) == 1 and "run-2 crashed" in warnings[0]
+    assert sum("run-2 crashed" in text for text in warnings) == 1
+    assert sum("ended by itself after 1,000 of 1,000,000 steps (0% of its budget)" in text for text in warnings) == 2
     assert events_of(run, "crashed")[0]["job"] == "run-2"
     assert read_snapshot(run).state == "crashed" and run.state()["finished"] is False
     assert {event["reason"] for event in events_of(run, "finished")} == {"finished"}
     again = go(manifest, run, device)
     assert [job.status for job in again.jobs] == ["done", "crashed", "done"]
     assert [event["job"] for event in events_of(run, "started")][3:] == ["run-2"]
+
+
+def own_program(argv: list[str], *, steps: float, **settings: Any) -> Manifest:
+    point = Point(num_envs=1, batch_size=1)
+    recipe = Recipe(
+        name="script",
+        workload="command",
+        hyperparameters={"argv": argv} | settings,
+        jobs=(Job(id="run-1", env="command", seed=1, budget=Budget(unit="steps", amount=steps)),),
+        knobs={},
+        grid={},
+        baseline=point,
+    )
+    return build_manifest(recipe, point)
+
+
+@pytest.mark.parametrize(("budget", "ends"), [(1000, True), (500, False)])
+def test_a_program_at_its_budget_ends_by_itself_unless_it_goes_on(
+    tmp_path: Path, device: DeviceInfo, budget: int, ends: bool
+) -> None:
+    """It evaluates and saves its model after its last step; one that trains on is ended, and that is said."""
+    script = (
+        "import autotune, sys, time, pathlib\n"
+        "for n in range(10):\n"
+        "    autotune.tick(100); time.sleep(0.08)\n"
+        "time.sleep(1); pathlib.Path(sys.argv[1]).write_text('model')\n"
+    )
+    model, warnings = tmp_path / "model", list[str]()
+    manifest = own_program([sys.executable, "-c", script, str(model)], steps=budget)
+    result = go(manifest, a_run(tmp_path, manifest), device, warn=warnings.append)
+    assert result.jobs[0].status == "done" and model.exists() == ends
+    assert ["the budget is met, and the program goes on" in text for text in warnings] == [True] * (not ends)
+
+
+def test_a_program_between_its_lines_is_told_to_stop_at_once(tmp_path: Path, device: DeviceInfo) -> None:
+    """It tells its progress once a minute, and saves on SIGTERM; a shell stands before it."""
+    saved, script = tmp_path / "saved", tmp_path / "train.py"
+    script.write_text(
+        "import pathlib, signal, sys, time\n"
+        f"def save(*_): time.sleep(0.5); pathlib.Path({str(saved)!r}).write_text('x'); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "print('steps: 10', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    manifest = own_program(["sh", "-c", f"{sys.executable} {script}; echo"], steps=1e6, counter=r"steps: (\d+)")
+    stop = StopWhen(lambda s: s.jobs[0].env_steps > 0)
+    result = go(manifest, a_run(tmp_path, manifest), device, on_event=stop, should_stop=stop.asked)
+    assert (result.jobs[0].status, result.jobs[0].detail) == ("stopped", "") and saved.exists()
 
 
 def test_a_killed_worker_is_a_crash_and_resumes(tmp_path: Path, device: DeviceInfo) -> None:

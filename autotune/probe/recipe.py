@@ -6,7 +6,7 @@ A recipe is data. Every function here takes one and returns another, or text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +147,20 @@ def rule_of_thumb(recipe: Recipe, host: HostInfo) -> Point:
         concurrency=int(recipe.knobs["concurrency"][0]),
         extra=tuple(sorted(extra.items())),
     )
+
+
+def missing_placeholders(recipe: Recipe) -> Iterator[str]:
+    """What a user's own command leaves out, in sentences: knobs that never reach it, jobs that are all the same."""
+    if recipe.workload != "command":
+        return
+    from autotune.workloads.command import placeholders
+
+    used = placeholders(recipe.hyperparameters["argv"])
+    if not used - {"seed", "env", "job"}:
+        tuned = "only concurrency is tuned" if len(recipe.knobs["concurrency"]) > 1 else "there is nothing to tune"
+        yield f"warning: the command has neither {{num_envs}} nor {{batch_size}}: {tuned}"
+    if len(recipe.jobs) > 1 and not used & {"seed", "env", "job"}:
+        yield f"warning: all {len(recipe.jobs)} jobs are the same command: write {{seed}} or {{job}} where they differ"
 
 
 def command_recipe(

@@ -104,7 +104,7 @@ def conclude(recipe: Recipe, problem: Problem, account: Account, *, thumb: Point
     tuning = knobs.standing(recipe, problem.space, history, compared)
     found = confirm.winner(*knobs.narrowed(problem.space, history, compared, tuning))
     if found is None:
-        raise InfeasibleError(_nothing(recipe, history))
+        raise InfeasibleError(_nothing(recipe, account))
     best, tied = found
     every = [*compared, *history]
     result = confirm.published(every, best.point)
@@ -156,12 +156,16 @@ def _stated(history: Sequence[ProbeResult], point: Point) -> ProbeResult | None:
     return own[-1] if own else None
 
 
-def _nothing(recipe: Recipe, history: Sequence[ProbeResult]) -> str:
-    if not history:
+def _nothing(recipe: Recipe, account: Account) -> str:
+    history = account.history
+    if not history and account.ended == "stopped":
         return f"no point of recipe {recipe.name!r} was measured before the search was stopped; run it again to go on"
+    if not history:
+        reason = f" The last one: {account.records[-1].result.detail}" if account.records else ""
+        return f"no probe of recipe {recipe.name!r} ended within the budget: give it a larger one (--budget).{reason}"
     last = history[-1]
     return (
         f"no point of recipe {recipe.name!r} ran stably: {counted(len(history), 'probe')} failed, the last one "
-        f"({last.requested.label()}) with {last.status}: {last.detail or 'no detail'}. "
-        "Look at the logs in the run's folder, and allow lighter points in the recipe."
+        f"({last.requested.label()}) with {last.status}: {last.detail or 'no detail'}. Look at the logs in the run's "
+        "folder, begin with what you know to run (--baseline), or allow lighter points in the recipe."
     )

@@ -27,6 +27,8 @@ from autotune.units import format_duration
 
 _REFUSALS_MAX = 30
 _LONG_TIMEOUT = 3.0
+_CUT_S = 1.0
+"""A timeout with no more than this left is the budget's."""
 _CEILINGS_SHARE_MAX = 0.2
 _CEILINGS_FROM_S = 120.0
 """Budgets below this have no seconds to spare for ceilings."""
@@ -234,7 +236,7 @@ class Search:
                 raise
             # a value that this device cannot take is an answer about the knob, and no misuse
             result = ProbeResult(requested=point, status="crashed", grade=step.grade, detail=str(error))
-        if result.status == "timeout" and left_s < recipe.quick.timeout_s:
+        if result.status == "timeout" and self.left_s() < _CUT_S:
             result = replace(result, flags=(*result.flags, IGNORED), detail=f"cut by the budget: {result.detail}")
         worst = trials.worst_value(self.study)
         value = 3600 * result.sps / self.price if result.ok and result.sps else worst

@@ -101,9 +101,13 @@ def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
     os.environ[RAM_VARIABLE] = str(free_bytes if task.ram_bytes is None else min(free_bytes, task.ram_bytes))
     session: Session = workload.open(task.point, task.jobs[0], task.device)
     try:
+        if interrupt := getattr(session, "interrupt", None):
+            threading.Thread(target=lambda: commands.stop.wait() and interrupt(), daemon=True).start()
         ready = {"type": "ready", "open_s": time.monotonic() - started_s, "threads": task.threads}
         send(ready | {"effective": to_json(session.effective)})
         if task.mode == "measure":
+            if hurry := getattr(session, "hurry", None):
+                hurry()
             measure(session, send, commands.go, commands.stop, long_iteration_s=task.plan.long_iteration_s)
         elif task.mode == "ceilings":
             parts = session.ceilings(_CEILING_S) if hasattr(session, "ceilings") else {}

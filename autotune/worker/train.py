@@ -25,6 +25,7 @@ RETURNS_KEPT = 100
 _MESSAGE_PERIOD_S = 0.5
 _ROW_GROWTH = 1 / 200
 """A row of `metrics.csv` whenever the env steps have grown by so much: the same rows at any speed of the machine."""
+_NEARLY = 0.99
 _PREDECESSOR_S = 20.0  # an orphaned worker saves and ends within less
 
 Send = Callable[[dict[str, Any]], None]
@@ -168,7 +169,17 @@ class _Training:
                 self._write_row()
             if self._now_s - self._saved_s >= self._plan.checkpoint_interval_s:
                 self._save()
+        self._let_finish(reason)
         self._end(reason)
+
+    def _let_finish(self, reason: str) -> None:
+        """Where the session is a program that ends by itself, let it do so, and tell where it and the budget differ."""
+        budget, done = self._job.budget, self._progress.amount(self._job.budget)
+        if reason == "finished" and done < _NEARLY * budget.amount:
+            detail = f"the program ended by itself after {done:,.12g} of {budget.amount:,.12g} {budget.unit}"
+            self._tell("warning", detail=f"{detail} ({done / budget.amount:.0%} of its budget)")
+        if reason == "budget" and (finish := getattr(self._session, "finish", None)) and (detail := finish()):
+            self._tell("warning", detail=detail)
 
     def _resume(self) -> Progress:
         path = newest_checkpoint(self._folder / "checkpoints", lambda text: self._tell("warning", detail=text))
@@ -177,7 +188,10 @@ class _Training:
         if path is None:
             if (self._folder / "metrics.csv").exists():
                 kept = set_aside(self._folder / "metrics.csv", ".before-restart")
-                detail = f"no checkpoint in {self._folder}: training starts from the beginning; its old curve is {kept}"
+                start = "training starts from the beginning"
+                if hasattr(self._session, "finish"):
+                    start = "the program keeps its own, and what it tells counts from here"
+                detail = f"no checkpoint in {self._folder}: {start}; its old curve is {kept}"
                 self._tell("warning", detail=detail)
             return Progress()
         state = load_checkpoint(path)

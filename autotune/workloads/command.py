@@ -6,6 +6,7 @@ braces are written ``{{`` and ``}}``. No shell is involved.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -29,6 +30,10 @@ _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemoryError|RESOURCE_EXHAUSTED|\bMemoryError\b|std::bad_alloc|Cannot allocate memory"
 )
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_OVERSHOOT = 0.02
+"""A program that goes beyond its budget by this share is not about to end."""
+_SILENCE_MIN_S, _SILENCE_GAPS = 30.0, 10
+"""A probe waits for a sign of progress so many times as long as for any before, at least this."""
 _MIN_STEP_S = 0.02  # a program may tell its progress at every step: more would only make work for the parent
 
 
@@ -191,7 +196,8 @@ class CommandSession:
         }
         self._settings, self._rule = settings, rule
         self._steps = 0
-        self._not_before_s = 0.0
+        self._longest_s = self._not_before_s = 0.0
+        self._hurried = False
         environment = child_environment(settings)
         try:
             self._child = Child(argv, cwd=settings.cwd, environment=environment, rule=rule)
@@ -207,16 +213,50 @@ class CommandSession:
             WorkerError: it failed or shows no progress; the message carries the last lines it printed.
             UsageError: it ended well, but never told its progress.
         """
-        timeout_s = self._settings.hang_timeout_s if self._steps else self._settings.progress_timeout_s
+        timeout_s, started_s = self._timeout_s(), time.monotonic()
         steps = self._child.wait_for_progress(self._steps, self._not_before_s, timeout_s)
         self._not_before_s = time.monotonic() + _MIN_STEP_S
+        self._longest_s = max(self._longest_s, time.monotonic() - started_s)
         if steps is None:
             raise NoProgressError(self._without_progress(timeout_s))
-        if steps == self._steps:
+        if steps == self._steps and self._child.exit_code() is not None:
             raise self._ending()
         work = Work(env_steps=steps - self._steps)
         self._steps = steps
         return work
+
+    def _timeout_s(self) -> float:
+        if not self._steps:
+            return self._settings.progress_timeout_s
+        usual_s = max(_SILENCE_MIN_S, _SILENCE_GAPS * self._longest_s) if self._hurried else math.inf
+        return min(self._settings.hang_timeout_s, usual_s)
+
+    def hurry(self) -> None:
+        """Take silence for a hang soon: this is a probe, and no training that may evaluate for a while."""
+        self._hurried = True
+
+    def interrupt(self) -> None:
+        """End the wait of a `step` or `finish` in another thread."""
+        self._child.interrupt()
+
+    def finish(self) -> str | None:
+        """Let the program, whose budget is met, evaluate, save and end; what to tell if it goes on instead.
+
+        Raises:
+            OutOfMemoryError: it ended for want of memory.
+            WorkerError: it failed.
+        """
+        limit_s = self._settings.hang_timeout_s
+        self._child.wait_for_end(limit_s, enough_steps=(1 + _OVERSHOOT) * self._steps)
+        code = self._child.exit_code()
+        if code:
+            raise self._ending()
+        if code == 0 or self._child.interrupted:
+            return None
+        return (
+            f"the budget is met, and the program goes on (or did not end within {format_duration(limit_s)}): it is "
+            "ended by SIGTERM. For it to evaluate and save at its end, let the budget (--steps) be its own total"
+        )
 
     def synchronize(self) -> None:
         """The program prints when it is done."""
@@ -240,6 +280,11 @@ class CommandSession:
         waited = format_duration(waited_s)
         if self._child.found_progress:
             return f"no progress was told within {waited}; the last lines were:\n{self._last_lines()}"
+        if not self._child.tail():
+            return (
+                f"the program printed nothing within {waited}. If it starts or compiles for longer, set "
+                "progress_timeout_s among the hyperparameters of a recipe; if it buffers its output, flush it"
+            )
         return (
             f"{self._rule.describe()} within {waited}; correct --counter, --rate or --progress, or call "
             f"autotune.tick(steps) in the program. The last lines were:\n{self._last_lines()}"

@@ -43,6 +43,7 @@ class Child:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._copied_bytes = 0
         self._output_ended = False
+        self._interrupted = False
         self._oom_kills = count_oom_kills()
         self._ticks = self._listen() if rule.by_tick else None
         # opened anew through /proc by any descendant that ticks: a named pipe without a file to clean up
@@ -63,6 +64,11 @@ class Child:
         return self._process.pid
 
     @property
+    def interrupted(self) -> bool:
+        """Whether `interrupt` was called."""
+        return self._interrupted
+
+    @property
     def found_progress(self) -> bool:
         """Whether anything told a number of steps yet."""
         return self._progress.found
@@ -71,17 +77,34 @@ class Child:
         """Steps done when a line tells of more than `beyond_steps`, or when the program ends.
 
         A line that arrives before `not_before_s` is added to the next, unless that one is not soon
-        to come. None when `timeout_s` passed without progress.
+        to come. At once after `interrupt`. None when `timeout_s` passed without progress.
         """
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             while True:
+                if self._interrupted:
+                    return int(self._progress.steps)
                 due = self._progress_at_s >= not_before_s or time.monotonic() - self._progress_at_s >= _QUIET_S
                 if (due and self._progress.steps >= beyond_steps + 1) or self._ended():
                     return int(self._progress.steps)
                 if time.monotonic() >= deadline_s:
                     return None
                 self._changed.wait(_POLL_S)
+
+    def wait_for_end(self, timeout_s: float, enough_steps: float) -> None:
+        """Return when the program ends, or has done so many steps, or after `interrupt` or `timeout_s`."""
+        deadline_s = time.monotonic() + timeout_s
+        with self._changed:
+            while not (self._ended() or self._interrupted or self._progress.steps >= enough_steps):
+                if time.monotonic() >= deadline_s:
+                    return
+                self._changed.wait(_POLL_S)
+
+    def interrupt(self) -> None:
+        """Whoever waits for the program waits no longer; from any thread."""
+        with self._changed:
+            self._interrupted = True
+            self._changed.notify_all()
 
     def exit_code(self) -> int | None:
         """None while it runs; negative for a signal."""
@@ -96,12 +119,20 @@ class Child:
         return self._process.poll() == -9 and count_oom_kills() > self._oom_kills
 
     def end(self, grace_s: float) -> None:
-        """SIGTERM to the program, then SIGKILL to it and its descendants after `grace_s`; safe to call twice."""
-        family = descendants(self.pid)
+        """SIGTERM to the program, then to what it leaves behind; SIGKILL to all after `grace_s`; safe to call twice.
+
+        A program ends its own workers; a wrapper such as a shell ends before the program that it runs.
+        """
+        family, deadline_s = descendants(self.pid), time.monotonic() + grace_s
         if self._process.poll() is None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_s)
+            family += [process for process in descendants(self.pid) if process not in family]
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            psutil.wait_procs(family, timeout=max(0.0, deadline_s - time.monotonic()))
         for process in [*family, *descendants(self.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()  # psutil makes sure that it is still the same process

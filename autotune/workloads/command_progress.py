@@ -77,8 +77,8 @@ class ProgressRule:
         if self.by_tick:
             return "autotune.tick(steps) was not called"
         option, pattern = ("--counter", self.counter) if self.counter else ("--rate", self.rate)
-        mark = f" (or none matched the mark {self.mark.pattern!r})" if self.mark else ""
-        return f"no line matched {option} {pattern.pattern!r}{mark}" if pattern else ""
+        mark = f" (or none matched the mark '{self.mark.pattern}')" if self.mark else ""
+        return f"no line matched {option} '{pattern.pattern}'{mark}" if pattern else ""
 
 
 def make_rule(*, counter: str | None, rate: str | None, mark: str | None, preset: str | None) -> ProgressRule:
@@ -104,6 +104,9 @@ def make_rule(*, counter: str | None, rate: str | None, mark: str | None, preset
 class ProgressCounter:
     """Adds up the steps that lines tell.
 
+    A total that falls is another one, of a learner behind its actor say, and the largest counts. Where two in a row
+    lie below half of it, the program began to count anew, and what it counts from there is added.
+
     Attributes:
         steps: done so far, up to the last mark.
         found: whether any line told a number.
@@ -115,6 +118,7 @@ class ProgressCounter:
         self._rule = rule
         self._unmarked_steps = 0.0
         self._totals: dict[str, float] = {}
+        self._fallen: dict[str, float] = {}
         self._rate_at_s: float | None = None
 
     def read_line(self, line: str, t_s: float) -> None:
@@ -134,16 +138,23 @@ class ProgressCounter:
         """Take in a line that `autotune.tick` wrote: ``<process id> <total>``."""
         process, _, total = line.strip().partition(" ")
         if total.isdigit():
+            if float(total) < self._totals.get(process, 0.0):  # the process id is another process's now
+                self._totals[process] = 0.0
             self._read_total(process, float(total))
             self.steps = self._unmarked_steps
 
     def _read_total(self, source: str, total: float | None) -> None:
         if total is None:
             return
-        before = self._totals.get(source, 0.0)
-        self._unmarked_steps += total - before if total >= before else total  # lower: it began to count anew
-        self._totals[source] = total
         self.found = True
+        before, fallen = self._totals.get(source, 0.0), self._fallen.pop(source, None)
+        if total < before:
+            if fallen is None or not fallen <= total < before / 2:
+                self._fallen[source] = total
+                return
+            before = 0.0
+        self._unmarked_steps += total - before
+        self._totals[source] = total
 
     def _read_rate(self, rate_sps: float, t_s: float) -> None:
         if self._rate_at_s is not None:

@@ -48,7 +48,10 @@ class Session(Protocol):
     """One running copy of a workload, in its own process.
 
     A session may also have `ceilings(seconds) -> Mapping[str, float]`: env steps per second of its
-    parts (``env``, ``infer``, ``learn``) working alone; it is thrown away after.
+    parts (``env``, ``infer``, ``learn``) working alone; it is thrown away after. One that waits for a program of the
+    user's own may have `interrupt()`, called from another thread when there is no more to wait for; `hurry()`,
+    called before a probe; and `finish() -> str | None`, called when a training's budget is met, which returns what
+    to tell the user.
 
     Attributes:
         effective: what took effect, by name, read back from the environment and the framework

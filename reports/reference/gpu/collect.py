@@ -67,7 +67,7 @@ def steps(out: Path, options: argparse.Namespace) -> tuple[Step, ...]:
         ),
         Step(name="train", command=(*tune, "train", manifest, *device, *runs), seconds=options.train, stops=True),
         Step(name="report", command=(*tune, "report", "search", *price, *runs), seconds=60),
-        Step(name="trainer", command=(*trainer, "--out", str(out / "trainer.md")), seconds=300),
+        Step(name="trainer", command=(*trainer, "--out", str(out / "trainer.md")), seconds=360),
         Step(
             name="sharing",
             command=(*tune, "probe", "atari", *grid, *sharing, "--name", "sharing", *device, *runs),
