@@ -24,6 +24,8 @@ KNOBS = ("num_envs", "batch_size", "concurrency")
 SHARING = "sharing"
 """A further knob: how processes share a GPU. The executor honours it; workloads never see it."""
 SHARINGS = ("time-slice", "cuda-mps")
+REFUSED = "refused"
+"""Flag of a crash: a program of the user's own ended with an exit code before its first step."""
 COUNT_MAX = 2**31 - 1
 """Of a standard knob: what every framework's sizes hold."""
 
@@ -258,7 +260,7 @@ class ProbeResult:
         power_w: mean board power.
         energy_j: over the window.
         limited_by: one sentence: what holds this point back.
-        flags: ``extrapolated``, ``shared``, ``shared cpu``, ``slowing``, ``one launch`` ...
+        flags: ``extrapolated``, ``shared``, ``shared cpu``, ``slowing``, ``one launch``, `REFUSED` ...
         log_tail: end of the failing process's log.
     """
 

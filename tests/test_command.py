@@ -25,7 +25,7 @@ from autotune.workloads.command import (
     placeholders,
 )
 from autotune.workloads.command_progress import ProgressCounter, ProgressRule, make_rule, parse_number
-from autotune.workloads.protocol import Finished
+from autotune.workloads.protocol import Finished, RefusedError
 
 DATA = Path(__file__).parent / "data"
 POINT = Point(num_envs=4, batch_size=32, concurrency=1)
@@ -275,7 +275,7 @@ def test_knob_without_a_placeholder_did_not_take_effect(start):
 def test_failures_carry_the_last_lines(start, how):
     session = start([*OWN, "--fail-above", "2", "--fail-with", how])
     error = step_to_the_end(session)[1]
-    assert type(error) is {"oom": OutOfMemoryError, "crash": WorkerError}[how]
+    assert type(error) is {"oom": OutOfMemoryError, "crash": RefusedError}[how]
     assert "exit code 1" in str(error) and {"oom": "CUDA out of memory", "crash": "NaN"}[how] in str(error)
 
 
@@ -330,6 +330,19 @@ def test_silence_before_the_first_line_is_told_as_such(start):
     session = start(python("import time; time.sleep(600)"), counter=COUNTER, progress_timeout_s=0.5)
     with pytest.raises(WorkerError, match=r"printed nothing within 0.5s.*progress_timeout_s"):
         session.step()
+
+
+@pytest.mark.parametrize(
+    ("code", "refused"),
+    [
+        ("raise AssertionError('batch too large')", True),
+        ("print('steps: 5', flush=True); raise AssertionError", False),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", False),
+    ],
+)
+def test_an_exit_code_before_the_first_step_is_a_refusal(start, code, refused):
+    _, end = step_to_the_end(start(python(code), counter=COUNTER))
+    assert isinstance(end, RefusedError) == refused
 
 
 def test_a_failure_after_the_last_step_is_a_failure(start):

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
 from analytic_surface import BATCHES, ENVS, LEVELS, write_surface
 
 from autotune.executors.replay import ReplayExecutor, surface_recipe
-from autotune.records import Point, ProbeResult
+from autotune.records import REFUSED, Point, ProbeResult
 from autotune.runs import create_run
 from autotune.search.propose import SURE, Problem, propose
 from autotune.search.risk import chance_stable
@@ -85,6 +86,36 @@ def test_a_search_is_not_spent_on_hangs(tmp_path):
     best = max(row.sps for row in executor.surface.rows if row.sps)
     assert sum(t.result.status == "timeout" for t in found.trials) <= 3
     assert executor.surface.row(found.point).sps >= 0.9 * best
+
+
+@pytest.mark.parametrize(
+    ("refuses", "best"),
+    [
+        (lambda envs, batch: envs < 32, (64, 256)),
+        (lambda envs, batch: batch > 32 * envs, (256, 1024)),
+        (lambda envs, batch: envs * 16 % batch, (64, 512)),
+        (lambda envs, batch: envs > 100, (64, 1024)),
+    ],
+)
+def test_what_a_program_refuses_is_learnt_and_forbids_nothing_heavier(refuses, best):
+    """Too few environments, a minibatch beyond the rollout, one that does not divide it, too many environments."""
+
+    def sps(envs: int, batch: int) -> float:
+        return 1000 * 0.8 ** (abs(np.log2(envs / best[0])) + abs(np.log2(batch / best[1])))
+
+    space = Space(points=tuple(point for point in SPACE.points if point.concurrency == 1))
+    done: list[ProbeResult] = []
+    upcoming = [result(8, 64, 1), result(16, 256, 1)]
+    for _ in range(14):
+        if upcoming:
+            point = upcoming.pop(0).requested
+        elif (proposal := propose(Problem(space=space), done)) is not None:
+            point = proposal.point
+        refused = refuses(point.num_envs, point.batch_size)
+        ran = replace(result(0, 0, 0), requested=point, sps=sps(point.num_envs, point.batch_size), cost_s=20.0)
+        done.append(replace(ran, status="crashed", flags=(REFUSED,), sps=None, cost_s=3.0) if refused else ran)
+    assert (best[0], best[1]) in {(r.requested.num_envs, r.requested.batch_size) for r in done if r.ok}
+    assert sum(not r.ok for r in done) <= 6
 
 
 @pytest.mark.parametrize("limit", [128, 256])

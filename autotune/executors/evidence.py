@@ -16,7 +16,7 @@ from autotune.executors.stability import Seen, judge, neighbours
 from autotune.executors.window import Step
 from autotune.machine import DeviceInfo
 from autotune.meters.summary import energy_j, first, mean, peak, rate
-from autotune.records import ProbeRequest, ProbeResult, Reading, Status
+from autotune.records import REFUSED, ProbeRequest, ProbeResult, Reading, Status
 from autotune.stats import estimate, summed_batch_rates, window_noise
 from autotune.store import canonical_json, durable_write, make_folder
 
@@ -38,6 +38,7 @@ class Evidence:
         opened: the windows, once complete.
         status: ``ok`` until something fails.
         culprit: index of the process that failed, None when it was not one of them.
+        refused: whether it was a program that may not take these settings.
         ram_limit: what keeps the processes from taking all memory: a ``cgroup``, or this process's ``watch``.
     """
 
@@ -52,6 +53,7 @@ class Evidence:
     status: Status = "ok"
     detail: str = ""
     culprit: int | None = None
+    refused: bool = False
     ram_limit: Literal["cgroup", "watch"] = "watch"
 
     def fail(self, status: Status, detail: str, culprit: int | None = None) -> None:
@@ -92,6 +94,7 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
         shm_peak_bytes=_shm_peak(readings),
         processes_peak=_whole(peak(readings, "processes")),
         threads_peak=_whole(peak(readings, "threads")),
+        flags=(REFUSED,) if state.refused and state.status == "crashed" else (),
         log_tail="" if state.status == "ok" or not state.workers else state.workers[culprit].log_tail(),
     )
     opened = state.opened if state.opened and state.status == "ok" else ()

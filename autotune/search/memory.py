@@ -22,7 +22,7 @@ from scipy.optimize import linprog  # type: ignore[attr-defined]
 from scipy.spatial import HalfspaceIntersection, QhullError
 
 from autotune.machine import DeviceInfo, HostInfo
-from autotune.records import Limits, Point, ProbeResult
+from autotune.records import REFUSED, Limits, Point, ProbeResult
 from autotune.search.least_squares import fit_relative
 from autotune.search.space import Array, Space, counts, samples
 from autotune.workloads.learning import Rollout
@@ -100,10 +100,12 @@ def safe_points(
 ) -> Array:
     """(n,) whether each point dominates no failed one and is predicted to fit.
 
-    While nothing has been measured every point passes the prediction; the plan begins with the baseline.
+    While nothing has been measured every point passes the prediction; the plan begins with the baseline. Settings
+    that a program refused say nothing of heavier ones: it may want a minibatch no larger than its rollout.
     """
     asked = counts(points, rollout)
-    allowed = ~dominating(asked, counts([r.requested for r in history if not r.ok], rollout))
+    failed = [result.requested for result in history if not result.ok and REFUSED not in result.flags]
+    allowed = ~dominating(asked, counts(failed, rollout))
     for resource in PEAKS:
         limit, seen = limits.of(resource), observed(history, resource)
         if limit is not None and seen:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import ndtr
 
-from autotune.records import Point, ProbeResult
+from autotune.records import REFUSED, Point, ProbeResult
 from autotune.search.least_squares import fit_relative
 from autotune.search.memory import MemoryLimits, safe
 from autotune.search.model import Belief, believe, measured
@@ -36,6 +36,8 @@ SURE = 0.8
 WASTE_MAX = 0.25
 """While failures took more than this share of the time, only points that are as likely to run are tried."""
 
+LIKELY = 0.6
+"""While nothing has run, the lightest point is next whose chance is at least this share of the best one's."""
 USUAL = 1.5
 """A probe of up to this many times the mean of those so far is one like them."""
 
@@ -91,7 +93,9 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
     if not open_.any():
         return None
     if not measured(history):
-        return Proposal(point=space.points[_lightest(space, open_)], stage="spread")
+        runs = _chance(space, history, lost=False)
+        likely = open_ & (runs >= LIKELY * np.where(open_, runs, 0.0).max())
+        return Proposal(point=space.points[_lightest(space, likely)], stage="spread")
     belief = believe(space, history)
     cost_s = predict_cost_s(problem, history, belief)
     runs = _chance(space, history, lost=False)
@@ -169,7 +173,9 @@ def _promising(space: Space, history: Sequence[ProbeResult], belief: Belief, gai
 def _chance(space: Space, history: Sequence[ProbeResult], *, lost: bool) -> Array:
     """(n,) chance that a point runs, or with `lost` that it does not take the machine down."""
     failed = [result for result in history if (result.status == "host_lost" if lost else not result.ok)]
-    return chance_stable(space, measured(history), failed)
+    refused = [result for result in failed if REFUSED in result.flags]
+    heavy = chance_stable(space, measured(history), [result for result in failed if result not in refused])
+    return heavy * chance_stable(space, measured(history), refused, signed=True)
 
 
 def cost_limit_s(problem: Problem, history: Sequence[ProbeResult]) -> float:

@@ -23,7 +23,7 @@ from autotune.errors import AutotuneError, UsageError
 from autotune.worker.measure import measure, run_steps
 from autotune.worker.protocol import WorkerTask
 from autotune.workloads.guards import RAM_VARIABLE
-from autotune.workloads.protocol import Finished, NoProgressError, Session, Workload
+from autotune.workloads.protocol import Finished, NoProgressError, RefusedError, Session, Workload
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -53,9 +53,10 @@ class Commands:
 
 
 def classify(error: BaseException) -> str:
-    """Kind of a failure: ``oom``, ``misuse``, ``silent`` or ``crashed``."""
-    if isinstance(error, (UsageError, NoProgressError)):
-        return "misuse" if isinstance(error, UsageError) else "silent"
+    """Kind of a failure: ``oom``, ``misuse``, ``silent``, ``refused`` or ``crashed``."""
+    for kind, name in ((UsageError, "misuse"), (NoProgressError, "silent"), (RefusedError, "refused")):
+        if isinstance(error, kind):
+            return name
     names = {kind.__name__ for kind in type(error).__mro__}
     text = str(error).lower()
     if names & {"OutOfMemoryError", "MemoryError"} or any(words in text for words in _OUT_OF_MEMORY):

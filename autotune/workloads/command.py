@@ -22,7 +22,7 @@ from autotune.records import KNOBS, Job, KnobValue, Point, Work
 from autotune.units import format_duration
 from autotune.workloads.command_child import Child
 from autotune.workloads.command_progress import ProgressRule, make_rule
-from autotune.workloads.protocol import Finished, NoProgressError, SessionState
+from autotune.workloads.protocol import Finished, NoProgressError, RefusedError, SessionState
 from autotune.workloads.settings import Settings, parse_settings, workload_knobs
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}|[{}]")
@@ -210,6 +210,7 @@ class CommandSession:
         Raises:
             Finished: it ended with exit code 0, all its steps reported.
             OutOfMemoryError: it ended for want of memory.
+            RefusedError: it failed before its first step.
             WorkerError: it failed or shows no progress; the message carries the last lines it printed.
             UsageError: it ended well, but never told its progress.
         """
@@ -305,7 +306,7 @@ class CommandSession:
         message = f"the program ended with {how}; the last lines were:\n{self._last_lines()}"
         if self._child.killed_for_memory() or _OUT_OF_MEMORY.search(self._child.tail()):
             return OutOfMemoryError(message)
-        return WorkerError(message)
+        return RefusedError(message) if code is not None and code > 0 and not self._steps else WorkerError(message)
 
     def _last_lines(self) -> str:
         return self._child.tail(20) or "(it printed nothing)"

@@ -44,6 +44,10 @@ class NoProgressError(WorkerError):
     """Nothing that the training program says counts steps, and it has had long enough to say it."""
 
 
+class RefusedError(WorkerError):
+    """The training program ended with an exit code before its first step: it may not take these settings."""
+
+
 class Session(Protocol):
     """One running copy of a workload, in its own process.
 
