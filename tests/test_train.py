@@ -258,6 +258,32 @@ def test_a_program_between_its_lines_is_told_to_stop_at_once(tmp_path: Path, dev
     assert (result.jobs[0].status, result.jobs[0].detail) == ("stopped", "") and saved.exists()
 
 
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_program_that_resumed_by_itself_did_not_do_it_all_in_a_moment(
+    tmp_path: Path, device: DeviceInfo, resumes: bool
+) -> None:
+    """Its first total after a restart holds what it did before; one that begins anew counts from nothing."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import pathlib, sys, time\n"
+        "file = pathlib.Path(sys.argv[1])\n"
+        "steps = int(file.read_text()) if file.exists() else 0\n"
+        "while True:\n"
+        "    time.sleep(0.1); steps += 100; print('steps:', steps, flush=True)\n"
+        f"    file.write_text(str(steps * {int(resumes)}))\n"
+    )
+    argv = [sys.executable, str(script), str(tmp_path / "own")]
+    manifest, warnings = own_program(argv, steps=1e6, counter=r"steps: (\d+)"), list[str]()
+    run, done = a_run(tmp_path, manifest), list[Any]()
+    for goal in (range(1500, 10**6), range(2500, 10**6) if resumes else range(500, 1500)):
+        stop = StopWhen(lambda s, goal=goal: s.jobs[0].env_steps in goal)
+        done += go(manifest, run, device, warn=warnings.append, on_event=stop, should_stop=stop.asked).jobs
+    assert len(warnings) == 1 and "the program keeps its own, and what it tells counts from here" in warnings[0]
+    assert (done[1].env_steps > done[0].env_steps) == (done[1].seconds > done[0].seconds) == resumes
+    rows = read_metrics(run.train_folder / "jobs" / "run-1" / "metrics.csv")
+    assert max(float(row["sps"]) for row in rows) < 2000, "1,000 steps a second at most, as it was told"
+
+
 def test_a_killed_worker_is_a_crash_and_resumes(tmp_path: Path, device: DeviceInfo) -> None:
     endless = edited(a_manifest(steps=10**9), ("stability.checkpoint_interval_s", 1.0))
     run, victims = a_run(tmp_path, endless), list[int]()

@@ -17,7 +17,7 @@ from autotune.errors import BusyError, WorkerError
 from autotune.records import Budget, Work
 from autotune.store import make_folder, set_aside
 from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint, refuse_nonfinite, save_checkpoint
-from autotune.worker.metrics import MetricsFile
+from autotune.worker.metrics import MetricsFile, read_metrics
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.workloads.protocol import Finished, Session, SessionState
 
@@ -142,6 +142,7 @@ class _Training:
         self._folder = Path(plan.folder)
         self._job = task.jobs[0]
         self._message, self._row, self._row_span_s = _Totals(), _Totals(), 0.0
+        self._before: Mapping[str, Any] | None = None
         self._progress = self._resume()
         self._metrics = MetricsFile(self._folder / "metrics.csv", env_steps=self._progress.env_steps)
         self._learning: Mapping[str, float] = {}
@@ -187,10 +188,12 @@ class _Training:
             path = Path(self._plan.resume_from)
         if path is None:
             if (self._folder / "metrics.csv").exists():
+                rows = read_metrics(self._folder / "metrics.csv")
                 kept = set_aside(self._folder / "metrics.csv", ".before-restart")
                 start = "training starts from the beginning"
                 if hasattr(self._session, "finish"):
                     start = "the program keeps its own, and what it tells counts from here"
+                    self._before = rows[-1] if rows else None
                 detail = f"no checkpoint in {self._folder}: {start}; its old curve is {kept}"
                 self._tell("warning", detail=detail)
             return Progress()
@@ -209,6 +212,12 @@ class _Training:
         self._row_span_s += now_s - self._now_s
         self._now_s = now_s
         self._iterations += 1
+        if self._before is not None:  # a program that resumed by itself: its first total holds what it did before
+            if self._progress.env_steps >= float(self._before["env_steps"]):
+                self._progress.seconds += float(self._before["seconds"])
+                self._row_span_s, self._told_s, self._before = 0.0, now_s, None
+                return
+            self._before = None
         self._message.add(work)
         self._row.add(work)
         self._learning = {name: float(value) for name, value in work.metrics.items() if math.isfinite(value)}
