@@ -118,6 +118,21 @@ def test_what_a_program_refuses_is_learnt_and_forbids_nothing_heavier(refuses, b
     assert sum(not r.ok for r in done) <= 6
 
 
+def test_a_program_that_refuses_everything_is_soon_believed():
+    done: list[ProbeResult] = []
+    while (proposal := propose(Problem(space=SPACE), done)) is not None:
+        done.append(replace(result(0, 0, 0), requested=proposal.point, status="crashed", flags=(REFUSED,)))
+    assert len(done) == 6
+
+
+def test_what_is_promised_is_what_any_open_point_promises():
+    """Careful for the moment: the search goes on where a point that is not open now would pay later."""
+    points = (*(r.requested for r in history(0.0)), result(8, 128, 1).requested, result(256, 64, 2).requested)
+    proposal = propose(Problem(space=Space(points=points)), history(300.0))
+    assert proposal is not None and proposal.point == points[-2] and proposal.stage != "model"
+    assert proposal.gain_per_s > 1e-4
+
+
 @pytest.mark.parametrize("limit", [128, 256])
 def test_a_machine_that_goes_down_without_a_word_about_memory_is_approached_with_care(tmp_path, limit):
     """No memory is reported: the first loss is bad luck, and few follow before the law is known."""

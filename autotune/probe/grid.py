@@ -100,7 +100,7 @@ def run_grid(
         except KeyboardInterrupt:
             break
         except UsageError as error:
-            if not point.extra:
+            if not point.extra or recipe.workload == "command":  # a program's progress is no matter of its knobs
                 raise
             # a value that this device cannot take is an answer about the knob, and no misuse
             result = ProbeResult(requested=point, status="crashed", grade=grade, detail=str(error))

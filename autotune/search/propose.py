@@ -36,6 +36,8 @@ SURE = 0.8
 WASTE_MAX = 0.25
 """While failures took more than this share of the time, only points that are as likely to run are tried."""
 
+REFUSALS_MAX = 6
+"""A program that has run nowhere, and refused so many settings, will refuse the others."""
 LIKELY = 0.6
 """While nothing has run, the lightest point is next whose chance is at least this share of the best one's."""
 USUAL = 1.5
@@ -93,6 +95,8 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
     if not open_.any():
         return None
     if not measured(history):
+        if sum(REFUSED in result.flags for result in history) >= REFUSALS_MAX:
+            return None
         runs = _chance(space, history, lost=False)
         likely = open_ & (runs >= LIKELY * np.where(open_, runs, 0.0).max())
         return Proposal(point=space.points[_lightest(space, likely)], stage="spread")
@@ -102,45 +106,44 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
     open_ &= (cost_s <= min(problem.left_s, cost_limit_s(problem, history))) & (
         _chance(space, history, lost=True) >= SURE
     )
+    promise = expected_improvement(space, history, belief) * runs
+    expected_s = cost_s + (1 - runs) * np.maximum(_failure_s(history) - cost_s, 0.0)
     careful = [open_ & (runs >= SURE)] if _wasted(history) > WASTE_MAX else []
     for among in (*careful, open_):
-        if (proposal := _choose(space, history, belief, among, runs, cost_s)) is not None:
-            return proposal
+        if (chosen := _choose(space, history, belief, among, promise, expected_s)) is not None:
+            stage, index = chosen
+            known = np.maximum(promise, UNKNOWN_GAIN) if stage == "spread" else promise
+            return Proposal(
+                point=space.points[index],
+                stage=stage,
+                predicted_s=float(cost_s[index]),
+                gain_per_s=float((np.where(open_, known, 0.0) / expected_s).max()),
+            )
     return None
 
 
 def _choose(
-    space: Space, history: Sequence[ProbeResult], belief: Belief, open_: Array, runs: Array, cost_s: Array
-) -> Proposal | None:
-    """The next of the open points, None when none is worth it.
+    space: Space, history: Sequence[ProbeResult], belief: Belief, among: Array, promise: Array, expected_s: Array
+) -> tuple[Stage, int] | None:
+    """The next of some points and its stage, None when none is worth it.
 
     Args:
         space: the points.
         history: what was measured.
         belief: about the points.
-        open_: (n,) which may be run.
-        runs: (n,) chance that one runs.
-        cost_s: (n,) seconds that one takes if it does.
+        among: (n,) which may be chosen.
+        promise: (n,) the gain expected of each, as a fraction of the throughput.
+        expected_s: (n,) seconds that each is expected to take, failures counted.
     """
-    if not open_.any():
+    if not among.any():
         return None
-    gain = np.where(open_, expected_improvement(space, history, belief) * runs, 0.0)
-    expected_s = cost_s + (1 - runs) * np.maximum(_failure_s(history) - cost_s, 0.0)
-    stage: Stage = "spread"
-    if (index := _spread(space, history, open_)) is not None:
-        gain = np.maximum(gain, np.where(open_, UNKNOWN_GAIN, 0.0))
-    elif gain.max() >= WORTHWHILE:
-        stage, index = "model", _promising(space, history, belief, gain / expected_s)
-    elif (index := _neighbour(space, history, belief, open_)) is not None:
-        stage = "neighbours"
-    else:
-        return None
-    return Proposal(
-        point=space.points[index],
-        stage=stage,
-        predicted_s=float(cost_s[index]),
-        gain_per_s=float((gain / expected_s).max()),
-    )
+    gain = np.where(among, promise, 0.0)
+    if (index := _spread(space, history, among)) is not None:
+        return "spread", index
+    if gain.max() >= WORTHWHILE:
+        return "model", _promising(space, history, belief, gain / expected_s)
+    index = _neighbour(space, history, belief, among)
+    return None if index is None else ("neighbours", index)
 
 
 def _wasted(history: Sequence[ProbeResult]) -> float:

@@ -142,7 +142,7 @@ class _Training:
         self._folder = Path(plan.folder)
         self._job = task.jobs[0]
         self._message, self._row, self._row_span_s = _Totals(), _Totals(), 0.0
-        self._before: Mapping[str, Any] | None = None
+        self._before: list[dict[str, str]] = []
         self._progress = self._resume()
         self._metrics = MetricsFile(self._folder / "metrics.csv", env_steps=self._progress.env_steps)
         self._learning: Mapping[str, float] = {}
@@ -162,6 +162,8 @@ class _Training:
                 reason = "finished"
                 break
             self._session.synchronize()
+            if not work.env_steps and self._should_stop():  # it was interrupted
+                continue
             self._count(work)
             if self._iterations == 1 or self._now_s - self._told_s >= _MESSAGE_PERIOD_S:
                 self._tell_step()
@@ -170,10 +172,10 @@ class _Training:
                 self._write_row()
             if self._now_s - self._saved_s >= self._plan.checkpoint_interval_s:
                 self._save()
-        self._let_finish(reason)
-        self._end(reason)
+        self._flush()
+        self._end(self._let_finish(reason))
 
-    def _let_finish(self, reason: str) -> None:
+    def _let_finish(self, reason: str) -> str:
         """Where the session is a program that ends by itself, let it do so, and tell where it and the budget differ."""
         budget, done = self._job.budget, self._progress.amount(self._job.budget)
         if reason == "finished" and done < _NEARLY * budget.amount:
@@ -181,6 +183,8 @@ class _Training:
             self._tell("warning", detail=f"{detail} ({done / budget.amount:.0%} of its budget)")
         if reason == "budget" and (finish := getattr(self._session, "finish", None)) and (detail := finish()):
             self._tell("warning", detail=detail)
+            return "stopped" if self._should_stop() else reason
+        return reason
 
     def _resume(self) -> Progress:
         path = newest_checkpoint(self._folder / "checkpoints", lambda text: self._tell("warning", detail=text))
@@ -193,7 +197,7 @@ class _Training:
                 start = "training starts from the beginning"
                 if hasattr(self._session, "finish"):
                     start = "the program keeps its own, and what it tells counts from here"
-                    self._before = rows[-1] if rows else None
+                    self._before = rows
                 detail = f"no checkpoint in {self._folder}: {start}; its old curve is {kept}"
                 self._tell("warning", detail=detail)
             return Progress()
@@ -212,12 +216,13 @@ class _Training:
         self._row_span_s += now_s - self._now_s
         self._now_s = now_s
         self._iterations += 1
-        if self._before is not None:  # a program that resumed by itself: its first total holds what it did before
-            if self._progress.env_steps >= float(self._before["env_steps"]):
-                self._progress.seconds += float(self._before["seconds"])
-                self._row_span_s, self._told_s, self._before = 0.0, now_s, None
-                return
-            self._before = None
+        before, self._before = self._before, []
+        if len(before) > 1 and 2 * self._progress.env_steps >= int(before[-1]["env_steps"]):
+            # a program that resumed by itself: its first total holds what it did before
+            done = [row for row in before if int(row["env_steps"]) <= self._progress.env_steps]
+            self._progress.seconds += float(done[-1]["seconds"]) if done else 0.0
+            self._row_span_s, self._told_s = 0.0, now_s
+            return
         self._message.add(work)
         self._row.add(work)
         self._learning = {name: float(value) for name, value in work.metrics.items() if math.isfinite(value)}
@@ -298,13 +303,15 @@ class _Training:
         took_s = time.monotonic() - self._saved_s
         self._tell("saved", path=str(path), env_steps=progress.env_steps, seconds=took_s, **self._counts(progress))
 
-    def _end(self, reason: str) -> None:
+    def _flush(self) -> None:
         if self._row.iterations:
             self._write_row()
         if self._progress.env_steps > self._saved_steps:
             self._save()
         if self._message.iterations:
             self._tell_step()
+
+    def _end(self, reason: str) -> None:
         peak = self._session.peak_memory_bytes()
         effective = to_json(self._session.effective)
         self._tell("done", reason=reason, effective=effective, peak_memory_bytes=peak, **self._counts(self._progress))

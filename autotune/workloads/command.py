@@ -6,7 +6,6 @@ braces are written ``{{`` and ``}}``. No shell is involved.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
@@ -27,13 +26,18 @@ from autotune.workloads.settings import Settings, parse_settings, workload_knobs
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}|[{}]")
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|OutOfMemoryError|RESOURCE_EXHAUSTED|\bMemoryError\b|std::bad_alloc|Cannot allocate memory"
+    r"out of memory|OutOfMemoryError|RESOURCE_EXHAUSTED|\bMemoryError\b|std::bad_alloc|Cannot allocate memory|"
+    r"ALLOC_FAILED"
 )
+_EXHAUSTED = re.compile(r"can't start new thread|Resource temporarily unavailable|Too many open files|No space left")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _OVERSHOOT = 0.02
 """A program that goes beyond its budget by this share is not about to end."""
-_SILENCE_MIN_S, _SILENCE_GAPS = 30.0, 10
-"""A probe waits for a sign of progress so many times as long as for any before, at least this."""
+_SILENCE_MIN_S, _SILENCE_GAPS = 120.0, 10
+"""A probe waits for a sign of progress so many times as long as for any before, at least this: the first update may
+compile."""
+_BY_SIGNAL = 128
+"""Exit codes from here on are a shell's: of a signal, or of a program that it cannot run."""
 _MIN_STEP_S = 0.02  # a program may tell its progress at every step: more would only make work for the parent
 
 
@@ -229,8 +233,9 @@ class CommandSession:
     def _timeout_s(self) -> float:
         if not self._steps:
             return self._settings.progress_timeout_s
-        usual_s = max(_SILENCE_MIN_S, _SILENCE_GAPS * self._longest_s) if self._hurried else math.inf
-        return min(self._settings.hang_timeout_s, usual_s)
+        if not self._hurried or "hang_timeout_s" in self._settings.model_fields_set:
+            return self._settings.hang_timeout_s
+        return max(_SILENCE_MIN_S, _SILENCE_GAPS * self._longest_s)
 
     def hurry(self) -> None:
         """Take silence for a hang soon: this is a probe, and no training that may evaluate for a while."""
@@ -241,19 +246,18 @@ class CommandSession:
         self._child.interrupt()
 
     def finish(self) -> str | None:
-        """Let the program, whose budget is met, evaluate, save and end; what to tell if it goes on instead.
-
-        Raises:
-            OutOfMemoryError: it ended for want of memory.
-            WorkerError: it failed.
-        """
+        """Let the program, whose budget is met, evaluate, save and end; what to tell if it does not end well."""
         limit_s = self._settings.hang_timeout_s
         self._child.wait_for_end(limit_s, enough_steps=(1 + _OVERSHOOT) * self._steps)
         code = self._child.exit_code()
-        if code:
-            raise self._ending()
-        if code == 0 or self._child.interrupted:
+        if code == 0:
             return None
+        if code:
+            return f"the budget is met, but see whether all is saved: {self._ending()}"
+        if self._child.interrupted:
+            return (
+                "stopped at its budget before it ended by itself: what it does at its end, such as saving, is missing"
+            )
         return (
             f"the budget is met, and the program goes on (or did not end within {format_duration(limit_s)}): it is "
             "ended by SIGTERM. For it to evaluate and save at its end, let the budget (--steps) be its own total"
@@ -280,7 +284,8 @@ class CommandSession:
     def _without_progress(self, waited_s: float) -> str:
         waited = format_duration(waited_s)
         if self._child.found_progress:
-            return f"no progress was told within {waited}; the last lines were:\n{self._last_lines()}"
+            longer = "hang_timeout_s among the hyperparameters of a recipe allows more"
+            return f"no progress was told within {waited} ({longer}); the last lines were:\n{self._last_lines()}"
         if not self._child.tail():
             return (
                 f"the program printed nothing within {waited}. If it starts or compiles for longer, set "
@@ -306,7 +311,9 @@ class CommandSession:
         message = f"the program ended with {how}; the last lines were:\n{self._last_lines()}"
         if self._child.killed_for_memory() or _OUT_OF_MEMORY.search(self._child.tail()):
             return OutOfMemoryError(message)
-        return RefusedError(message) if code is not None and code > 0 and not self._steps else WorkerError(message)
+        refused = code is not None and 0 < code < _BY_SIGNAL and not self._steps
+        refused = refused and not _EXHAUSTED.search(self._child.tail())
+        return RefusedError(message) if refused else WorkerError(message)
 
     def _last_lines(self) -> str:
         return self._child.tail(20) or "(it printed nothing)"

@@ -115,8 +115,8 @@ class Child:
         return "\n".join(list(self._tail)[-lines:])
 
     def killed_for_memory(self) -> bool:
-        """Whether SIGKILL ended it while the kernel's out-of-memory killer was at work."""
-        return self._process.poll() == -9 and count_oom_kills() > self._oom_kills
+        """Whether SIGKILL ended it, or what a shell ran, while the kernel's out-of-memory killer was at work."""
+        return self._process.poll() in (-9, 128 + 9) and count_oom_kills() > self._oom_kills
 
     def end(self, grace_s: float) -> None:
         """SIGTERM to the program, then to what it leaves behind; SIGKILL to all after `grace_s`; safe to call twice.
