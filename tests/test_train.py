@@ -184,18 +184,8 @@ def test_one_crash_leaves_the_others_alone(tmp_path: Path, device: DeviceInfo) -
         "    autotune.tick(100); time.sleep(0.08)\n"
         "sys.exit(3 if sys.argv[1] == 'run-2' else 0)\n"
     )
-    budget = Budget(unit="steps", amount=1e6)
-    point = Point(num_envs=1, batch_size=1, concurrency=2)
-    recipe = Recipe(
-        name="script",
-        workload="command",
-        hyperparameters={"argv": [sys.executable, "-c", script, "{job}"]},
-        jobs=tuple(Job(id=f"run-{n}", env="command", seed=n, budget=budget) for n in (1, 2, 3)),
-        knobs={},
-        grid={},
-        baseline=point,
-    )
-    manifest, warnings = build_manifest(recipe, point), list[str]()
+    argv = [sys.executable, "-c", script, "{job}"]
+    manifest, warnings = own_program(argv, steps=1e6, jobs=3, concurrency=2), list[str]()
     run = a_run(tmp_path, manifest)
     result = go(manifest, run, device, warn=warnings.append)
     assert [job.status for job in result.jobs] == ["done", "crashed", "done"]
@@ -210,13 +200,13 @@ def test_one_crash_leaves_the_others_alone(tmp_path: Path, device: DeviceInfo) -
     assert [event["job"] for event in events_of(run, "started")][3:] == ["run-2"]
 
 
-def own_program(argv: list[str], *, steps: float, **settings: Any) -> Manifest:
-    point = Point(num_envs=1, batch_size=1)
+def own_program(argv: list[str], *, steps: float, jobs: int = 1, concurrency: int = 1, **settings: Any) -> Manifest:
+    budget, point = Budget(unit="steps", amount=steps), Point(num_envs=1, batch_size=1, concurrency=concurrency)
     recipe = Recipe(
         name="script",
         workload="command",
         hyperparameters={"argv": argv} | settings,
-        jobs=(Job(id="run-1", env="command", seed=1, budget=Budget(unit="steps", amount=steps)),),
+        jobs=tuple(Job(id=f"run-{n}", env="command", seed=n, budget=budget) for n in range(1, jobs + 1)),
         knobs={},
         grid={},
         baseline=point,

@@ -56,9 +56,10 @@ class Evidence:
     refused: bool = False
     ram_limit: Literal["cgroup", "watch"] = "watch"
 
-    def fail(self, status: Status, detail: str, culprit: int | None = None) -> None:
-        """Record a failure."""
-        self.status, self.detail, self.culprit = status, detail, culprit
+    def fail(self, status: Status, detail: str, culprit: int | None = None, *, refused: bool = False) -> None:
+        """Record a failure; of several the first counts, but for memory."""
+        if self.status == "ok" or status == "oom":
+            self.status, self.detail, self.culprit, self.refused = status, detail, culprit, refused
 
     def confine(self, group: MemoryGroup | None) -> None:
         """Put the workers under a memory limit, and in front of everybody else when the kernel must kill."""
@@ -94,7 +95,7 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
         shm_peak_bytes=_shm_peak(readings),
         processes_peak=_whole(peak(readings, "processes")),
         threads_peak=_whole(peak(readings, "threads")),
-        flags=(REFUSED,) if state.refused and state.status == "crashed" else (),
+        flags=(REFUSED,) if state.refused else (),
         log_tail="" if state.status == "ok" or not state.workers else state.workers[culprit].log_tail(),
     )
     opened = state.opened if state.opened and state.status == "ok" else ()

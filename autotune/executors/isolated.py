@@ -234,9 +234,8 @@ class IsolatedExecutor:
         elif kind == "error" and message["kind"] in ("misuse", "silent"):
             raise UsageError(message["detail"])
         elif kind == "error":
-            if state.status == "ok" or message["kind"] == "oom":  # of several failures the first, but for memory
-                state.refused = message["kind"] == "refused"
-                state.fail("oom" if message["kind"] == "oom" else "crashed", str(message["detail"]), index)
+            status: Status = "oom" if message["kind"] == "oom" else "crashed"
+            state.fail(status, str(message["detail"]), index, refused=message["kind"] == "refused")
         elif kind == "done" and message.get("reason") == "finished":
             state.fail("crashed", "the program ended before its window was complete: give it more steps to do", index)
 

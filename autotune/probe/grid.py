@@ -95,15 +95,13 @@ def run_grid(
             rows.append(done[point])
             continue
         on_event(GridEvent(number=number, total=len(points), point=point))
+        label, optional = f"{number:04d}", bool(point.extra) and recipe.workload != "command"  # whose progress counts
         try:
-            result = run_probe(recipe, point, executor, grade=grade, run=run, label=f"{number:04d}", device=device)
+            result = run_probe(
+                recipe, point, executor, grade=grade, run=run, label=label, device=device, optional=optional
+            )
         except KeyboardInterrupt:
             break
-        except UsageError as error:
-            if not point.extra or recipe.workload == "command":  # a program's progress is no matter of its knobs
-                raise
-            # a value that this device cannot take is an answer about the knob, and no misuse
-            result = ProbeResult(requested=point, status="crashed", grade=grade, detail=str(error))
         record(result)
         rows.append(result)
         on_event(GridEvent(number=number, total=len(points), point=point, result=result))

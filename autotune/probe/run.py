@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
 from autotune.machine import DeviceInfo
 from autotune.probe.bottleneck import limited_by
@@ -51,6 +52,7 @@ def run_probe(
     label: str,
     timeout_s: float | None = None,
     device: DeviceInfo | None = None,
+    optional: bool = False,
 ) -> ProbeResult:
     """Measure one point and say what limits it.
 
@@ -63,8 +65,17 @@ def run_probe(
         label: names them.
         timeout_s: at most this long, whatever the recipe's plan says.
         device: describes the machine for the sentence on what limits the point; also chooses it.
+        optional: a value that this device cannot take is an answer about a knob, a crash, and no misuse.
+
+    Raises:
+        UsageError: the workload refuses the point, which is not `optional`.
     """
     want = "auto" if device is None else device.kind
     request = build_request(recipe, point, grade=grade, run=run, label=label, timeout_s=timeout_s, device=want)
-    result = executor.run(request)
+    try:
+        result = executor.run(request)
+    except UsageError as error:
+        if not optional:
+            raise
+        return ProbeResult(requested=point, status="crashed", grade=grade, detail=str(error))
     return replace(result, limited_by=limited_by(result, device)) if device and result.ok else result

@@ -176,9 +176,9 @@ def _promising(space: Space, history: Sequence[ProbeResult], belief: Belief, gai
 def _chance(space: Space, history: Sequence[ProbeResult], *, lost: bool) -> Array:
     """(n,) chance that a point runs, or with `lost` that it does not take the machine down."""
     failed = [result for result in history if (result.status == "host_lost" if lost else not result.ok)]
-    refused = [result for result in failed if REFUSED in result.flags]
-    heavy = chance_stable(space, measured(history), [result for result in failed if result not in refused])
-    return heavy * chance_stable(space, measured(history), refused, signed=True)
+    refused, ok = [result for result in failed if REFUSED in result.flags], measured(history)
+    heavy = [result for result in failed if REFUSED not in result.flags]
+    return chance_stable(space, ok, heavy) * chance_stable(space, ok, refused, signed=True)
 
 
 def cost_limit_s(problem: Problem, history: Sequence[ProbeResult]) -> float:

@@ -227,15 +227,11 @@ class Search:
                 label=label,
                 timeout_s=max(1.0, left_s),
                 device=self.executor.device,
+                optional=step.stage == knobs.STAGE,
             )
         except KeyboardInterrupt:
             self.study.tell(trial, state=TrialState.FAIL)
             raise
-        except UsageError as error:
-            if step.stage != knobs.STAGE:
-                raise
-            # a value that this device cannot take is an answer about the knob, and no misuse
-            result = ProbeResult(requested=point, status="crashed", grade=step.grade, detail=str(error))
         if result.status == "timeout" and self.left_s() < _CUT_S:
             result = replace(result, flags=(*result.flags, IGNORED), detail=f"cut by the budget: {result.detail}")
         worst = trials.worst_value(self.study)

@@ -128,7 +128,6 @@ class Child:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_s)
-            family += [process for process in descendants(self.pid) if process not in family]
             for process in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.terminate()

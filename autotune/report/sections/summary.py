@@ -123,13 +123,13 @@ def _ties(facts: Facts) -> str:
 
 
 def _next(facts: Facts) -> str:
+    train = code(f"autotune train {facts.run.manifest_file}")
     if facts.training and facts.training.events and (last := facts.training.events[-1]).get("kind") == "ended":
         if last.get("state") == "stopped":
-            again = code(f"autotune train {facts.run.manifest_file}")
-            return f"**Next:** {again} goes on with the training, which was stopped; what it did stands below."
+            return f"**Next:** {train} goes on with the training, which was stopped; what it did stands below."
         return "**Next:** the training ended; what it did stands below."
     if facts.recipe and facts.recipe.workload == "replay":
         return "**Next:** a replay trains nothing; `autotune search --budget 30m` on the machine emits a manifest."
     if facts.manifest is None:
         return "**Next:** `autotune search --budget 30m` emits a manifest to train from."
-    return f"**Next:** {code(f'autotune train {facts.run.manifest_file}')}"
+    return f"**Next:** {train}"

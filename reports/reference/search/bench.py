@@ -26,7 +26,6 @@ import numpy as np
 import optuna
 import optuna.samplers._gp.sampler
 import pandas as pd
-import torch
 
 from autotune.codec import to_json
 from autotune.executors.replay import ReplayExecutor, load_surface, surface_recipe
@@ -126,6 +125,8 @@ class _PlainTorch:
     """torch, but for the mode that keeps tensors on the CPU, where they are anyway."""
 
     def __getattr__(self, name: str) -> Any:
+        import torch
+
         return getattr(torch, name)
 
     def device(self, _name: str) -> contextlib.AbstractContextManager[None]:
