@@ -1,8 +1,9 @@
-"""Train an Atari game with the atari recipe's hyperparameters and keep the learning curve.
+r"""Train an Atari game with the atari recipe's hyperparameters and keep the learning curve.
 
     python reports/reference/learning/run_atari.py --game Breakout --steps 1000000 --seed 1
     python reports/reference/learning/run_atari.py --game Breakout --steps 1000000 --seed 1 --precision fp32
-    python reports/reference/learning/run_atari.py --game Pong --target 18 --num-envs 64 --batch-size 1024  # on a GPU
+    python reports/reference/learning/run_atari.py --game Pong --target 18 --num-envs 64 --batch-size 1024 \
+        --set learning_rate=8e-4 --set clip=0.2  # on a GPU
     python reports/reference/learning/run_atari.py --game Breakout --compare         # the plot and its table
 
 The same command resumes: checkpoints lie in --scratch, the curve in <game>-<precision>-<seed>.csv beside this file
@@ -36,6 +37,11 @@ def hyperparameters(recipe):
     return tomllib.loads((HERE.parents[2] / "probes" / f"{recipe}.toml").read_text())["hyperparameters"]
 
 
+def setting(text):
+    name, _, value = text.partition("=")
+    return name, json.loads(value)
+
+
 def save(session, extra, folder):
     state = session.state()
     state = SessionState(arrays=state.arrays, meta={**state.meta, "curve": extra})
@@ -43,7 +49,7 @@ def save(session, extra, folder):
 
 
 def train(options, curve_path):
-    session = AtariWorkload(hyperparameters("atari")).open(
+    session = AtariWorkload({**hyperparameters("atari"), **dict(options.set)}).open(
         Point(num_envs=options.num_envs, batch_size=options.batch_size, extra=(("precision", options.precision),)),
         Job(
             id=options.game.lower(),
@@ -156,6 +162,7 @@ def main():
     parser.add_argument("--num-envs", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--set", type=setting, action="append", default=[], help="a hyperparameter, such as clip=0.2")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/autotune-learning"))

@@ -1,0 +1,152 @@
+"""Every way the trainer can work on a GPU, side by side in one process, and what its parts do alone.
+
+    python reports/reference/trainer/gpu_ways.py --out runs/gpu-ways              # about 2 minutes; writes a JSON line each
+    python reports/reference/trainer/gpu_ways.py --device cpu --points 8/256 --seconds 2 --out /tmp/ways     # a trial run
+
+A line is one training at one point for some seconds after its first iterations, where graphs are recorded. Before the
+lines of a point stand EnvPool's rate on all cores, inference and learning alone. Last, what the learner's time on the
+device goes to (torch's profiler).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from run import GAME, points
+
+from autotune.records import Budget, Job, Point
+from autotune.workloads.atari import AtariWorkload
+from autotune.workloads.atari.environment import VectorEnvironment, allowed_threads, environment_spec
+from autotune.workloads.atari.lanes import Lanes, lane_columns
+from autotune.workloads.atari.session import PPOSession
+from autotune.workloads.atari.settings import PPOSettings
+
+WAYS = {"overlap": (True, False), "cuda_graphs": (True, False), "lanes": (1, 2)}
+JOB = Job(id="a", env=f"{GAME}-v5", seed=1, budget=Budget(unit="steps", amount=1e9))
+
+
+def open_session(point: Point, device: str, **ways: Any) -> PPOSession:
+    session = AtariWorkload(ways).open(point, JOB, device)
+    assert isinstance(session, PPOSession)
+    return session
+
+
+def timed(session: PPOSession, seconds: float) -> dict[str, Any]:
+    """SPS and where a step's time goes, after the first iterations."""
+    first_s = time.perf_counter()
+    session.step()
+    first_s = time.perf_counter() - first_s
+    session.step()
+    session.synchronize()
+    began, steps, phases = time.perf_counter(), 0, dict[str, float]()
+    while time.perf_counter() - began < seconds:
+        work = session.step()
+        steps += work.env_steps
+        for name, took in work.seconds.items():
+            phases[name] = phases.get(name, 0.0) + took
+    session.synchronize()
+    took = time.perf_counter() - began
+    return {
+        "sps": round(steps / took, 1),
+        "first_iteration_s": round(first_s, 2),
+        "phases": {name: round(value / took, 3) for name, value in phases.items()},
+        "peak_mib": round((session.peak_memory_bytes() or 0) / 2**20),
+        "effective": {k: session.effective[k] for k in ("precision", "acting_lanes", "env_threads", "cuda_graphs")},
+    }
+
+
+def env_rate(num_envs: int, lanes: int, threads: int, seconds: float) -> float:
+    """Env steps per second of EnvPool alone, in lanes that each have all the threads."""
+    spec = environment_spec(JOB.env, PPOSettings())
+    parts = [VectorEnvironment(spec, c.stop - c.start, threads, c.start) for c in lane_columns(num_envs, lanes)]
+    rng, workers, end_s = np.random.default_rng(0), Lanes(lanes, 1), [0.0]
+
+    def run(lane: int) -> None:
+        while time.perf_counter() < end_s[0]:
+            parts[lane].step(rng.integers(0, spec.actions, parts[lane].num_envs).astype(np.int32))
+
+    end_s[0] = time.perf_counter() + 1
+    workers.run(run)
+    before, began = sum(part.executed_steps for part in parts), time.perf_counter()
+    end_s[0] = began + seconds
+    workers.run(run)
+    rate = (sum(part.executed_steps for part in parts) - before) / (time.perf_counter() - began)
+    workers.close()
+    for part in parts:
+        part.close()
+    return round(rate, 1)
+
+
+def profile(point: Point, device: str) -> str:
+    """The learner's kernels at a point, by time on the device."""
+    session = open_session(point, device)
+    for _ in range(2):
+        session.step()
+    rollout = session._collector.collect(session._buffers[0], session.settings.rollout)
+    samples = rollout.buffer.samples(rollout.steps, 0.99, 0.95)
+    on_gpu = session._device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_gpu
+    with torch.profiler.profile(activities=activities) as found:
+        session._learner.update(samples, point.batch_size, 1e-4)
+        session.synchronize()
+    session.close()
+    return str(found.key_averages().table(sort_by="cuda_time_total" if on_gpu else "cpu_time_total", row_limit=25))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--points", default="256/2048,64/1024,512/4096")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    wanted = [Point(num_envs=n, batch_size=b) for n, b in points(options.points)]
+    cores, began = allowed_threads(), time.perf_counter()
+    with (options.out / "ways.jsonl").open("a") as file:
+
+        def keep(line: dict[str, Any]) -> None:
+            print(f"{time.perf_counter() - began:5.0f} s", json.dumps(line), flush=True)
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+
+        for num_envs, lanes, threads in [
+            (point.num_envs, lanes, threads)
+            for point in wanted
+            for lanes, threads in ((1, cores), (2, cores), (2, cores - 2))
+        ]:
+            rate = env_rate(num_envs, lanes, max(1, threads), options.seconds / 2)
+            keep({"num_envs": num_envs, "lanes": lanes, "threads": threads, "env_alone": rate})
+        for number, point in enumerate(wanted):
+            where = {"num_envs": point.num_envs, "batch_size": point.batch_size}
+            for graphs in (True, False):
+                session = open_session(point, options.device, cuda_graphs=graphs)
+                keep({**where, "cuda_graphs": graphs, "alone": session.ceilings(options.seconds / 2)})
+                session.close()
+            for values in itertools.product(*WAYS.values()):
+                ways = dict(zip(WAYS, values, strict=True))
+                if not ways["overlap"] and (number or ways["lanes"] == 1):
+                    continue
+                try:
+                    session = open_session(point, options.device, **ways)
+                    keep({**where, **ways, **timed(session, options.seconds)})
+                    session.close()
+                except Exception as error:  # noqa: BLE001 - a way that fails is a line too
+                    keep({**where, **ways, "error": repr(error)})
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                    torch.cuda.reset_peak_memory_stats()
+    table = profile(wanted[0], options.device)
+    (options.out / "profile.txt").write_text(table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
