@@ -145,6 +145,31 @@ def test_without_cuda_the_setting_has_no_effect():
     session.close()
 
 
+def test_a_trial_says_whether_work_can_be_recorded(monkeypatch, recordings):
+    calls = []
+    assert graphs.can_record(lambda: (calls.append(1) or torch.ones(1),))
+    assert (len(recordings), len(calls)) == (1, WARM_UP + 1)
+
+    def refuse(work, generator):
+        raise WorkerError("operation not permitted")
+
+    monkeypatch.setattr(graphs, "record", refuse)
+    assert not graphs.can_record(lambda: (torch.ones(1),))
+
+
+def test_running_out_of_memory_is_no_refusal(monkeypatch):
+    monkeypatch.undo()
+
+    def exhaust(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "graph", exhaust)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.record(lambda: (), None)
+
+
 def test_what_cannot_be_recorded_names_the_setting(monkeypatch):
     monkeypatch.undo()  # the true recording
 

@@ -92,6 +92,23 @@ def test_replayed_work_computes_what_the_steps_do(env, overlap):
     session.close()
 
 
+def test_graphs_are_the_default_where_they_can_be_recorded():
+    torch = pytest.importorskip("torch")
+    from autotune.records import Budget, Job, Point
+    from autotune.workloads.atari import AtariWorkload
+    from autotune.workloads.atari.graphs import can_record
+
+    ones = torch.ones(4, device="cuda")
+    assert not can_record(lambda: (ones * ones.sum().item(),))  # waits for the device
+    assert can_record(lambda: (ones * ones.sum(),))
+    assert (ones * 2).sum().item() == 8
+    job = Job(id="a", env="Breakout-v5", seed=1, budget=Budget(unit="steps", amount=1e6))
+    for compile_it in (False, True):
+        session = AtariWorkload({"compile": compile_it}).open(Point(num_envs=4, batch_size=64), job, "cuda")
+        assert session.effective["cuda_graphs"] is not compile_it
+        session.close()
+
+
 def test_oom_is_a_value_and_leaves_the_device_clean(tmp_path):
     recipe = tmp_path / "big.toml"
     recipe.write_text(

@@ -440,6 +440,8 @@ def test_real_gpu_readings() -> None:
     vram, power, health = (meter.stop() for meter in meters)
     assert summary.peak(health, "xids") in (None, 0)
     assert summary.last(health, "vram_total_bytes") == info.vram_total_bytes
-    assert (summary.peak(vram, "vram_device_used_bytes") or -1) >= 0
+    used = summary.peak(vram, "vram_device_used_bytes")
+    assert used is not None
+    assert used >= 0
     assert 0 <= (summary.mean(power, "gpu_utilisation") or 0) <= 1
     assert (summary.mean(power, "temperature_c") or 0) > 10

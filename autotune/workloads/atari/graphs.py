@@ -65,6 +65,17 @@ class Replayed:
         return self._outputs
 
 
+def can_record(work: Callable[[], Tensors]) -> bool:
+    """Whether CUDA records `work`, which runs for it."""
+    for _ in range(WARM_UP):
+        work()
+    try:
+        record(work, None)
+    except WorkerError:
+        return False
+    return True
+
+
 def record(work: Callable[[], Tensors], generator: torch.Generator | None) -> tuple[Any, Tensors]:
     """What `work` launches, unexecuted, and the tensors in which a replay leaves its outputs.
 
@@ -72,6 +83,7 @@ def record(work: Callable[[], Tensors], generator: torch.Generator | None) -> tu
 
     Raises:
         WorkerError: CUDA refuses something that `work` does.
+        torch.OutOfMemoryError: as without recording.
     """
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
@@ -79,6 +91,8 @@ def record(work: Callable[[], Tensors], generator: torch.Generator | None) -> tu
     try:
         with _RECORDING, torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):  # type: ignore[no-untyped-call]
             outputs = work()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise WorkerError(f"cuda_graphs = true cannot be had here: {error}; use cuda_graphs = false") from error
     return graph, outputs

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autotune.workloads.atari import ppo
 from autotune.workloads.atari.environment import EnvironmentSpec
-from autotune.workloads.atari.graphs import Replayed, Tensors
+from autotune.workloads.atari.graphs import Replayed, Tensors, can_record
 from autotune.workloads.atari.lanes import Lanes
 from autotune.workloads.atari.model import build_model, compiled, twin
 from autotune.workloads.atari.rollout import Samples
@@ -69,6 +69,8 @@ class Learner:
         self.channels_last = spec.kind == "image" and (
             device.type != "mps" if settings.channels_last == "auto" else settings.channels_last
         )
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
         self.model = self._build(spec, seed)
         self.compiled = settings.compile
         self._models = [self.model, *(twin(self.model, spec, settings.hidden) for _ in range(1, self._lanes.count))]
@@ -83,13 +85,11 @@ class Learner:
         self._generators = [torch.Generator(device) for _ in range(actors + settings.overlap)]
         self.generator = self._generators[0]
         self._seed_generators(seed)
-        self.cuda_graphs = settings.cuda_graphs and device.type == "cuda"
+        self.cuda_graphs = device.type == "cuda" and self._replays(spec)
         acting = self._generators[settings.overlap :]
         self._acts = [Replayed(functools.partial(self._act_apart, own), own) for own in acting]
         self._minibatches = Replayed(functools.partial(self._share, 0, 1.0))
         self.updates = 0
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
 
     def _build(self, spec: EnvironmentSpec, seed: int) -> nn.Module:
         """The network as it is kept: on the device, in the memory layout in effect."""
@@ -101,6 +101,22 @@ class Learner:
     def _network(self, model: nn.Module) -> nn.Module:
         """What is called to run it."""
         return compiled(model, self.device) if self.compiled else model
+
+    def _replays(self, spec: EnvironmentSpec) -> bool:
+        """Whether to replay on CUDA: as the setting says, else where the learning of some zeros can be recorded."""
+        if self.settings.cuda_graphs != "auto":
+            return self.settings.cuda_graphs
+        if self.compiled:
+            return False
+        count, kind = 8, torch.uint8 if spec.kind == "image" else torch.float32
+        observations = torch.zeros((count, *spec.shape), dtype=kind, device=self.device)
+        actions, zeros = (
+            torch.zeros(count, dtype=torch.int64, device=self.device),
+            torch.zeros(count, device=self.device),
+        )
+        recorded = can_record(lambda: self._share(0, 1.0, observations, actions, zeros, zeros, zeros, zeros))
+        self.model.zero_grad(set_to_none=True)
+        return recorded
 
     def _adam(self) -> torch.optim.Adam:
         settings, fused = self.settings, self.device.type in ("cpu", "cuda")

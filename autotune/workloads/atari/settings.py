@@ -48,7 +48,9 @@ class PPOSettings(LearningRule):
             promise nothing across driver or torch versions.
         compile: whether the network goes through torch.compile (a C++ compiler on a CPU, Triton on a GPU).
         cuda_graphs: record acting and minibatches once and launch them as a whole from then on, on a CUDA device (no
-            effect on others; not measured on one yet, so not by default).
+            effect on others). ``auto`` does where a trial can be recorded and the network is not compiled. On an H200
+            at 256 environments and minibatch 2048, bf16, the learner alone took 180,500 samples a second for 90,300,
+            and acting 469,000 for 206,000.
         channels_last: memory layout of images; ``auto`` is true but for MPS.
         episodic_life: whether a lost life ends an episode for learning (Atari).
         reward_clip: whether learning sees the sign of the reward only (Atari).
@@ -83,7 +85,7 @@ class PPOSettings(LearningRule):
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     deterministic: bool = False
     compile: bool = False
-    cuda_graphs: bool = False
+    cuda_graphs: Literal["auto"] | bool = "auto"
     channels_last: Literal["auto"] | bool = "auto"
     episodic_life: bool = True
     reward_clip: bool = True

@@ -1,17 +1,16 @@
 """Every way the trainer can work on a GPU, side by side in one process, and what its parts do alone.
 
-    python reports/reference/trainer/gpu_ways.py --out runs/gpu-ways              # about 2 minutes; writes a JSON line each
-    python reports/reference/trainer/gpu_ways.py --device cpu --points 8/256 --seconds 2 --out /tmp/ways     # a trial run
+    python reports/reference/trainer/gpu_ways.py --out runs/gpu-ways         # a minute a point; writes a JSON line each
+    python reports/reference/trainer/gpu_ways.py --device cpu --points 8/256 --seconds 1 --out /tmp/ways   # a trial run
 
-A line is one training at one point for some seconds after its first iterations, where graphs are recorded. Before the
-lines of a point stand EnvPool's rate on all cores, inference and learning alone. Last, what the learner's time on the
+A line is one training at one point for some seconds after its first iterations, where graphs are recorded. After the
+lines of a point stand EnvPool's rate on all cores, inference and learning alone. Last, the doctor's rates, and what the learner's time on the
 device goes to (torch's profiler).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import time
 from pathlib import Path
@@ -27,8 +26,17 @@ from autotune.workloads.atari.environment import VectorEnvironment, allowed_thre
 from autotune.workloads.atari.lanes import Lanes, lane_columns
 from autotune.workloads.atari.session import PPOSession
 from autotune.workloads.atari.settings import PPOSettings
+from autotune.workloads.doctor import DoctorWorkload
 
-WAYS = {"overlap": (True, False), "cuda_graphs": (True, False), "lanes": (1, 2)}
+WAYS: tuple[dict[str, Any], ...] = (
+    {"overlap": False, "cuda_graphs": False, "lanes": 1},
+    {"overlap": False, "cuda_graphs": True, "lanes": 1},
+    {"overlap": False, "cuda_graphs": True, "lanes": 2},
+    {"overlap": True, "cuda_graphs": False, "lanes": 2},
+    {"overlap": True, "cuda_graphs": True, "lanes": 2},
+    {"overlap": True, "cuda_graphs": True, "lanes": 2, "env_threads": allowed_threads()},
+    {"overlap": True, "cuda_graphs": True, "lanes": 4, "env_threads": allowed_threads()},
+)
 JOB = Job(id="a", env=f"{GAME}-v5", seed=1, budget=Budget(unit="steps", amount=1e9))
 
 
@@ -103,8 +111,9 @@ def profile(point: Point, device: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--points", default="256/2048,64/1024,512/4096")
+    parser.add_argument("--points", default="256/2048")
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rollout", type=int, default=64, help="short, for short iterations")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -117,32 +126,27 @@ def main() -> None:
             file.write(json.dumps(line) + "\n")
             file.flush()
 
-        for num_envs, lanes, threads in [
-            (point.num_envs, lanes, threads)
-            for point in wanted
-            for lanes, threads in ((1, cores), (2, cores), (2, cores - 2))
-        ]:
-            rate = env_rate(num_envs, lanes, max(1, threads), options.seconds / 2)
-            keep({"num_envs": num_envs, "lanes": lanes, "threads": threads, "env_alone": rate})
-        for number, point in enumerate(wanted):
+        for point in wanted:
             where = {"num_envs": point.num_envs, "batch_size": point.batch_size}
-            for graphs in (True, False):
-                session = open_session(point, options.device, cuda_graphs=graphs)
-                keep({**where, "cuda_graphs": graphs, "alone": session.ceilings(options.seconds / 2)})
-                session.close()
-            for values in itertools.product(*WAYS.values()):
-                ways = dict(zip(WAYS, values, strict=True))
-                if not ways["overlap"] and (number or ways["lanes"] == 1):
-                    continue
+            for ways in WAYS:
                 try:
-                    session = open_session(point, options.device, **ways)
+                    session = open_session(point, options.device, rollout=options.rollout, **ways)
                     keep({**where, **ways, **timed(session, options.seconds)})
                     session.close()
-                except Exception as error:  # noqa: BLE001 - a way that fails is a line too
+                except Exception as error:  # a way that fails is a line too
                     keep({**where, **ways, "error": repr(error)})
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
+            for lanes in (1, 2):
+                rate = env_rate(point.num_envs, lanes, cores, options.seconds)
+                keep({**where, "lanes": lanes, "threads": cores, "env_alone": rate})
+            for graphs in (True, False):
+                session = open_session(point, options.device, rollout=options.rollout, cuda_graphs=graphs)
+                keep({**where, "cuda_graphs": graphs, "alone": session.ceilings(options.seconds / 2)})
+                session.close()
+        checks = DoctorWorkload({"seconds": 0.5}).open(wanted[0], JOB, options.device)
+        keep({name: rate for _ in checks.checks for name, rate in checks.step().metrics.items()})
     table = profile(wanted[0], options.device)
     (options.out / "profile.txt").write_text(table)
     print(table)
