@@ -51,7 +51,7 @@ def test_t4() -> None:
     assert (gpu.vram_total_bytes, gpu.vram_used_bytes, gpu.vram_free_bytes) == (15 * GIB, 1 * GIB, int(13.5 * GIB))
     assert gpu.processes == (GpuProcess(pid=42, used_bytes=GIB, name="python42"),)
     assert (gpu.compute_capability, gpu.power_limit_w, gpu.temperature_c) == ((7, 5), 70.0, 40)
-    assert (gpu.mig_enabled, gpu.ecc_enabled, gpu.ecc_uncorrected, gpu.throttle_reasons) == (None, True, 0, ("idle",))
+    assert (gpu.mig_enabled, gpu.ecc_enabled, gpu.ecc_uncorrected, gpu.throttle_reasons) == (None, True, 0, ())
     assert from_json(DeviceInfo, to_json(device)) == device
 
 
@@ -83,7 +83,7 @@ def test_h200_on_an_old_library_lacks_only_what_that_lacks() -> None:
     )
     gpu = inspect(nvml).gpu
     assert gpu is not None
-    assert (gpu.mig_enabled, gpu.ecc_uncorrected, gpu.throttle_reasons) == (None, None, ("idle",))
+    assert (gpu.mig_enabled, gpu.ecc_uncorrected, gpu.throttle_reasons) == (None, None, ())
     assert (gpu.name, gpu.vram_total_bytes) == ("NVIDIA H200", 141 * GIB)
 
 

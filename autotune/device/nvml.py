@@ -16,7 +16,6 @@ from typing import Any
 from autotune.machine import GpuInfo, GpuProcess
 
 THROTTLE_BITS = {
-    0x1: "idle",
     0x2: "application_clocks",
     0x4: "sw_power_cap",
     0x8: "hw_slowdown",
@@ -26,6 +25,7 @@ THROTTLE_BITS = {
     0x80: "hw_power_brake",
     0x100: "display_clock",
 }
+"""Of NVML's reasons for low clocks all but 0x1: an idle GPU is not held back."""
 _LOST_CODES = (15, 16)  # GPU_IS_LOST, RESET_REQUIRED
 _NOT_AVAILABLE = 2**64 - 1
 ECC_UNCORRECTED, ECC_VOLATILE = 1, 0

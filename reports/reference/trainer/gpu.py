@@ -1,119 +1,172 @@
-"""How near the trainer comes to EnvPool's own rate on a GPU's host, and what its learner takes of the GPU.
+"""Every way the trainer can work on a GPU, side by side in one process, and what its parts do alone.
 
-    python reports/reference/trainer/gpu.py                      # about 8 minutes on a GPU; writes gpu.md
-    python reports/reference/trainer/gpu.py --device cpu --points 8/256 --jobs 1 --out /tmp/cpu.md    # a trial run
+    python reports/reference/trainer/gpu.py --out runs/gpu-trainer         # two minutes a point
+    python reports/reference/trainer/gpu.py --device cpu --points 8/256 --seconds 1 --out /tmp/ways     # a trial run
 
-Each point is probed with `overlap` (learning from one rollout while the next one is collected), with and without
-`cuda_graphs` (acting and minibatches launched as a whole); the first one also without `overlap`, and with several
-processes. A point's parts are measured beforehand without `overlap`, so that `env` is EnvPool's rate on all cores of
-the process. The learner's TFLOP/s are its rate alone times the multiplications of the Nature CNN
-(forward once, backward twice that), beside what the doctor measures for a plain product of matrices in that precision.
+A JSON line is one training at one point for some seconds after its first two iterations, where graphs are recorded.
+After the lines of a point stand EnvPool's rate on all cores, inference and learning alone. Last, the doctor's rates,
+and (profile.txt) what the learner's time on the device goes to. `learner_tflops` are the learner's rate alone times
+the multiplications of the Nature CNN, forward once and backward twice that.
 """
 
+from __future__ import annotations
+
 import argparse
-import tempfile
-from dataclasses import replace
+import json
+import time
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from run import GAME, points
-from tabulate import tabulate
 
-from autotune.device.inspect import inspect_device
-from autotune.executors.checks import run_checks
-from autotune.executors.isolated import IsolatedExecutor
-from autotune.probe.recipe import load_recipe, restrict_games
-from autotune.probe.run import run_probe
-from autotune.records import MeasurePlan, Point, ProbeResult, Recipe
-from autotune.runs import create_run
+from autotune.errors import AutotuneError
+from autotune.records import Budget, Job, Point
+from autotune.workloads.atari import AtariWorkload
+from autotune.workloads.atari.environment import VectorEnvironment, allowed_threads, environment_spec
+from autotune.workloads.atari.lanes import Lanes, lane_columns
 from autotune.workloads.atari.model import CONVOLUTIONS
+from autotune.workloads.atari.session import PPOSession
+from autotune.workloads.atari.settings import PPOSettings
+from autotune.workloads.doctor import DoctorWorkload
 
-HERE = Path(__file__).parent
-ACTIONS = 4  # of Breakout
-PLAN = MeasurePlan(discard_s=5.0, window_s=12.0, window_iterations=3, long_iteration_s=30.0)
-WAYS = tuple({"overlap": overlap, "cuda_graphs": graphs} for overlap in (True, False) for graphs in (True, False))
-"""The first point has them all, the others the two with `overlap`."""
+WAYS: tuple[dict[str, Any], ...] = (
+    {"overlap": False, "cuda_graphs": False, "lanes": 1},
+    {"overlap": False, "cuda_graphs": True, "lanes": 1},
+    {"overlap": False, "cuda_graphs": True, "lanes": 2},
+    {"overlap": True, "cuda_graphs": False, "lanes": 2},
+    {"overlap": True, "cuda_graphs": True, "lanes": 2},
+    {"overlap": True, "cuda_graphs": True, "lanes": 2, "env_threads": allowed_threads()},
+    {"overlap": True, "cuda_graphs": True, "lanes": 4, "env_threads": allowed_threads()},
+)
+JOB = Job(id="a", env=f"{GAME}-v5", seed=1, budget=Budget(unit="steps", amount=1e9))
 
 
-def training_flop() -> float:
+def training_flop(actions: int) -> float:
     """Floating-point operations of one forward and backward pass over one sample of 4 x 84 x 84 pixels."""
     channels, side, products = 4, 84, 0
     for out, kernel, stride in CONVOLUTIONS:
         side = (side - kernel) // stride + 1
         products += prod((side, side, out, kernel, kernel, channels))
         channels = out
-    products += side * side * channels * 512 + 512 * (ACTIONS + 1)
+    products += side * side * channels * 512 + 512 * (actions + 1)
     return 3 * 2 * products
 
 
-def recipe_of(jobs: int, way: dict[str, bool]) -> Recipe:
-    """Breakout, `jobs` times."""
-    recipe = restrict_games(load_recipe("atari"), [GAME])
-    each = tuple(replace(recipe.jobs[0], id=f"{n}", seed=n) for n in range(jobs))
-    return replace(recipe, quick=PLAN, jobs=each, hyperparameters={**recipe.hyperparameters, **way})
+def open_session(point: Point, device: str, **ways: Any) -> PPOSession:
+    session = AtariWorkload(ways).open(point, JOB, device)
+    assert isinstance(session, PPOSession)
+    return session
 
 
-def probe(executor: IsolatedExecutor, point: Point, way: dict[str, bool]) -> ProbeResult:
-    """One window of a point."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = create_run(Path(folder), "probe")
-        recipe = recipe_of(point.concurrency, way)
-        return run_probe(recipe, point, executor, grade="quick", run=run, label="probe", device=executor.device)
+def timed(session: PPOSession, seconds: float) -> dict[str, Any]:
+    """SPS and where a step's time goes, after the first iterations."""
+    first_s = time.perf_counter()
+    session.step()
+    first_s = time.perf_counter() - first_s
+    session.step()
+    session.synchronize()
+    began, steps, phases = time.perf_counter(), 0, dict[str, float]()
+    while time.perf_counter() - began < seconds:
+        work = session.step()
+        steps += work.env_steps
+        for name, took in work.seconds.items():
+            phases[name] = phases.get(name, 0.0) + took
+    session.synchronize()
+    took = time.perf_counter() - began
+    return {
+        "sps": round(steps / took, 1),
+        "first_iteration_s": round(first_s, 2),
+        "phases": {name: round(value / took, 3) for name, value in phases.items()},
+        "peak_mib": round((session.peak_memory_bytes() or 0) / 2**20),
+        "effective": {k: session.effective[k] for k in ("precision", "acting_lanes", "env_threads", "cuda_graphs")},
+    }
 
 
-def lines(executor: IsolatedExecutor, wanted: list[Point], epochs: int) -> list[list[Any]]:
-    """A line a point and way: its SPS, the share of EnvPool's rate, and the learner's arithmetic."""
-    found, known = [], {}
-    for point in wanted:
-        alone = replace(point, concurrency=1)
-        if alone not in known:
-            known[alone] = executor.ceilings(recipe_of(1, WAYS[-2]), alone, timeout_s=180.0)
-        parts = known[alone]
-        for way in WAYS if point == wanted[0] else WAYS[:2]:
-            result = probe(executor, point, way)
-            env, learn = parts.get("env"), parts.get("learn")
-            row = [point.num_envs, point.batch_size, point.concurrency, *("yes" if on else "no" for on in way.values())]
-            row += [result.sps or result.status, env, parts.get("infer"), learn]
-            row += [result.sps / env if result.sps and env else None]
-            row += [learn * epochs * training_flop() / 1e12 if learn else None]
-            row += [result.effective.get("precision"), (result.vram_peak_bytes or 0) / 2**20]
-            found.append([*row, (result.ram_peak_bytes or 0) / 2**20, dict(result.phase_seconds)])
-            print(*found[-1], flush=True)
-    return found
+def env_rate(num_envs: int, lanes: int, threads: int, seconds: float) -> float:
+    """Env steps per second of EnvPool alone, in lanes that each have all the threads."""
+    spec = environment_spec(JOB.env, PPOSettings())
+    parts = [VectorEnvironment(spec, c.stop - c.start, threads, c.start) for c in lane_columns(num_envs, lanes)]
+    rng, workers, end_s = np.random.default_rng(0), Lanes(lanes, 1), [0.0]
+
+    def run(lane: int) -> None:
+        while time.perf_counter() < end_s[0]:
+            parts[lane].step(rng.integers(0, spec.actions, parts[lane].num_envs).astype(np.int32))
+
+    end_s[0] = time.perf_counter() + 1
+    workers.run(run)
+    before, began = sum(part.executed_steps for part in parts), time.perf_counter()
+    end_s[0] = began + seconds
+    workers.run(run)
+    rate = (sum(part.executed_steps for part in parts) - before) / (time.perf_counter() - began)
+    workers.close()
+    for part in parts:
+        part.close()
+    return round(rate, 1)
 
 
-def page(device: str, rows: list[list[Any]], rates: dict[str, float]) -> str:
-    """The table, the doctor's rates beside it."""
-    headers = ["num_envs", "batch_size", "processes", "overlap", "cuda_graphs"]
-    headers += ["SPS", "env alone", "infer alone", "learn alone"]
-    headers += ["SPS / env alone", "learner TFLOP/s", "precision", "VRAM MiB", "RAM MiB", "µs a step"]
-    formats = ["d", "d", "d", "", "", ",.0f", ",.0f", ",.0f", ",.0f", ".1%", ".2f", "", ",.0f", ",.0f", ""]
-    texts = [
-        ["" if value is None else format(value, style if isinstance(value, (int, float)) else "")
-         for value, style in zip(row, formats, strict=True)]
-        for row in [[*row[:-1], ", ".join(f"{k} {1e6 * v:.0f}" for k, v in row[-1].items())] for row in rows]
-    ]  # fmt: skip
-    table = tabulate(texts, headers, tablefmt="pipe", disable_numparse=True)
-    products = "".join(f"- {name}: {rate:.2f}\n" for name, rate in sorted(rates.items()) if "matmul" in name)
-    intro = (__doc__ or "").replace("    python", "\n    python", 1).strip()
-    return f"# The trainer on a GPU\n\n{intro}\n\n{GAME}, {device}.\n\n{table}\n\nThe doctor's rates:\n\n{products}"
+def profile(point: Point, device: str) -> str:
+    """The learner's kernels at a point, by time on the device."""
+    session = open_session(point, device)
+    for _ in range(2):
+        session.step()
+    rollout = session._collector.collect(session._buffers[0], session.settings.rollout)
+    samples = rollout.buffer.samples(rollout.steps, 0.99, 0.95)
+    on_gpu = session._device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_gpu
+    with torch.profiler.profile(activities=activities) as found:
+        session._learner.update(samples, point.batch_size, 1e-4)
+        session.synchronize()
+    session.close()
+    return str(found.key_averages().table(sort_by="cuda_time_total" if on_gpu else "cpu_time_total", row_limit=25))
 
 
 def main() -> None:
-    """Measure and write the page."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--points", default="256/2048,64/1024,512/4096,1024/8192")
-    parser.add_argument("--jobs", default="1,2,4", help="processes at the first point; the others have one")
-    parser.add_argument("--out", type=Path, default=HERE / "gpu.md")
+    parser.add_argument("--points", default="256/2048")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rollout", type=int, default=64, help="short, for short iterations")
+    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    device = inspect_device(options.device)
-    executor = IsolatedExecutor(device)
-    first, *others = (Point(num_envs=n, batch_size=b) for n, b in points(options.points))
-    wanted = [replace(first, concurrency=int(jobs)) for jobs in options.jobs.split(",")] + others
-    rows = lines(executor, wanted, int(str(load_recipe("atari").hyperparameters["epochs"])))
-    options.out.write_text(page(device.fingerprint, rows, run_checks(device)[0]))
+    options.out.mkdir(parents=True, exist_ok=True)
+    wanted = [Point(num_envs=n, batch_size=b) for n, b in points(options.points)]
+    cores, began = allowed_threads(), time.perf_counter()
+    with (options.out / "trainer.jsonl").open("a") as file:
+
+        def keep(line: dict[str, Any]) -> None:
+            print(f"{time.perf_counter() - began:5.0f} s", json.dumps(line), flush=True)
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+
+        for point in wanted:
+            where = {"num_envs": point.num_envs, "batch_size": point.batch_size}
+            for ways in WAYS:
+                try:
+                    session = open_session(point, options.device, rollout=options.rollout, **ways)
+                    keep({**where, **ways, **timed(session, options.seconds)})
+                    session.close()
+                except (RuntimeError, AutotuneError) as error:  # a way that fails is a line too
+                    keep({**where, **ways, "error": repr(error)})
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                    torch.cuda.reset_peak_memory_stats()
+            for lanes in (1, 2):
+                rate = env_rate(point.num_envs, lanes, cores, options.seconds)
+                keep({**where, "lanes": lanes, "threads": cores, "env_alone": rate})
+            for graphs in (True, False):
+                session = open_session(point, options.device, rollout=options.rollout, cuda_graphs=graphs)
+                alone = session.ceilings(options.seconds / 2)
+                tflops = alone["learn"] * session.settings.epochs * training_flop(session._spec.actions) / 1e12
+                keep({**where, "cuda_graphs": graphs, "alone": alone, "learner_tflops": round(tflops, 2)})
+                session.close()
+        checks = DoctorWorkload({"seconds": 0.5}).open(wanted[0], JOB, options.device)
+        keep({name: rate for _ in checks.checks for name, rate in checks.step().metrics.items()})
+    table = profile(wanted[0], options.device)
+    (options.out / "profile.txt").write_text(table)
+    print(table)
 
 
 if __name__ == "__main__":
