@@ -7,6 +7,7 @@ pytest.importorskip("envpool")
 
 from autotune.records import Budget, Job, Point  # noqa: E402
 from autotune.workloads.atari import AtariWorkload  # noqa: E402
+from autotune.workloads.atari.environment import HOST_BYTES  # noqa: E402
 
 
 def open_session(*, env="CartPole-v1", num_envs=4, batch_size=32, seed=7, **settings):
@@ -115,11 +116,12 @@ def test_what_the_environment_raises_is_not_lost_in_the_other_thread():
 def test_both_rollouts_count_before_memory_is_taken(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "autotune.workloads.atari.session.check_rollout_memory", lambda each, envs, _free: asked.append(each * envs)
+        "autotune.workloads.atari.session.check_memory", lambda _what, each, envs, _free: asked.append(each * envs)
     )
     open_session().close()
     open_session(overlap=False).close()
-    assert asked[0] == 2 * asked[1] > 0
+    emulators = 4 * HOST_BYTES["vector"]
+    assert asked[0] - emulators == 2 * (asked[1] - emulators) > 0
 
 
 def test_it_learns():

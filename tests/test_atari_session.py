@@ -18,7 +18,7 @@ from autotune.resources import find  # noqa: E402
 from autotune.workloads.atari import AtariWorkload, ppo  # noqa: E402
 from autotune.workloads.atari import environment as environment_module  # noqa: E402
 from autotune.workloads.atari import session as session_module  # noqa: E402
-from autotune.workloads.atari.environment import VectorEnvironment, environment_spec, full_name  # noqa: E402
+from autotune.workloads.atari.environment import HOST_BYTES, VectorEnvironment, environment_spec, full_name  # noqa: E402
 from autotune.workloads.atari.learner import Learner  # noqa: E402
 from autotune.workloads.atari.precision import native_precisions  # noqa: E402
 from autotune.workloads.atari.rollout import RolloutBuffer, bytes_per_env  # noqa: E402
@@ -550,12 +550,14 @@ def test_a_single_sample_that_could_teach_nothing_is_refused():
 
 def test_a_rollout_beyond_the_memory_is_refused_before_it_is_allocated(monkeypatch):
     spec = environment_spec("Breakout", PPOSettings())
-    needed = 16 * bytes_per_env(128, spec)
+    needed = 16 * (bytes_per_env(128, spec) + HOST_BYTES["image"])
     monkeypatch.setenv("AUTOTUNE_RAM_BYTES", str(needed - 1))
     monkeypatch.setattr(session_module, "VectorEnvironment", None)
-    with pytest.raises(OutOfMemoryError, match=r"num_envs = 16 needs 55.* use num_envs <= 15 or a shorter rollout"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"num_envs = 16 needs 75.* environments and rollout.* use num_envs <= 15 or"
+    ):
         open_session(num_envs=16, env="Breakout", rollout=128)
-    with pytest.raises(OutOfMemoryError, match=r"num_envs = 2000000000 needs"):
+    with pytest.raises(OutOfMemoryError, match=r"num_envs = 2000000000 needs 8"):
         open_session(num_envs=2_000_000_000, env="Breakout", rollout=128)
     monkeypatch.setenv("AUTOTUNE_RAM_BYTES", str(needed))
     with pytest.raises(TypeError):  # as far as the environment

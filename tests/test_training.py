@@ -115,7 +115,7 @@ def test_each_process_counts_on_its_share_of_the_memory(tmp_path: Path, capsys: 
     (tmp_path / "share.json").write_text(json.dumps(manifest))
     assert cli.main(["train", str(tmp_path / "share.json"), "--device", "cpu", "--runs", str(tmp_path / "runs")]) == 1
     told = capsys.readouterr().err
-    assert "the rollout of num_envs = 32 needs 1." in told
+    assert "num_envs = 32 needs 1." in told
     assert "this process may count on 78" in told  # KiB, half of it
     assert "(nothing was allocated)" in told
 

@@ -80,11 +80,12 @@ def free_ram_bytes() -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def check_rollout_memory(bytes_per_env: int, num_envs: int, free_bytes: int | None) -> None:
-    """Refuse a rollout that cannot be held, before it is allocated.
+def check_memory(what: str, bytes_per_env: int, num_envs: int, free_bytes: int | None) -> None:
+    """Refuse what grows with the environments and cannot be held, before it is allocated.
 
     Args:
-        bytes_per_env: of a whole rollout, for one environment.
+        what: needs it, for the message: ``rollout``.
+        bytes_per_env: for one environment.
         num_envs: environments of this process.
         free_bytes: memory that it may take; None (unknown) refuses nothing.
 
@@ -95,9 +96,9 @@ def check_rollout_memory(bytes_per_env: int, num_envs: int, free_bytes: int | No
     if free_bytes is None or needed <= free_bytes:
         return
     fits = free_bytes // bytes_per_env
-    remedy = f"use num_envs <= {fits} or a shorter rollout" if fits else "use a shorter rollout"
+    shorter = ["a shorter rollout"] if "rollout" in what else []
+    remedy = " or ".join([f"num_envs <= {fits}"] * (fits > 0) + shorter) or "a machine with more memory"
     raise OutOfMemoryError(
-        f"the rollout of num_envs = {num_envs} needs {format_bytes(needed)}, and this process may count on "
-        f"{format_bytes(free_bytes)}: "
-        f"{remedy} (nothing was allocated)"
+        f"num_envs = {num_envs} needs {format_bytes(needed)} for the {what}, and this process may count on "
+        f"{format_bytes(free_bytes)}: use {remedy} (nothing was allocated)"
     )

@@ -15,6 +15,7 @@ from autotune.workloads.atari import ppo
 from autotune.workloads.atari.ceilings import measure_ceilings
 from autotune.workloads.atari.collect import Collector, Rollout
 from autotune.workloads.atari.environment import (
+    HOST_BYTES,
     EnvironmentGroup,
     VectorEnvironment,
     allowed_threads,
@@ -26,7 +27,7 @@ from autotune.workloads.atari.learner import Learner
 from autotune.workloads.atari.precision import choose_device, choose_precision, native_precisions
 from autotune.workloads.atari.rollout import RolloutBuffer, Samples, bytes_per_env
 from autotune.workloads.atari.settings import PPOSettings
-from autotune.workloads.guards import check_rollout_memory, free_ram_bytes, refuse_foreign_state
+from autotune.workloads.guards import check_memory, free_ram_bytes, refuse_foreign_state
 from autotune.workloads.protocol import OPENMP, SessionState
 
 _SMALL_HIDDEN = 512
@@ -53,8 +54,7 @@ class PPOSession:
             torch.cuda.set_per_process_memory_fraction(float(fraction), self._device)
         precision = choose_precision(settings.precision, native_precisions(self._device), str(self._device))
         self._spec = environment_spec(job.env, settings)
-        each = (1 + settings.overlap) * bytes_per_env(settings.rollout, self._spec)
-        check_rollout_memory(each, point.num_envs, self._free_bytes(fraction))
+        self._check_memory(fraction)
         lanes, actors = self._divide()
         self._learner = Learner(self._spec, settings, self._device, precision, job.seed, lanes, actors.count)
         self._lanes = lanes
@@ -217,12 +217,16 @@ class PPOSession:
             cores = max(1, cores // 2 if self._device.type == "cpu" else cores - 2)
         return self.settings.env_threads or min(self._point.num_envs, cores)
 
-    def _free_bytes(self, fraction: str | None) -> int | None:
-        """Memory that the rollout may take, where it will lie."""
+    def _check_memory(self, fraction: str | None) -> None:
+        """Refuse more environments than the host's memory takes, and than their rollout's place takes."""
+        num_envs, emulator = self._point.num_envs, HOST_BYTES[self._spec.kind]
+        rollout = (1 + self.settings.overlap) * bytes_per_env(self.settings.rollout, self._spec)
         if self._device.type != "cuda":
-            return free_ram_bytes()
+            check_memory("environments and rollout", emulator + rollout, num_envs, free_ram_bytes())
+            return
         free, total = torch.cuda.mem_get_info(self._device)
-        return min(free, int(total * float(fraction))) if fraction else free
+        check_memory("rollout", rollout, num_envs, min(free, int(total * float(fraction))) if fraction else free)
+        check_memory("environments", emulator, num_envs, free_ram_bytes())
 
     def _slice_steps(self, parts: int) -> int:
         """Vector steps of one of `parts` slices: enough to fill a minibatch, no more than a rollout."""

@@ -20,7 +20,7 @@ from autotune.records import Job, Point, Work
 from autotune.workloads.cartpole_jax import Settings, identity, ppo
 from autotune.workloads.guards import (
     broken_environment,
-    check_rollout_memory,
+    check_memory,
     checked_observations,
     free_ram_bytes,
     refuse_foreign_state,
@@ -72,7 +72,7 @@ class CartpoleJaxSession:
         self._identity = identity(job.env, settings)
         self._obs_size: int = self._identity["observation_size"]
         self._actions: int = self._identity["actions"]
-        check_rollout_memory(self._bytes_per_env(), point.num_envs, free_ram_bytes())
+        check_memory("rollout", self._bytes_per_env(), point.num_envs, free_ram_bytes())
         self._open_environments()
         key, learner_key = jax.random.split(jax.random.key(job.seed))
         learner = ppo.new_learner(learner_key, self._obs_size, self._actions, settings.hidden)
