@@ -4,9 +4,9 @@
     python reports/reference/gpu/collect.py --device cpu --search 2m --out /tmp/trial      # a trial run on a CPU
 
 A search, a training from its manifest, the report, the trainer beside its own parts (`../trainer/gpu.py`), how
-processes share the device, the doctor, and the tests marked `gpu`. Each step has a log, and ``steps.json`` says how it
-ended; a step that does not fit into what is left is left for the next call. At the end all of it but weights is packed
-as ``<out>.tar.gz``.
+processes share the device, Pong to 18, the doctor, and the tests marked `gpu`. Each step has a log, and ``steps.json``
+says how it ended; a step that does not fit into what is left is left for the next call. At the end all of it but
+weights is packed as ``<out>.tar.gz``.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def steps(out: Path, options: argparse.Namespace) -> tuple[Step, ...]:
     tests = ("-m", "pytest", "-m", "gpu", "-v", "-o", "addopts=--import-mode=importlib")
     sharing = ("--knob", "sharing=time-slice,cuda-mps") if options.device != "cpu" else ()
     grid = ("--num-envs", "64", "--batch-size", "1024", "--concurrency", "1,2,4")
+    pong = ("--game", "Pong", "--target", "18", "--steps", "20000000", "--num-envs", "128", "--batch-size", "1024")
+    rule = ("--set", "learning_rate=5e-4", "--set", "clip=0.2", "--set", "rollout=64", "--set", "overlap=true")
     manifest = str(out / "runs" / "search" / "manifest.json")
     search_s = parse_duration(options.search)
     trainer = ("reports/reference/trainer/gpu.py", *device, "--points", options.points, "--seconds", "3")
@@ -70,6 +72,12 @@ def steps(out: Path, options: argparse.Namespace) -> tuple[Step, ...]:
             name="sharing",
             command=(*tune, "probe", "atari", *grid, *sharing, "--name", "sharing", *device, *runs),
             seconds=240,
+        ),
+        Step(
+            name="pong",
+            command=("reports/reference/learning/run_atari.py", *pong, *rule, "--scratch", str(out / "pong"), *device),
+            seconds=options.pong,
+            stops=True,
         ),
         Step(name="doctor", command=(*tune, "doctor", *device), seconds=90),
         Step(name="tests", command=tests, seconds=500),
@@ -103,6 +111,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--search", default="4m", help="budget of the search")
     parser.add_argument("--train", type=float, default=60.0, help="seconds of training from its manifest")
+    parser.add_argument("--pong", type=float, default=480.0, help="seconds of learning Pong, each call")
+    parser.add_argument("--only", help="names of steps, with commas between")
     parser.add_argument("--points", default="256/2048", help="of the trainer's table")
     parser.add_argument("--price", type=float, default=3.0)
     options = parser.parse_args()
@@ -111,7 +121,8 @@ def main() -> None:
     ended_file = out / "steps.json"
     ended = json.loads(ended_file.read_text()) if ended_file.exists() else {}
     for step in steps(out, options):
-        if ended.get(step.name, {}).get("ended") == "done":
+        wanted = options.only is None or step.name in options.only.split(",")
+        if not wanted or ended.get(step.name, {}).get("ended") == "done":
             continue
         if step.seconds + GRACE_S > deadline_s - time.monotonic():
             print(f"{step.name}: left for the next call")

@@ -6,16 +6,18 @@ r"""Train an Atari game with the atari recipe's hyperparameters and keep the lea
         --set learning_rate=8e-4 --set clip=0.2  # on a GPU
     python reports/reference/learning/run_atari.py --game Breakout --compare         # the plot and its table
 
-The same command resumes: checkpoints lie in --scratch, the curve in <game>-<precision>-<seed>.csv beside this file
-(env steps, training seconds, games ended so far, mean true return of the last 100 games). With --target it ends when
-that mean is reached. --compare draws every curve of the game, and says by how much the returns over the last fifth of
-the steps differ between the first precision and each other one, with Student's 95 % interval over seeds.
+The same command resumes, after Ctrl-C too: checkpoints lie in --scratch, the curve in <game>-<precision>-<seed>.csv
+beside this file (env steps, training seconds, games ended so far, mean true return of the last 100 games). With
+--target it ends when that mean is reached. --compare draws every curve of the game, and says by how much the returns
+over the last fifth of the steps differ between the first precision and each other one, with Student's 95 % interval
+over seeds.
 """
 
 import argparse
 import csv
 import json
 import math
+import signal
 import statistics
 import time
 import tomllib
@@ -74,8 +76,10 @@ def train(options, curve_path):
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerows(kept)
-        iteration = 0
-        while session.env_steps < options.steps and not reached(totals["recent"], options.target):
+        iteration, signals = 0, []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: signals.append(1))
+        while session.env_steps < options.steps and not reached(totals["recent"], options.target) and not signals:
             started, counted = time.monotonic(), session.environment.elapsed_steps
             work = session.step()
             took = time.monotonic() - started
@@ -84,7 +88,7 @@ def train(options, curve_path):
             totals["elapsed"] += session.environment.elapsed_steps - counted
             totals["recent"] = [*totals["recent"], *work.returns][-100:]
             iteration += 1
-            ending = session.env_steps >= options.steps or reached(totals["recent"], options.target)
+            ending = session.env_steps >= options.steps or reached(totals["recent"], options.target) or signals
             if iteration % 5 and not ending:
                 continue
             row = {

@@ -38,8 +38,9 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"overlap": False, "cuda_graphs": True, "lanes": 2},
     {"overlap": True, "cuda_graphs": False, "lanes": 2},
     {"overlap": True, "cuda_graphs": True, "lanes": 2},
-    {"overlap": True, "cuda_graphs": True, "lanes": 2, "env_threads": allowed_threads()},
-    {"overlap": True, "cuda_graphs": True, "lanes": 4, "env_threads": allowed_threads()},
+    {"overlap": True, "cuda_graphs": True, "lanes": 2, "env_threads": max(1, allowed_threads() * 3 // 4)},
+    {"overlap": True, "cuda_graphs": True, "lanes": 2, "env_threads": max(1, allowed_threads() // 2)},
+    {"overlap": True, "cuda_graphs": True, "lanes": 4},
 )
 JOB = Job(id="a", env=f"{GAME}-v5", seed=1, budget=Budget(unit="steps", amount=1e9))
 
