@@ -55,14 +55,16 @@ def test_lanes_take_turns_at_acting(tmp_path, overlap, cuda_graphs):
     assert row["sps"] > 0
 
 
-@pytest.mark.parametrize("env", ["Breakout-v5", "CartPole-v1"])
+@pytest.mark.parametrize(
+    ("env", "precision"), [("Breakout-v5", "auto"), ("Breakout-v5", "fp16"), ("CartPole-v1", "auto")]
+)
 @pytest.mark.parametrize("overlap", [False, True])
-def test_replayed_work_computes_what_the_steps_do(env, overlap):
+def test_replayed_work_computes_what_the_steps_do(env, precision, overlap):
     torch = pytest.importorskip("torch")
     from autotune.records import Budget, Job, Point
     from autotune.workloads.atari import AtariWorkload
 
-    values = {"rollout": 32, "epochs": 2, "cuda_graphs": True, "overlap": overlap}
+    values = {"rollout": 32, "epochs": 2, "cuda_graphs": True, "overlap": overlap, "precision": precision}
     job = Job(id="a", env=env, seed=1, budget=Budget(unit="steps", amount=1e6))
     session = AtariWorkload(values).open(Point(num_envs=16, batch_size=64), job, "cuda")
     learner = session._learner
@@ -79,6 +81,7 @@ def test_replayed_work_computes_what_the_steps_do(env, overlap):
         learner.cuda_graphs = replayed
         terms = learner.gradients(samples, rows).tolist()
         found.append((terms, [p.grad.flatten().double().clone() for p in learner.model.parameters()]))
+        learner.scaler.update()
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-2, abs=1e-4)
     for one, two in zip(found[0][1], found[1][1], strict=True):
         assert float(torch.nn.functional.cosine_similarity(one, two, dim=0)) > 0.999
