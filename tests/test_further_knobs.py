@@ -93,6 +93,8 @@ def test_a_grid_takes_their_values_and_leaves_out_what_does_not_fit():
     assert {(p.num_envs, dict(p.extra)["rollout"]) for p in short} == {(8, 128), (32, 32), (32, 128)}
     with pytest.raises(UsageError, match="precision=int8 is outside what recipe 'x' allows"):
         grid_points(recipe(), {"precision": ("int8",)})
+    with pytest.raises(UsageError, match=rf"at most one process for each job, here {len(recipe().jobs)}\)"):
+        grid_points(recipe(), {"concurrency": (10_000,)})
     unlisted = grid_points(recipe(), {"overlap": (False, True), "num_envs": (8,)})
     assert [dict(p.extra)["overlap"] for p in unlisted] == [False, True], "the workload says what it takes"
 

@@ -45,8 +45,9 @@ def check_knob(recipe: Recipe, name: str, values: Sequence[KnobValue]) -> None:
         else:
             fits = value in recipe.knobs[name]
         if not fits:
+            jobs = f"; at most one process for each job, here {len(recipe.jobs)}" if name == "concurrency" else ""
             raise UsageError(
-                f"{name}={value} is outside what recipe {recipe.name!r} allows ({shown}): "
+                f"{name}={value} is outside what recipe {recipe.name!r} allows ({shown}{jobs}): "
                 "choose another value, or widen [knobs] in a recipe of your own"
             )
 
