@@ -17,6 +17,7 @@ class _Span:
 
     @property
     def seconds(self) -> float:
+        """From the first to the last of them."""
         return self.last_t - self.first_t
 
 

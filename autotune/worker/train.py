@@ -93,6 +93,7 @@ class _Totals:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, work: Work) -> None:
+        """Count one iteration's work."""
         for name in ("env_steps", "reset_rows", "episodes", "samples", "minibatches"):
             setattr(self, name, getattr(self, name) + int(getattr(work, name)))
         self.iterations += 1
@@ -100,6 +101,7 @@ class _Totals:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + float(seconds)
 
     def to_meta(self) -> dict[str, Any]:
+        """As JSON values."""
         return {**vars(self), "seconds": dict(self.seconds)}
 
 
@@ -151,6 +153,7 @@ class _Training:
         self._now_s = self._saved_s = self._told_s = time.monotonic()
 
     def run(self) -> None:
+        """Train until the budget is used up, or until told to stop."""
         reason = "budget"
         while not self._progress.meets(self._job.budget):
             if self._should_stop() or self._orphaned:

@@ -80,7 +80,9 @@ def free_ram_bytes() -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def check_memory(what: str, bytes_per_env: int, num_envs: int, free_bytes: int | None) -> None:
+def check_memory(
+    what: str, bytes_per_env: int, num_envs: int, free_bytes: int | None, *, or_else: str = "a shorter rollout"
+) -> None:
     """Refuse what grows with the environments and cannot be held, before it is allocated.
 
     Args:
@@ -88,6 +90,7 @@ def check_memory(what: str, bytes_per_env: int, num_envs: int, free_bytes: int |
         bytes_per_env: for one environment.
         num_envs: environments of this process.
         free_bytes: memory that it may take; None (unknown) refuses nothing.
+        or_else: helps beside fewer environments.
 
     Raises:
         OutOfMemoryError: names both sizes and the largest num_envs that fits.
@@ -96,8 +99,7 @@ def check_memory(what: str, bytes_per_env: int, num_envs: int, free_bytes: int |
     if free_bytes is None or needed <= free_bytes:
         return
     fits = free_bytes // bytes_per_env
-    shorter = ["a shorter rollout"] if "rollout" in what else []
-    remedy = " or ".join([f"num_envs <= {fits}"] * (fits > 0) + shorter) or "a machine with more memory"
+    remedy = f"num_envs <= {fits} or {or_else}" if fits else or_else
     raise OutOfMemoryError(
         f"num_envs = {num_envs} needs {format_bytes(needed)} for the {what}, and this process may count on "
         f"{format_bytes(free_bytes)}: use {remedy} (nothing was allocated)"

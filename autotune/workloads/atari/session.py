@@ -225,8 +225,9 @@ class PPOSession:
             check_memory("environments and rollout", emulator + rollout, num_envs, free_ram_bytes())
             return
         free, total = torch.cuda.mem_get_info(self._device)
-        check_memory("rollout", rollout, num_envs, min(free, int(total * float(fraction))) if fraction else free)
-        check_memory("environments", emulator, num_envs, free_ram_bytes())
+        share = min(free, int(total * float(fraction))) if fraction else free
+        check_memory("rollout", rollout, num_envs, share)
+        check_memory("environments", emulator, num_envs, free_ram_bytes(), or_else="fewer processes")
 
     def _slice_steps(self, parts: int) -> int:
         """Vector steps of one of `parts` slices: enough to fill a minibatch, no more than a rollout."""

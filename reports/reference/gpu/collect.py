@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--search", default="4m", help="budget of the search")
     parser.add_argument("--train", type=float, default=60.0, help="seconds of training from its manifest")
-    parser.add_argument("--pong", type=float, default=480.0, help="seconds of learning Pong, each call")
+    parser.add_argument("--pong", type=float, default=480.0, help="seconds of learning Pong")
     parser.add_argument("--only", help="names of steps, with commas between")
     parser.add_argument("--points", default="256/2048", help="of the trainer's table")
     parser.add_argument("--price", type=float, default=3.0)

@@ -36,21 +36,25 @@ FIELDS = ("env_steps", "elapsed_steps", "train_seconds", "games", "mean_return_1
 
 
 def hyperparameters(recipe):
+    """Those of a recipe that is shipped."""
     return tomllib.loads((HERE.parents[2] / "probes" / f"{recipe}.toml").read_text())["hyperparameters"]
 
 
 def setting(text):
+    """``clip=0.2`` as a name and a JSON value."""
     name, _, value = text.partition("=")
     return name, json.loads(value)
 
 
 def save(session, extra, folder):
+    """A checkpoint with the curve so far."""
     state = session.state()
     state = SessionState(arrays=state.arrays, meta={**state.meta, "curve": extra})
     save_checkpoint(folder, state, env_steps=session.env_steps, keep=2)
 
 
 def train(options, curve_path):
+    """Train to the end, the target or a signal; adds to the curve."""
     session = AtariWorkload({**hyperparameters("atari"), **dict(options.set)}).open(
         Point(num_envs=options.num_envs, batch_size=options.batch_size, extra=(("precision", options.precision),)),
         Job(
@@ -79,7 +83,11 @@ def train(options, curve_path):
         iteration, signals = 0, []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: signals.append(1))
-        while session.env_steps < options.steps and not reached(totals["recent"], options.target) and not signals:
+
+        def over():
+            return session.env_steps >= options.steps or reached(totals["recent"], options.target) or signals
+
+        while not over():
             started, counted = time.monotonic(), session.environment.elapsed_steps
             work = session.step()
             took = time.monotonic() - started
@@ -88,8 +96,7 @@ def train(options, curve_path):
             totals["elapsed"] += session.environment.elapsed_steps - counted
             totals["recent"] = [*totals["recent"], *work.returns][-100:]
             iteration += 1
-            ending = session.env_steps >= options.steps or reached(totals["recent"], options.target) or signals
-            if iteration % 5 and not ending:
+            if iteration % 5 and not over():
                 continue
             row = {
                 "env_steps": session.env_steps,
@@ -159,6 +166,7 @@ def compare(game):
 
 
 def main():
+    """Train, or compare what was trained."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="Breakout")
     parser.add_argument("--steps", type=int, default=1_000_000)

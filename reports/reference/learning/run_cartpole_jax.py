@@ -23,6 +23,7 @@ POINTS = [(4, 64), (16, 64), (64, 256), (128, 512), (256, 1024), (256, 4096), (5
 
 
 def run_one(hyperparameters, num_envs, batch_size, seed):
+    """One training: its row."""
     job = Job(id="cartpole", env="CartPole-v1", seed=seed, budget=Budget(unit="steps", amount=STEPS))
     session = CartpoleJaxWorkload(hyperparameters).open(Point(num_envs=num_envs, batch_size=batch_size), job, "cpu")
     recent, env_steps, best, reached = collections.deque(maxlen=100), 0, 0.0, None
@@ -46,6 +47,7 @@ def run_one(hyperparameters, num_envs, batch_size, seed):
 
 
 def table(rows):
+    """The page of all rows."""
     lines = [
         "# CartPole-v1 with `probes/cartpole-jax.toml`, 300,000 steps",
         "",
@@ -66,6 +68,7 @@ def table(rows):
 
 
 def main():
+    """Train what is missing and write the page."""
     hyperparameters = load_recipe("cartpole-jax").hyperparameters
     rows = [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
     done = {(row["num_envs"], row["batch_size"], row["seed"]) for row in rows}

@@ -25,6 +25,7 @@ TASKS = {"cartpole": ("CartPole-v1", 300_000, 475.0), "acrobot": ("Acrobot-v1", 
 
 
 def run_one(task, hyperparameters, num_envs, batch_size, seed):
+    """One training: its row."""
     env, steps, target = TASKS[task]
     job = Job(id=task, env=env, seed=seed, budget=Budget(unit="steps", amount=steps))
     session = AtariWorkload(hyperparameters).open(Point(num_envs=num_envs, batch_size=batch_size), job, "cpu")
@@ -53,6 +54,7 @@ def run_one(task, hyperparameters, num_envs, batch_size, seed):
 
 
 def table(task, rows):
+    """The page of all rows."""
     env, steps, target = TASKS[task]
     lines = [
         f"# {env} with the hyperparameters of `probes/cartpole.toml`, {steps:,} steps, five seeds",
@@ -75,6 +77,7 @@ def table(task, rows):
 
 
 def main():
+    """Train what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--num-envs", type=int, nargs="+", default=[4, 16, 64])

@@ -57,6 +57,7 @@ def together(benchmarks: list[dict], cores: int) -> list[str]:
 
 
 def main() -> None:
+    """Measure and write the page."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "results.json"
         options = [

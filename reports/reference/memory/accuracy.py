@@ -124,6 +124,7 @@ def measure(seeds: int) -> pd.DataFrame:
 
 
 def percent(value: float) -> str:
+    """``4.5%``, nothing for NaN."""
     return "" if np.isnan(value) else f"{value:.1%}"
 
 
@@ -147,6 +148,7 @@ def summary(rows: pd.DataFrame, by: list[str]) -> str:
 
 
 def main() -> None:
+    """Predict everything recorded and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="Searches of each surface.")
     parser.add_argument("--out", type=Path, default=HERE / "results.md")

@@ -130,6 +130,7 @@ class _PlainTorch:
         return getattr(torch, name)
 
     def device(self, _name: str) -> contextlib.AbstractContextManager[None]:
+        """Nothing is entered."""
         return contextlib.nullcontext()
 
 
@@ -236,6 +237,7 @@ def run_missing(wanted: list[Task], file: Path, processes: int) -> None:
 
 
 def main() -> None:
+    """Run what is missing and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="first seed")

@@ -37,6 +37,8 @@ def law(fixed: float, per_env: float, per_batch: float, share: float) -> Number:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
+    """A kind of surface: its throughput, its points, and which of them fail."""
+
     sps: Number
     grid: tuple[Sequence[int], Sequence[int], Sequence[int]] = (ENVS, BATCHES, LEVELS)
     fails: Callable[[int, int, int], str | None] = lambda e, b, k: None
@@ -210,6 +212,7 @@ def lines(name: str, case: Case) -> Iterator[str]:
 
 
 def main() -> None:
+    """Write the surfaces."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(3):

@@ -28,6 +28,8 @@ MIB, GIB = 2**20, 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
+    """What a made-up host can do."""
+
     device: str
     flops: float  # reachable in mixed precision, per second
     bandwidth: float  # bytes per second
@@ -42,6 +44,8 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
+    """What a made-up training asks of it."""
+
     env_s: float  # core-seconds per env step
     gflop: float  # forward, per sample
     kernels_forward: int
@@ -90,6 +94,7 @@ CASES = {
 
 
 def logistic(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-x)."""
     return 1 / (1 + np.exp(-x))
 
 
@@ -167,6 +172,7 @@ def memory(machine: Machine, program: Program, random: np.random.Generator) -> t
 
 
 def rows(machine: Machine, program: Program, rough: float, random: np.random.Generator) -> list[str]:
+    """A surface's lines."""
     sps = throughput(machine, program, random)
     if rough:
         sps = sps * rough_field(random, rough)
@@ -195,6 +201,7 @@ def rows(machine: Machine, program: Program, rough: float, random: np.random.Gen
 
 
 def main() -> None:
+    """Write the surfaces."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, (machine, program, rough) in CASES.items():
         random = np.random.default_rng(zlib.crc32(name.encode()))

@@ -38,6 +38,7 @@ def child(case: str) -> None:
 
 
 def main() -> None:
+    """Measure and print."""
     if len(sys.argv) > 1:
         return child(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:

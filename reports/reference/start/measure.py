@@ -115,6 +115,7 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def main() -> None:
+    """Measure and write the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--launches", type=int, default=7)
     parser.add_argument("--before", help="folder with an older package")

@@ -83,6 +83,7 @@ def child(name: str, sequence: str, started_s: float) -> None:
 
 
 def main() -> None:
+    """Measure and write the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--child", nargs=2)

@@ -4,9 +4,9 @@
     python reports/reference/trainer/gpu.py --device cpu --points 8/256 --seconds 1 --out /tmp/ways     # a trial run
 
 A JSON line is one training at one point for some seconds after its first two iterations, where graphs are recorded.
-After the lines of a point stand EnvPool's rate on all cores, inference and learning alone. Last, the doctor's rates,
-and (profile.txt) what the learner's time on the device goes to. `learner_tflops` are the learner's rate alone times
-the multiplications of the Nature CNN, forward once and backward twice that.
+After the lines of a point stand EnvPool's rate on all cores (in one lane and in two), inference and learning alone.
+Last, the doctor's rates, and (profile.txt) what the learner's time on the device goes to. `learner_tflops` are the
+learner's rate alone times the multiplications of the Nature CNN, forward once and backward twice that.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from run import GAME, points
 
 from autotune.errors import AutotuneError
 from autotune.records import Budget, Job, Point
 from autotune.workloads.atari import AtariWorkload
-from autotune.workloads.atari.environment import VectorEnvironment, allowed_threads, environment_spec
-from autotune.workloads.atari.lanes import Lanes, lane_columns
+from autotune.workloads.atari.environment import allowed_threads
 from autotune.workloads.atari.model import CONVOLUTIONS
 from autotune.workloads.atari.session import PPOSession
-from autotune.workloads.atari.settings import PPOSettings
 from autotune.workloads.doctor import DoctorWorkload
 
 WAYS: tuple[dict[str, Any], ...] = (
@@ -57,6 +54,7 @@ def training_flop(actions: int) -> float:
 
 
 def open_session(point: Point, device: str, **ways: Any) -> PPOSession:
+    """A training of Breakout with these hyperparameters."""
     session = AtariWorkload(ways).open(point, JOB, device)
     assert isinstance(session, PPOSession)
     return session
@@ -86,28 +84,6 @@ def timed(session: PPOSession, seconds: float) -> dict[str, Any]:
     }
 
 
-def env_rate(num_envs: int, lanes: int, threads: int, seconds: float) -> float:
-    """Env steps per second of EnvPool alone, in lanes that each have all the threads."""
-    spec = environment_spec(JOB.env, PPOSettings())
-    parts = [VectorEnvironment(spec, c.stop - c.start, threads, c.start) for c in lane_columns(num_envs, lanes)]
-    rng, workers, end_s = np.random.default_rng(0), Lanes(lanes, 1), [0.0]
-
-    def run(lane: int) -> None:
-        while time.perf_counter() < end_s[0]:
-            parts[lane].step(rng.integers(0, spec.actions, parts[lane].num_envs).astype(np.int32))
-
-    end_s[0] = time.perf_counter() + 1
-    workers.run(run)
-    before, began = sum(part.executed_steps for part in parts), time.perf_counter()
-    end_s[0] = began + seconds
-    workers.run(run)
-    rate = (sum(part.executed_steps for part in parts) - before) / (time.perf_counter() - began)
-    workers.close()
-    for part in parts:
-        part.close()
-    return round(rate, 1)
-
-
 def profile(point: Point, device: str) -> str:
     """The learner's kernels at a point, by time on the device."""
     session = open_session(point, device)
@@ -125,6 +101,7 @@ def profile(point: Point, device: str) -> str:
 
 
 def main() -> None:
+    """Measure, a line at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--points", default="256/2048")
@@ -134,7 +111,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = [Point(num_envs=n, batch_size=b) for n, b in points(options.points)]
-    cores, began = allowed_threads(), time.perf_counter()
+    began = time.perf_counter()
     with (options.out / "trainer.jsonl").open("a") as file:
 
         def keep(line: dict[str, Any]) -> None:
@@ -154,14 +131,12 @@ def main() -> None:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
-            for lanes in (1, 2):
-                rate = env_rate(point.num_envs, lanes, cores, options.seconds)
-                keep({**where, "lanes": lanes, "threads": cores, "env_alone": rate})
-            for graphs in (True, False):
-                session = open_session(point, options.device, rollout=options.rollout, cuda_graphs=graphs)
+            for lanes, graphs in ((1, True), (2, True), (2, False)):
+                parts = {"lanes": lanes, "cuda_graphs": graphs}
+                session = open_session(point, options.device, rollout=options.rollout, **parts)
                 alone = session.ceilings(options.seconds / 2)
                 tflops = alone["learn"] * session.settings.epochs * training_flop(session._spec.actions) / 1e12
-                keep({**where, "cuda_graphs": graphs, "alone": alone, "learner_tflops": round(tflops, 2)})
+                keep({**where, **parts, "alone": alone, "learner_tflops": round(tflops, 2)})
                 session.close()
         checks = DoctorWorkload({"seconds": 0.5}).open(wanted[0], JOB, options.device)
         keep({name: rate for _ in checks.checks for name, rate in checks.step().metrics.items()})

@@ -33,12 +33,15 @@ class EnvPoolVecEnv(VecEnv):
         super().__init__(num_envs, self._pool.observation_space, self._pool.action_space)
 
     def reset(self) -> np.ndarray:
+        """The first observations of all."""
         return self._pool.reset()[0]
 
     def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions."""
         self._actions = actions.astype(np.int32)
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Step with them."""
         observations, rewards, terminated, truncated, _ = self._pool.step(self._actions)
         dones = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
@@ -51,18 +54,23 @@ class EnvPoolVecEnv(VecEnv):
         return observations, rewards, dones, infos
 
     def close(self) -> None:
+        """End the environments."""
         self._pool.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """None has any."""
         return [None] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Not to be had."""
         raise NotImplementedError
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Not to be had."""
         raise NotImplementedError
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """None is."""
         return [False] * self.num_envs
 
 
@@ -82,6 +90,7 @@ class Reporter(BaseCallback):
 
 
 def main() -> None:
+    """Train for the seconds asked for; prints a JSON line a rollout."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--game", default="Breakout-v5")
     parser.add_argument("--num-envs", type=int, default=8)
