@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -302,8 +303,34 @@ def test_a_deaf_worker_is_killed_after_the_grace(tmp_path: Path, device: DeviceI
     manifest = a_manifest(jobs=1, point=point, steps=10**9, fail="ignore_sigterm", fail_after_iterations=1)
     stop = StopWhen(lambda s: s.jobs[0].env_steps > 0)
     result = go(manifest, a_run(tmp_path, manifest), device, on_event=stop, should_stop=stop.asked, stop_grace_s=0.5)
-    assert result.jobs[0].status == "stopped" and "0.5 s" in result.jobs[0].detail
+    assert result.jobs[0].status == "stopped" and "did not save within 0.5" in result.jobs[0].detail
     assert no_children()
+
+
+def test_an_iteration_longer_than_the_grace_ends_and_is_saved(tmp_path: Path, device: DeviceInfo) -> None:
+    manifest = a_manifest(jobs=1, point=replace(POINT, concurrency=1), steps=10**9, step_overhead_s=0.2)
+    run, stop = a_run(tmp_path, manifest), StopWhen(lambda s: s.jobs[0].env_steps > 0)
+    result = go(manifest, run, device, on_event=stop, should_stop=stop.asked, stop_grace_s=0.3)
+    assert (result.jobs[0].status, result.jobs[0].detail) == ("stopped", "")
+    assert events_of(run, "saved")[-1]["total_env_steps"] == result.jobs[0].env_steps > 0
+
+
+def test_an_interrupt_says_how_long_the_iteration_is_and_a_killed_one_what_was_lost(
+    tmp_path: Path, device: DeviceInfo
+) -> None:
+    manifest, warnings = a_manifest(jobs=1, point=replace(POINT, concurrency=1)), list[str]()
+    supervisor = Supervisor(manifest, a_run(tmp_path, manifest), device, warnings.append, PLAN, 1.0)
+    job, sent = supervisor._jobs[0], list[str]()
+    job.start(cast(Any, SimpleNamespace(send=sent.append)))
+    totals = {"total_episodes": 0, "total_seconds": 1.0}
+    job.take_saved({**totals, "total_env_steps": 1000})
+    job.take_step({**totals, "t": 90.0, "started": 0.0, "iterations": 2, "total_env_steps": 4500})
+    supervisor._stop()
+    assert sent == ["stop"] and job.stop_by_s is not None
+    assert job.stop_by_s - time.monotonic() == pytest.approx(91.0, abs=0.5), "1 s beside two iterations of 45 s"
+    supervisor._conclude(job, cast(Any, SimpleNamespace(returncode=None)), late=True)
+    assert "of about 45 s" in warnings[0] and "second interrupt" in warnings[0]
+    assert "did not save within 91 s: 3,500 env steps after its last checkpoint are lost" in warnings[1]
 
 
 def test_a_worker_that_dies_while_stopping_has_crashed(tmp_path: Path, device: DeviceInfo) -> None:
@@ -315,8 +342,8 @@ def test_a_worker_that_dies_while_stopping_has_crashed(tmp_path: Path, device: D
     supervisor._conclude(supervisor._jobs[0], worker, late=False)
     assert (supervisor._jobs[0].status, supervisor._jobs[0].detail) == ("crashed", "its process ended with signal 11")
     supervisor._conclude(supervisor._jobs[1], worker, late=True)
-    assert supervisor._jobs[1].status == "stopped" and "did not save within 1 s" in supervisor._jobs[1].detail
-    assert len(warnings) == 1
+    assert supervisor._jobs[1].status == "stopped" and "did not save within" in supervisor._jobs[1].detail
+    assert len(warnings) == 2 and supervisor._jobs[1].detail in warnings[1]
 
 
 def test_an_exception_of_the_view_leaves_no_process(tmp_path: Path, device: DeviceInfo) -> None:
@@ -422,7 +449,8 @@ def test_eta_and_rate_come_from_the_last_half_minute() -> None:
     assert job.sps is None and job.eta_s is None
     for second in range(101):
         totals = {"total_env_steps": second * (10 if second < 50 else 20), "total_episodes": second}
-        job.take_step({"t": float(second), "total_seconds": float(second), **totals})
+        times = {"t": float(second), "started": second - 1.0, "total_seconds": float(second)}
+        job.take_step({**times, "iterations": 1, **totals})
     assert job.sps == pytest.approx(20.0)
     assert job.eta_s == pytest.approx(200.0)
     assert job.fraction == pytest.approx(1 / 3)
@@ -436,7 +464,7 @@ def test_memory_is_the_framework_s_newest_peak_where_the_device_does_not_tell(
     job = supervisor._jobs[0]
     job.worker = cast(Any, SimpleNamespace(descendants=list))
     for peak in (1000, 3000):
-        job.take_step({"t": 1.0, "peak_memory_bytes": peak})
+        job.take_step({"t": 1.0, "started": 0.0, "iterations": 1, "peak_memory_bytes": peak})
         supervisor._read_memory()
         assert job.snapshot().vram_bytes == peak
 

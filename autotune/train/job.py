@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
 JobStatus = Literal["waiting", "running", "done", "stopped", "crashed"]
 
 _RECENT_S = 30.0
+_ITERATIONS_LEFT = 2.0  # the one that runs, with room for one that is slower than the last
 _ENDINGS = {"finished", "stopped", "crashed", "saved", "migrated"}
 
 
@@ -34,6 +36,8 @@ class JobRun:
         framework_bytes: the framework's own peak of device memory.
         vram_bytes: device memory of its processes, or that peak where the device does not tell.
         ram_bytes: memory of its processes.
+        iteration_s: how long its iterations take at present, 0.0 before the first.
+        stop_by_s: when its worker, told to stop, is late (`time.monotonic`); None while it is not told.
     """
 
     def __init__(self, job: Job, folder: Path) -> None:
@@ -50,6 +54,10 @@ class JobRun:
         self.ram_bytes: int | None = None
         self.worker: WorkerProcess | None = None
         self.final: Mapping[str, Any] | None = None
+        self.iteration_s = 0.0
+        self.stop_by_s: float | None = None
+        self._stop_within_s = 0.0
+        self._saved_steps: int | None = None
         self._recent: deque[tuple[float, int, int]] = deque()
 
     def recall(self, events: list[Event]) -> None:
@@ -72,7 +80,22 @@ class JobRun:
     def start(self, worker: WorkerProcess) -> None:
         """A worker trains it from now on."""
         self.worker, self.final, self.status, self.detail = worker, None, "running", ""
+        self.iteration_s, self.stop_by_s, self._saved_steps = 0.0, None, None
         self._recent.clear()
+
+    def stop(self, grace_s: float) -> None:
+        """Tell its worker to save and end, within `grace_s` beside what its iteration takes."""
+        self._stop_within_s = grace_s + _ITERATIONS_LEFT * self.iteration_s
+        self.stop_by_s = time.monotonic() + self._stop_within_s
+        if self.worker:
+            self.worker.send("stop")
+
+    def late_detail(self) -> str:
+        """What its end by force, after `stop`, has cost."""
+        detail = f"killed, since it did not save within {self._stop_within_s:.3g} s"
+        if self._saved_steps is not None and self.env_steps > self._saved_steps:
+            detail += f": {self.env_steps - self._saved_steps:,} env steps after its last checkpoint are lost"
+        return detail
 
     def end(self, status: JobStatus, detail: str = "") -> None:
         """Its worker has gone."""
@@ -88,12 +111,18 @@ class JobRun:
         self.seconds = float(facts["total_seconds"])
         self.mean_return, self.best_return = facts.get("mean_return"), facts.get("best_return")
 
+    def take_saved(self, message: Mapping[str, Any]) -> None:
+        """Take a ``saved`` or ``resumed`` message."""
+        self.take_counts(message)
+        self._saved_steps = self.env_steps
+
     def take_step(self, message: Mapping[str, Any]) -> None:
         """Take a ``step`` message."""
         self.take_counts(message)
         if message.get("peak_memory_bytes") is not None:
             self.framework_bytes = int(message["peak_memory_bytes"])
         t = float(message["t"])
+        self.iteration_s = (t - float(message["started"])) / max(1, int(message["iterations"]))
         self._recent.append((t, self.env_steps, self.episodes))
         while len(self._recent) > 2 and self._recent[0][0] < t - _RECENT_S:
             self._recent.popleft()

@@ -26,6 +26,7 @@ from autotune.train.throughput import SharedThroughput
 from autotune.worker.protocol import TrainPlan, WorkerTask
 
 STOP_GRACE_S = 20.0
+_NOTICED_S = 5.0
 _POLL_S = 0.25
 _VIEW_PERIOD_S = 0.5
 _STATUS_PERIOD_S = 2.0
@@ -55,7 +56,7 @@ def supervise(
         warn: takes sentences for the user.
         should_stop: asked a few times a second; then workers save and end.
         plan: what the measured rate leaves out as warm-up.
-        stop_grace_s: seconds that workers get to save before they are killed.
+        stop_grace_s: seconds that workers get to save before they are killed, beside those of their iteration.
         only: ids of the jobs that may run, None for all.
 
     Raises:
@@ -103,17 +104,17 @@ class Supervisor:
         at_once = self._point.concurrency if only is None else min(self._point.concurrency, len(only))
         self._throughput = SharedThroughput(at_once, plan)
         self._gpu = LiveGpu(device.gpu) if device.gpu else None
-        self._stop_by_s: float | None = None
+        self._stopping = False
         self._viewed_s = self._written_s = -_STATUS_PERIOD_S
 
     def run(self, on_event: Callable[[Snapshot], None], should_stop: Callable[[], bool]) -> TrainResult:
         """Train to the end, or until told to stop."""
         self._open()
         self._show(on_event)
-        while self._active() or (self._stop_by_s is None and self._waiting()):
-            if self._stop_by_s is None and should_stop():
+        while self._active() or (not self._stopping and self._waiting()):
+            if not self._stopping and should_stop():
                 self._stop()
-            if self._stop_by_s is None:
+            if not self._stopping:
                 self._fill()
             workers = {id(job.worker): job for job in self._active()}
             for worker, message in receive_all([job.worker for job in self._active() if job.worker], _POLL_S):
@@ -197,10 +198,14 @@ class Supervisor:
         return WorkerProcess(task, job.folder / "log", environment=self.environment)
 
     def _stop(self) -> None:
-        self._stop_by_s = time.monotonic() + self._stop_grace_s
+        self._stopping = True
         for job in self._active():
-            if job.worker:
-                job.worker.send("stop")
+            job.stop(self._stop_grace_s)
+        if (longest_s := max((job.iteration_s for job in self._active()), default=0.0)) > _NOTICED_S:
+            self._warn(
+                f"stopping: what runs ends its iteration, of about {longest_s:.0f} s, and saves. A second interrupt "
+                "ends it now, and what came after the last checkpoints is lost."
+            )
 
     def _take(self, job: JobRun, message: Message) -> None:
         kind = message.get("type")
@@ -210,10 +215,10 @@ class Supervisor:
         elif kind == "ready":
             self._events.record("ready", job=job.job.id, effective=message["effective"], threads=message["threads"])
         elif kind == "resumed":
-            job.take_counts(message)
+            job.take_saved(message)
             self._events.record("resumed", job=job.job.id, path=message["path"], **job.counts())
         elif kind == "saved":
-            job.take_counts(message)
+            job.take_saved(message)
             self._events.record(
                 "saved", job=job.job.id, path=message["path"], cost_s=round(message["seconds"], 4), **job.counts()
             )
@@ -231,7 +236,7 @@ class Supervisor:
             worker = job.worker
             if worker is None:
                 continue
-            late = self._stop_by_s is not None and now_s > self._stop_by_s
+            late = job.stop_by_s is not None and now_s > job.stop_by_s
             said = job.final is not None and now_s > job.final["by_s"]
             if not (worker.ended or not worker.alive or late or said):
                 continue
@@ -250,8 +255,9 @@ class Supervisor:
             job.end("stopped")
             self._events.record("stopped", job=job.job.id, **job.counts())
         elif late and not final:
-            job.end("stopped", f"killed, since it did not save within {self._stop_grace_s:g} s")
+            job.end("stopped", job.late_detail())
             self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
+            self._warn(f"{job.job.id} was {job.detail}")
         else:
             code = worker.returncode or 0
             ending = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -302,7 +308,7 @@ class Supervisor:
 
     def _close_run(self, on_event: Callable[[Snapshot], None]) -> TrainResult:
         statuses = {job.status for job in self._jobs}
-        stopped = self._stop_by_s is not None or "crashed" not in statuses
+        stopped = self._stopping or "crashed" not in statuses
         state: State = "done" if statuses == {"done"} else "stopped" if stopped else "crashed"
         predicted = self._manifest.predicted()
         result = TrainResult(
