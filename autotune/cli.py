@@ -159,9 +159,14 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     checks afterwards, outside the budget, that the tuned point learns as well per env step as the baseline.
     """
     from autotune import views
-    from autotune.measuring import run_search
+    from autotune.measuring import FoundNothing, run_search
 
     ended = run_search(ctx.obj["command"], options, say)
+    if isinstance(ended, FoundNothing):
+        if options["as_json"]:
+            show_json(views.nothing_json(ended.run, ended.price, str(ended.error)))
+        write_exports(options["exports"], ended.run, price=ended.price)
+        raise ended.error
     if options["as_json"]:
         show_json(views.search_json(ended.found, ended.run, ended.learning))
     else:

@@ -25,6 +25,7 @@ from autotune.search.emit import emit_manifest
 from autotune.search.learning import learns_alike, unchecked
 from autotune.search.study import StudyResult, add_probe_trial, load_trials, run_study
 from autotune.signals import StopSignals
+from autotune.units import counted
 
 Say = Callable[[str], None]
 _GUARDED = "guarded"
@@ -52,6 +53,19 @@ class FinishedSearch:
     found: StudyResult
     learning: LearningSection
     exit_code: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundNothing:
+    """A search without a stable point, finished or stopped; its run keeps what was measured.
+
+    Attributes:
+        error: says why, and carries the exit code.
+    """
+
+    run: Run
+    price: float | None
+    error: InfeasibleError
 
 
 def say_recipe(say: Say, recipe: Recipe, named: bool) -> None:
@@ -101,11 +115,14 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
             on_event=view.update,
             should_stop=stop.requested,
         )
+    if stop.exit_code:
+        on = "the same command goes on" if command == "record" else "a probe begins anew (`autotune record` goes on)"
+        say(f"stopped after {len(rows)} of {counted(len(points), 'point')}; {on}")
     measured = EXIT_OK if any(row.ok for row in rows) else EXIT_INFEASIBLE
     return MeasuredGrid(recipe=recipe, device=device, run=run, rows=rows, exit_code=stop.exit_code or measured)
 
 
-def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSearch:
+def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSearch | FoundNothing:
     """Search as the options say, and emit the manifest.
 
     Args:
@@ -116,7 +133,6 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     Raises:
         UsageError: a value that cannot be used.
         BusyError: another process holds the run or the device.
-        InfeasibleError: nothing was stable; it carries a signal's exit code where one stopped the search.
     """
     stop = StopSignals()
     executor, recipe = choose_executor(argv, options, stop.requested)
@@ -138,7 +154,7 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     except InfeasibleError as error:
         run.update(finished=not stop.exit_code)  # the same command then searches anew, with a budget
         error.exit_code = stop.exit_code or error.exit_code
-        raise
+        return FoundNothing(run=run, price=run.state()["price_usd_per_hour"], error=error)
     learning = unchecked(found, recipe, "the search was stopped before its guard" if plan and found.interrupted else "")
     if not executor.simulated:
         emit_manifest(found, recipe, run, executor.device, learning)

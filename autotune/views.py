@@ -14,10 +14,12 @@ from autotune.manifest_schema import LearningSection
 from autotune.records import ProbeResult, TrainResult
 from autotune.runs import Run, is_held
 from autotune.search.learning import sentences
-from autotune.search.result import StudyResult, economy, sentence
+from autotune.search.result import StudyResult, economy, failures, sentence
 from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
 from autotune.units import counted, format_bytes, format_count, format_duration
+
+_FAILURES = ("oom", "crashed", "host_lost", "timeout", "unstable")
 
 
 def describe(result: ProbeResult) -> str:
@@ -90,7 +92,7 @@ def _start(result: ProbeResult) -> str:
 
 def search_json(found: StudyResult, run: Run, learning: LearningSection) -> dict[str, Any]:
     """The JSON object of a search: the point, its figures, trials and counts, what is known of learning."""
-    price = found.price_usd_per_hour
+    price, counts = found.price_usd_per_hour, found.counts
     named = {"baseline": found.baseline, "rule_of_thumb": found.rule_of_thumb}
     return {
         "run": str(run.path),
@@ -98,7 +100,7 @@ def search_json(found: StudyResult, run: Run, learning: LearningSection) -> dict
         **probe_row(found.result, price),
         **{name: result and probe_row(result, price) for name, result in named.items()},
         "trials": trial_rows(found.trials, price),
-        **{status: found.counts[status] for status in ("oom", "crashed", "host_lost", "timeout", "unstable")},
+        **{status: counts[status] for status in _FAILURES},
         "tied": [point.knobs() for point in found.tied],
         "knobs": to_json(found.knobs),
         "sharing": found.sharing and {**to_json(found.sharing), "pays": found.sharing.pays},
@@ -116,6 +118,25 @@ def search_json(found: StudyResult, run: Run, learning: LearningSection) -> dict
         "learning": learning.model_dump(mode="json"),
         "summary": sentence(found),
         "economy": economy(found),
+    }
+
+
+def nothing_json(run: Run, price: float | None, reason: str) -> dict[str, Any]:
+    """The JSON object of a search that found no stable point, or was stopped before it had one."""
+    state, trials = run.state(), load_trials(run)
+    counts = failures(trials)
+    return {
+        "run": str(run.path),
+        "point": None,
+        "sps": None,
+        "goodput_per_usd": None,
+        "trials": trial_rows(trials, price),
+        **{status: counts[status] for status in _FAILURES},
+        "spent_s": state.get("spent_s"),
+        "budget_s": state.get("budget_s"),
+        "interrupted": state.get("ended") == "stopped",
+        "ended": state.get("ended"),
+        "summary": reason,
     }
 
 
@@ -216,10 +237,11 @@ def _search_status(run: Run, state: dict[str, Any]) -> str:
     trials = [trial for trial in load_trials(run) if trial.counts]
     stable = [trial.result for trial in trials if trial.result.ok]
     best = max(stable, key=lambda result: result.sps or 0.0, default=None)
-    spent = format_duration(state["spent_s"]) if "spent_s" in state else "unknown time"
-    phase = "finished" if state.get("finished") else "running" if is_held(run.path) else "unfinished, resumable"
+    spent = f" in {format_duration(state['spent_s'])}" if "spent_s" in state else ""
+    unfinished = "unfinished" if state["command"] == "probe" else "unfinished, resumable"  # a probe begins anew
+    phase = "finished" if state.get("finished") else "running" if is_held(run.path) else unfinished
     fastest = "none stable yet" if best is None else f"fastest {describe(best)}"
-    return f"{state['command']}: {phase}, {counted(len(trials), 'probe')} in {spent}, {fastest}"
+    return f"{state['command']}: {phase}, {counted(len(trials), 'probe')}{spent}, {fastest}"
 
 
 def status_json(run: Run) -> dict[str, Any]:

@@ -120,11 +120,44 @@ def test_probe_rows_and_failures_are_values(here, capsys):
 
 def test_nothing_stable_is_exit_code_3(here, capsys):
     write_recipe(here, 'fail = "crash"\nfail_num_envs = 1')
-    assert run("search", "--budget", "60s") == 3
-    assert "no point of recipe 'fast' ran stably" in capsys.readouterr().err
+    assert run("search", "--budget", "60s", "--json", "--export", "rows.csv") == 3
+    shown = capsys.readouterr()
+    assert "no point of recipe 'fast' ran stably" in shown.err
+    found = json.loads(shown.out)
+    assert found["point"] is None and found["sps"] is None and not found["interrupted"]
+    assert [trial["status"] for trial in found["trials"]] == ["crashed"] * found["crashed"] and found["crashed"] > 0
+    assert "ran stably" in found["summary"] and found["budget_s"] == 60
+    assert len((here / "rows.csv").read_text().splitlines()) == 1 + found["crashed"]
     state = json.loads((here / "runs" / "fast-1" / "run.json").read_text())
     assert state["finished"] is True, "nothing is left to resume: the same command searches anew"
     assert run("probe", "--num-envs", "4", "--batch-size", "64") == 3
+
+
+def test_a_search_stopped_before_its_first_result_is_an_object_too(here):
+    write_recipe(here)
+    command = [sys.executable, "-m", "autotune", "search", "--budget", "60s", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as stopped:
+        while not list(here.glob("runs/*/logs/0000-*.log")):
+            time.sleep(0.01)
+        stopped.send_signal(signal.SIGINT)
+        out, said = stopped.communicate(timeout=20)
+    assert stopped.returncode == 130 and "before the search was stopped" in said
+    found = json.loads(out)
+    assert (found["point"], found["trials"], found["interrupted"]) == (None, [], True)
+
+
+def test_a_stopped_probe_says_what_it_has_and_that_it_begins_anew(here, capsys):
+    write_recipe(here)
+    command = [sys.executable, "-m", "autotune", "probe", "--num-envs", "4,8", "--batch-size", "64"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as stopped:
+        while not list(here.glob("runs/*/logs/0000-*.log")):
+            time.sleep(0.01)
+        stopped.send_signal(signal.SIGINT)
+        _, said = stopped.communicate(timeout=20)
+    assert stopped.returncode == 130
+    assert "stopped after 0 of 2 points; a probe begins anew" in said
+    assert run("status") == 0
+    assert "resumable" not in (shown := capsys.readouterr().out) and "unknown time" not in shown
 
 
 def test_interrupted_search_keeps_the_best_and_the_same_command_resumes(here):

@@ -106,6 +106,7 @@ def test_a_cut_probe_is_a_timeout(surface, tmp_path):
         ("8,64,1,ok,", "8,64,1,ok,1,", "line 9 has 10 cells for 9 columns; write numbers without commas"),
         ("8,64,1,ok", "8.5,64,1,ok", "line 9: num_envs '8.5' must be a whole number"),
         ("8,64,1,ok", "1e30,64,1,ok", "line 9: num_envs '1e30' must be a number of at least 1 and at most 2"),
+        ("8,64,1,ok", "8,64,1000000,ok", "concurrency '1000000' must be a number of at least 1 and at most 10000"),
         ("8,64,1,ok", "8,64,1,unstable", "status 'unstable' must be one of ok, oom, crashed, host_lost, timeout"),
         ("8,64,1,ok", f'8,64,1,"{"x" * 200_000}"', "line 9 is no line of CSV"),
         ("cpu_cores: 4", "cpu_cores: four", "cpu_cores 'four' must be a number"),

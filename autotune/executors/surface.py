@@ -54,6 +54,7 @@ STATUSES: tuple[Status, ...] = ("ok", "oom", "crashed", "host_lost", "timeout")
 QUICK_S, FINAL_S = 20.0, 50.0
 """What a stable probe costs beyond its start."""
 _KNOB_MAX = 2**31 - 1
+_PROCESSES_MAX = 10_000
 _SPS_MAX = 1e15
 
 
@@ -187,7 +188,7 @@ def _row(cells: Mapping[str, str], where: str) -> Row:
 
 
 def _knob(cells: Mapping[str, str], name: str, where: str) -> int:
-    value = _number(cells, name, where, least=1, most=_KNOB_MAX)
+    value = _number(cells, name, where, least=1, most=_PROCESSES_MAX if name == "concurrency" else _KNOB_MAX)
     if value != int(value):
         raise UsageError(f"surface {where}: {name} {cells[name]!r} must be a whole number")
     return int(value)

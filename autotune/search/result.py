@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.records import STATUSES, Point, ProbeResult
@@ -14,6 +14,12 @@ from autotune.search.trials import TrialRecord
 from autotune.stats import LAUNCH_FRACTION, failure_rate_bound_per_hour
 from autotune.units import counted, format_count, format_duration, format_usd
 from autotune.workloads.learning import LearningChange
+
+
+def failures(trials: Sequence[TrialRecord]) -> dict[str, int]:
+    """Failed probes by status, of the trials that say something about their point."""
+    kept = [trial.result.status for trial in trials if trial.counts]
+    return {status: kept.count(status) for status in STATUSES if status != "ok"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +76,7 @@ class StudyResult:
     @property
     def counts(self) -> Mapping[str, int]:
         """Failed probes by status."""
-        kept = [trial.result.status for trial in self.trials if trial.counts]
-        return {status: kept.count(status) for status in STATUSES if status != "ok"}
+        return failures(self.trials)
 
     @property
     def interrupted(self) -> bool:
