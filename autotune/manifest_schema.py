@@ -104,7 +104,7 @@ class Prediction(_Section):
     """What the search measured at `point`; null is unknown."""
 
     point: Knobs = Field(description="where this was measured: an edited point has no prediction")
-    sps: Rate = Field(description="env steps per second of all processes together")
+    sps: Ratio = Field(description="env steps per second of all processes together")
     sps_low: Rate | None = Field(description="lower end of the 95 % interval")
     sps_high: Rate | None
     job_sps: tuple[Rate, ...] = Field(description="of each process")

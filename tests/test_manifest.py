@@ -138,6 +138,7 @@ BAD: list[tuple[str, Edit, list[str]]] = [
     ("older", lambda d: d.update(schema=0), ["schema = 0"]),
     ("schema text", lambda d: d.update(schema="1"), ["schema"]),
     ("restarts", lambda d: d["stability"].update(restarts=3), ["stability.restarts = 3"]),
+    ("no rate", lambda d: d["prediction"].update(sps=0), ["prediction.sps = 0"]),
     ("huge seed", lambda d: d["jobs"][0].update(seed=2**31), ["jobs.0.seed"]),
 ]
 

@@ -319,6 +319,11 @@ def test_empty_run(tmp_path: Path) -> None:
     assert canonical_json(report_json(gather(run)))
 
 
+def test_only_failures_have_no_picture_of_throughput(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [("baseline", result(Point(num_envs=8, batch_size=256), status="oom"))], tuned=None)
+    assert render_report(run).plots == ()
+
+
 def test_damaged_device_file_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     durable_write(run.device_file, '{"kind": ')

@@ -41,7 +41,7 @@ class Plot:
 def draw_plots(facts: Facts) -> tuple[Plot, ...]:
     """The pictures that the run's data allow."""
     plots = []
-    if not facts.trials.empty:
+    if not facts.trials.empty and (facts.trials["status"] == "ok").any():
         caption = (
             "Throughput of every point measured, all jobs that run at once together, with 95 % intervals. "
             "Each point shows its best-graded launch."
