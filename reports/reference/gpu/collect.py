@@ -4,9 +4,9 @@
     python reports/reference/gpu/collect.py --device cpu --search 2m --out /tmp/trial      # a trial run on a CPU
 
 A search, a training from its manifest, the report, the trainer beside its own parts (`../trainer/gpu.py`), how
-processes share the device, Pong to 18, the doctor, and the tests marked `gpu`. Each step has a log, and ``steps.json``
-says how it ended; a step that does not fit into what is left is left for the next call. At the end all of it but
-weights is packed as ``<out>.tar.gz``.
+processes share the device, Pong to 18, where a launch's seconds go, the doctor, and the tests marked `gpu`. Each step
+has a log, and ``steps.json`` says how it ended; a step that does not fit into what is left is left for the next call.
+At the end all of it but weights is packed as ``<out>.tar.gz``.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ def steps(out: Path, options: argparse.Namespace) -> tuple[Step, ...]:
     rule = ("--set", "learning_rate=5e-4", "--set", "clip=0.2", "--set", "rollout=64", "--set", "overlap=true")
     manifest = str(out / "runs" / "search" / "manifest.json")
     search_s = parse_duration(options.search)
+    start = ("reports/reference/start/measure.py", *(device if options.device == "cpu" else ("--device", "cuda")))
+    start += ("--recipes", "atari")
     trainer = ("reports/reference/trainer/gpu.py", *device, "--points", options.points, "--seconds", "3")
     return (
         Step(
@@ -79,6 +81,8 @@ def steps(out: Path, options: argparse.Namespace) -> tuple[Step, ...]:
             seconds=options.pong,
             stops=True,
         ),
+        Step(name="start", command=(*start, "--out", str(out / "start"), "--launches", "2"), seconds=180),
+        Step(name="start-profile", command=(*start, "--profile", "atari"), seconds=60),
         Step(name="doctor", command=(*tune, "doctor", *device), seconds=90),
         Step(name="tests", command=tests, seconds=500),
     )  # fmt: skip

@@ -1,11 +1,15 @@
-"""Where the seconds of a start go: `python measure.py [--launches 7] [--before FOLDER]`.
+"""Where the seconds of a start go: `python measure.py [--launches 7] [--before FOLDER] [--device cuda]`.
 
 Launches one worker of each recipe again and again, cases interleaved, and writes `starts.csv` (a row for each
 launch and stage) and `starts.md` (medians). Cases: ``before`` (FOLDER holds an older `autotune/`:
 `git archive REVISION autotune | tar -x -C FOLDER`; no compile caches), ``first`` (nothing compiled yet) and ``again``.
+`--profile RECIPE` prints the functions that opening a session in this process spends its time in, and the first step.
 """
 
 import argparse
+import cProfile
+import os
+import pstats
 import re
 import shutil
 import tempfile
@@ -15,7 +19,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from autotune import registry
 from autotune.device.inspect import inspect_device
+from autotune.executors.environment import worker_environment
 from autotune.executors.process import WorkerProcess
 from autotune.probe.recipe import load_recipe
 from autotune.records import Point
@@ -29,7 +35,7 @@ IMPORT = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", re.MULTILINE)
 PACKAGES = ("torch._dynamo", "torch", "envpool", "jax", "scipy", "sympy", "numpy", "pydantic", "autotune")
 
 
-def task_of(name: str) -> WorkerTask:
+def task_of(name: str, device: str) -> WorkerTask:
     """A quick probe's task at a small point, with all cores."""
     recipe = load_recipe(name)
     return WorkerTask(
@@ -39,7 +45,7 @@ def task_of(name: str) -> WorkerTask:
         point=POINT,
         jobs=recipe.jobs[:1],
         threads=max(1, int(inspect_device("cpu").host.cpu_cores_allowed)),
-        device="cpu",
+        device=device,
     )
 
 
@@ -83,9 +89,11 @@ def cases_of(before: str | None, folder: str) -> dict[str, dict[str, str]]:
     return found | {case: {"JAX_COMPILATION_CACHE_DIR": f"{folder}/{case}"} for case in ("first", "again")}
 
 
-def measure_round(recipe: str, number: int, before: str | None, folder: str) -> list[tuple[str, str, int, str, float]]:
+def measure_round(
+    task: WorkerTask, recipe: str, number: int, before: str | None, folder: str
+) -> list[tuple[str, str, int, str, float]]:
     """A row for each case and stage; one round in three also times imports, in a launch of their own."""
-    task, rows = task_of(recipe), list[tuple[str, str, int, str, float]]()
+    rows = list[tuple[str, str, int, str, float]]()
     for case, environment in cases_of(before, folder).items():
         log = Path(folder) / f"{recipe}-{number}-{case}"
         shutil.rmtree(f"{folder}/first", ignore_errors=True)
@@ -99,10 +107,15 @@ def measure_round(recipe: str, number: int, before: str | None, folder: str) -> 
     return rows
 
 
-def measure(before: str | None, launches: int) -> pd.DataFrame:
+def measure(recipes: list[str], device: str, before: str | None, launches: int) -> pd.DataFrame:
     """Rounds of all recipes, interleaved."""
+    tasks = {recipe: task_of(recipe, device) for recipe in recipes}
     with tempfile.TemporaryDirectory() as folder:
-        rounds = [measure_round(recipe, number, before, folder) for number in range(launches) for recipe in RECIPES]
+        rounds = [
+            measure_round(task, recipe, number, before, folder)
+            for number in range(launches)
+            for recipe, task in tasks.items()
+        ]
     rows = [row for each in rounds for row in each]
     return pd.DataFrame(rows, columns=["recipe", "case", "launch", "stage", "seconds"])
 
@@ -114,15 +127,36 @@ def table(rows: pd.DataFrame) -> str:
     return str(wide.reset_index().fillna("").to_markdown(index=False, disable_numparse=True))
 
 
+def profile(task: WorkerTask) -> None:
+    """Print where opening a session and its first step spend their time, imports included."""
+    os.environ.update(worker_environment(task))
+    profiler = cProfile.Profile()
+    with profiler:
+        workload = registry.load("workload", task.workload)(task.hyperparameters)
+        session = workload.open(task.point, task.jobs[0], task.device)
+        session.step()
+        session.synchronize()
+    session.close()
+    pstats.Stats(profiler).strip_dirs().sort_stats("cumulative").print_stats(60).sort_stats("tottime").print_stats(25)
+
+
 def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--launches", type=int, default=7)
     parser.add_argument("--before", help="folder with an older package")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="names, with commas between")
+    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--profile", metavar="RECIPE", help="profile this recipe's start instead")
     arguments = parser.parse_args()
-    rows = measure(arguments.before, arguments.launches)
-    rows.to_csv(HERE / "starts.csv", index=False)
-    (HERE / "starts.md").write_text(table(rows) + "\n")
+    if arguments.profile:
+        profile(task_of(arguments.profile, arguments.device))
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = measure(arguments.recipes.split(","), arguments.device, arguments.before, arguments.launches)
+    rows.to_csv(arguments.out / "starts.csv", index=False)
+    (arguments.out / "starts.md").write_text(table(rows) + "\n")
 
 
 if __name__ == "__main__":
