@@ -248,10 +248,10 @@ class Supervisor:
 
     def _conclude(self, job: JobRun, worker: WorkerProcess, *, late: bool) -> None:
         final = job.final or {}
-        if final.get("type") == "done" and final["reason"] != "stopped":
+        if final.get("type") == "done" and final["reason"] not in ("stopped", "early"):
             job.end("done")
             self._events.record("finished", job=job.job.id, reason=final["reason"], **job.counts())
-        elif final.get("type") == "done":
+        elif final.get("type") == "done" and final["reason"] == "stopped":
             job.end("stopped")
             self._events.record("stopped", job=job.job.id, **job.counts())
         elif late and not final:
@@ -264,7 +264,8 @@ class Supervisor:
             tail = worker.log_tail(_LOG_LINES)
             detail = final.get("detail") or f"its process ended with {ending}" + (f":\n{tail}" if tail else "")
             job.end("crashed", detail)
-            facts = {"error": final.get("kind", "crashed"), "exit_code": code, "detail": detail}
+            kind = final.get("kind") or final.get("reason", "crashed")
+            facts = {"error": kind, "exit_code": code, "detail": detail}
             self._events.record("crashed", job=job.job.id, **facts, **job.counts())
             others = ", the rest goes on" if len(self._jobs) > 1 else ""
             self._warn(f"{job.job.id} crashed{others}: {detail}\n(log: {worker.log})")

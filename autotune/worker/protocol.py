@@ -15,7 +15,8 @@ Messages of the worker (key ``type``):
 * ``error``: the last message of a failed worker. ``kind`` (``oom``, ``misuse``,
   ``silent`` (nothing counted steps), ``crashed``),
   ``detail``, ``traceback``.
-* ``done``: the last message of a finished one. ``effective``, ``reason``, ``peak_memory_bytes``.
+* ``done``: the last message of a finished one. ``effective``, ``peak_memory_bytes``, and ``reason``; of a training
+  ``budget``, ``finished`` (by itself), ``early`` (by itself, far from its budget: a failure) or ``stopped``.
 
 A training worker's ``step`` sums up the iterations since the one before (about two a second):
 ``iterations``, ``iteration`` (number of the last since launch), ``metrics`` of the last, and, as do

@@ -26,6 +26,7 @@ _MESSAGE_PERIOD_S = 0.5
 _ROW_GROWTH = 1 / 200
 """A row of `metrics.csv` whenever the env steps have grown by so much: the same rows at any speed of the machine."""
 _NEARLY = 0.99
+_EARLY_REMEDY = "The same command runs it again; if it was to do no more, lower the job's budget in the manifest."
 _PREDECESSOR_S = 20.0  # an orphaned worker saves and ends within less
 
 Send = Callable[[dict[str, Any]], None]
@@ -176,18 +177,19 @@ class _Training:
             if self._now_s - self._saved_s >= self._plan.checkpoint_interval_s:
                 self._save()
         self._flush()
-        self._end(self._let_finish(reason))
+        self._end(*self._let_finish(reason))
 
-    def _let_finish(self, reason: str) -> str:
-        """Where the session is a program that ends by itself, let it do so, and tell where it and the budget differ."""
+    def _let_finish(self, reason: str) -> tuple[str, str]:
+        """Where the session is a program that ends by itself, let it do so; how it ended, and what is to be said."""
         budget, done = self._job.budget, self._progress.amount(self._job.budget)
         if reason == "finished" and done < _NEARLY * budget.amount:
-            detail = f"the program ended by itself after {done:,.12g} of {budget.amount:,.12g} {budget.unit}"
-            self._tell("warning", detail=f"{detail} ({done / budget.amount:.0%} of its budget)")
+            early = f"after {done:,.12g} of {budget.amount:,.12g} {budget.unit}"
+            share = f"({done / budget.amount:.0%} of its budget)"
+            return "early", f"the program ended by itself, with exit code 0, {early} {share}. {_EARLY_REMEDY}"
         if reason == "budget" and (finish := getattr(self._session, "finish", None)) and (detail := finish()):
             self._tell("warning", detail=detail)
-            return "stopped" if self._should_stop() else reason
-        return reason
+            return ("stopped" if self._should_stop() else reason), ""
+        return reason, ""
 
     def _resume(self) -> Progress:
         path = newest_checkpoint(self._folder / "checkpoints", lambda text: self._tell("warning", detail=text))
@@ -314,7 +316,8 @@ class _Training:
         if self._message.iterations:
             self._tell_step()
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, detail: str) -> None:
         peak = self._session.peak_memory_bytes()
         effective = to_json(self._session.effective)
-        self._tell("done", reason=reason, effective=effective, peak_memory_bytes=peak, **self._counts(self._progress))
+        facts = {"reason": reason, "detail": detail, "effective": effective, "peak_memory_bytes": peak}
+        self._tell("done", **facts, **self._counts(self._progress))
