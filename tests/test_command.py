@@ -146,8 +146,48 @@ def rule_of(**options: str) -> ProgressRule:
 
 def test_counter_takes_every_match_and_survives_a_restart():
     rule = rule_of(counter=r"step (\S+)")
-    lines = ["step 10", "nothing", "step 20, step 30", "step 5", "step 9", "step 1k"]
-    assert read(rule, *enumerate(lines)) == [10, 10, 30, 30, 39, 1030], "it is sure that it counts anew at the second"
+    lines = ["step 10", "nothing", "step 20, step 30", "step 5", "step 9", "step 0.04k"]
+    assert read(rule, *enumerate(lines)) == [10, 10, 30, 30, 39, 70], "it is sure that it counts anew at the second"
+
+
+@pytest.mark.parametrize("lines", [3, 4, 10, 100])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_total_that_begins_anew_every_epoch_goes_on(lines, first):
+    told = [f"steps {256 * n}/{256 * lines}" for _ in range(20) for n in range(first, lines + first)]
+    assert read(rule_of(counter=r"steps (\d+)/"), *enumerate(told))[-1] == 20 * 256 * (lines + first - 1)
+
+
+@pytest.mark.parametrize("each", [1, 32, 2000])
+@pytest.mark.parametrize("count", [1, 4, 40])
+def test_a_count_within_every_iteration_adds_nothing(each, count):
+    """Minibatches or their samples, beside the env steps, and told by the same words."""
+    inner = [f"step {each * n}" for n in range(1, count + 1)]
+    told = [line for n in range(1, 100) for line in (*inner, f"step {8192 * n}")]
+    steps = read(rule_of(counter=r"step (\d+)"), *enumerate(told))
+    assert steps[-1] == pytest.approx(99 * 8192, abs=max(8192, 3 * each * count))
+    assert max(steps) <= steps[-1] + each * count
+
+
+def test_of_workers_at_different_speeds_the_fastest_counts_or_their_sum():
+    turns = sorted((n / speed, who, n) for who, speed in enumerate((3.0, 3.1, 1.0, 1.1)) for n in range(1, 200))
+    told = [f"worker {who}: steps {100 * n}" for at, who, n in turns if at <= 60]
+    assert read(rule_of(counter=r"steps (\d+)"), *enumerate(told))[-1] == 18_600
+    rule = rule_of(counter=r"worker (?P<worker>\d+): steps (\d+)")
+    assert read(rule, *enumerate(told))[-1] == 18_600 + 18_000 + 6_000 + 6_600
+
+
+def test_a_pattern_that_matches_every_number_stands_still():
+    told = [f"steps: {256 * n} / 10000000 (elapsed {n} s)" for n in range(1, 100)]
+    counter = ProgressCounter(rule_of(counter=r"(\d+)"))
+    for t_s, line in enumerate(told):
+        counter.read_line(line, t_s)
+    assert counter.steps == counter.largest == 10_000_000
+    assert counter.numbers == 297 and counter.smaller == 197
+
+
+def test_a_worker_is_no_number():
+    with pytest.raises(UsageError, match="needs parentheses"):
+        rule_of(counter=r"worker (?P<worker>\d+): steps \d+")
 
 
 @pytest.mark.parametrize("behind", [0.0, 0.5, 0.9, 0.99])

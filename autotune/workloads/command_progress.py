@@ -7,7 +7,7 @@ Three ways: a running total (`counter`), a rate in steps per second (`rate`), or
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autotune.errors import UsageError
@@ -21,6 +21,11 @@ PROGRESS: dict[str, dict[str, str]] = {
     "sb3": {"counter": r"\|\s*total_timesteps\s*\|\s*([\d.e+]+)"},
 }
 
+WORKER = "worker"
+"""Name of the group of a counter that tells whose total it is: the totals of several are summed."""
+_ALIKE = 8
+"""A total that begins anew grows as it did before, within this factor, and begins within as many such growths of 0;
+as many at once are a leap, back to another total."""
 _NUMBER = re.compile(r"\+?((?:\d{1,3}(?:,\d{3})+|\d[\d_]*)(?:\.\d*)?|\.\d+)(e[+-]?\d+)?\s*([kmb]?)", re.IGNORECASE)
 _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -48,7 +53,7 @@ def compile_pattern(option: str, pattern: str, *, groups: int = 1) -> re.Pattern
         compiled = re.compile(pattern)
     except re.error as error:
         raise UsageError(f"{option} {pattern!r} is not a regular expression: {error}") from None
-    if compiled.groups < groups:
+    if compiled.groups - (WORKER in compiled.groupindex) < groups:
         raise UsageError(f"{option} {pattern!r} needs parentheses around the number, such as 'steps: ([0-9,]+)'")
     return compiled
 
@@ -58,8 +63,8 @@ class ProgressRule:
     """Which lines tell progress; with neither counter nor rate, `autotune.tick` does.
 
     Attributes:
-        counter: group 1 is the running total of steps.
-        rate: group 1 is steps per second since the line before.
+        counter: group 1 is the running total of steps; a group named ``worker`` tells whose, and is not counted.
+        rate: group 1 is steps per second since the line before, not a mean since the start.
         mark: lines at which progress is complete, None for every line.
     """
 
@@ -101,32 +106,103 @@ def make_rule(*, counter: str | None, rate: str | None, mark: str | None, preset
     )
 
 
+@dataclass
+class _Total:
+    """A running total of one source, and what it may have begun anew from.
+
+    Attributes:
+        largest: since it began, anew or at all.
+        first: its first number since then.
+        growths: how often it grew since then, the first number included.
+        fallen: numbers in a row that were smaller than it, from the first on that did not fall again.
+        before: what was before it began anew; None when it never did.
+        one_of_several: it came back after it seemed to have begun anew, or fell twice in a row: smaller numbers are
+            another total.
+    """
+
+    largest: float = 0.0
+    first: float = 0.0
+    growths: int = 0
+    fallen: list[float] = field(default_factory=list)
+    before: _Total | None = None
+    one_of_several: bool = False
+
+    @property
+    def growth(self) -> float:
+        """By how much it usually grows."""
+        return (self.largest - self.first) / (self.growths - 1) if self.growths > 1 else self.largest
+
+    def read(self, number: float) -> float:
+        """Steps that a number adds; negative where it shows that it did not begin anew after all."""
+        if number >= self.largest:
+            return self._grow(number)
+        if self.fallen and number < self.fallen[-1]:
+            self.one_of_several |= len(set(self.fallen)) == 1  # it falls twice before it grows
+            self.fallen = []
+        self.fallen.append(number)
+        if not self._began_anew():
+            return 0.0
+        kept = replace(self, fallen=[])
+        self.largest, self.first, self.growths = number, self.fallen[0], len(set(self.fallen))
+        self.fallen, self.before = [], kept
+        return number
+
+    def _grow(self, number: float) -> float:
+        added, old = number - self.largest, self.before
+        self.fallen = []
+        if old is not None and number >= old.largest and added >= _ALIKE * self.growth:  # it was there all the time
+            taken_back = self.largest
+            self.largest, self.first, self.growths = old.largest, old.first, old.growths
+            self.before, self.one_of_several = None, True
+            return self._grow(number) - taken_back
+        self.first = self.first if self.growths else number
+        self.growths += added > 0 or not self.growths
+        self.largest = number
+        return added
+
+    def _began_anew(self) -> bool:
+        """Whether the numbers that have fallen are the same total's: far below it, near 0, growing as it does."""
+        first, last, grown = self.fallen[0], self.fallen[-1], len(set(self.fallen)) - 1
+        if self.one_of_several or grown < 1 or first >= self.largest / 2:
+            return False
+        alike = self.growth / _ALIKE <= (last - first) / grown <= self.growth * _ALIKE
+        return alike and (first <= _ALIKE * self.growth or grown >= _ALIKE)
+
+
 class ProgressCounter:
     """Adds up the steps that lines tell.
 
-    A total that falls is another one, of a learner behind its actor say, and the largest counts. Where two in a row
-    lie below half of it, the program began to count anew, and what it counts from there is added.
+    A total that falls is another one, of a learner behind its actor say, and the largest counts. Where what follows is
+    near 0 and grows as the largest did, the program began to count anew, and what it counts from there is added.
 
     Attributes:
         steps: done so far, up to the last mark.
         found: whether any line told a number.
+        numbers: totals read.
+        smaller: those of them that were smaller than one before, and no part of a count that began anew.
+        largest: the largest total of any source.
     """
 
     def __init__(self, rule: ProgressRule) -> None:
         self.steps = 0.0
         self.found = False
+        self.numbers = self.smaller = 0
         self._rule = rule
         self._unmarked_steps = 0.0
-        self._totals: dict[str, float] = {}
-        self._fallen: dict[str, float] = {}
+        self._totals: dict[str, _Total] = {}
         self._rate_at_s: float | None = None
+
+    @property
+    def largest(self) -> float:
+        """The largest total that any source has."""
+        return max((total.largest for total in self._totals.values()), default=0.0)
 
     def read_line(self, line: str, t_s: float) -> None:
         """Take in a line of output that arrived at monotonic time `t_s`."""
         text = _ESCAPES.sub("", line)
         if self._rule.counter:
             for match in self._rule.counter.finditer(text):
-                self._read_total("", _number(match))
+                self._read_total(match.groupdict().get(WORKER) or "", _number(match))
         elif self._rule.rate:
             rates = [number for match in self._rule.rate.finditer(text) if (number := _number(match)) is not None]
             if rates:
@@ -138,23 +214,19 @@ class ProgressCounter:
         """Take in a line that `autotune.tick` wrote: ``<process id> <total>``."""
         process, _, total = line.strip().partition(" ")
         if total.isdigit():
-            if float(total) < self._totals.get(process, 0.0):  # the process id is another process's now
-                self._totals[process] = 0.0
+            if process in self._totals and float(total) < self._totals[process].largest:
+                del self._totals[process]  # the process id is another process's now
             self._read_total(process, float(total))
             self.steps = self._unmarked_steps
 
-    def _read_total(self, source: str, total: float | None) -> None:
-        if total is None:
+    def _read_total(self, source: str, number: float | None) -> None:
+        if number is None:
             return
         self.found = True
-        before, fallen = self._totals.get(source, 0.0), self._fallen.pop(source, None)
-        if total < before:
-            if fallen is None or not fallen <= total < before / 2:
-                self._fallen[source] = total
-                return
-            before = 0.0
-        self._unmarked_steps += total - before
-        self._totals[source] = total
+        total = self._totals.setdefault(source, _Total())
+        self._unmarked_steps += total.read(number)
+        self.numbers += 1
+        self.smaller += number < total.largest
 
     def _read_rate(self, rate_sps: float, t_s: float) -> None:
         if self._rate_at_s is not None:
@@ -164,5 +236,6 @@ class ProgressCounter:
 
 
 def _number(match: re.Match[str]) -> float | None:
-    text: Any = match[1]
+    groups = [match[index] for index in range(1, len(match.groups()) + 1) if match.re.groupindex.get(WORKER) != index]
+    text: Any = groups[0]
     return parse_number(text) if text else None
