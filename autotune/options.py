@@ -140,8 +140,10 @@ MIGRATION = options(
 WORK = options(
     click.argument("recipe", required=False),
     click.option("--games", metavar="A,B", help="Only these games (environments) as jobs."),
-    click.option("--counter", metavar="REGEX", help="Own script: group 1 is its running total of steps."),
-    click.option("--rate", metavar="REGEX", help="Own script: group 1 is its steps per second."),
+    click.option(
+        "--counter", metavar="REGEX", help="Own script: group 1 is its running total of steps, (?P<worker>...) whose."
+    ),
+    click.option("--rate", metavar="REGEX", help="Own script: group 1 is its steps per second since the line before."),
     click.option("--progress", metavar="cleanrl|sb3", help="Own script: a preset for --counter or --rate."),
     click.option("--jobs", type=click.IntRange(1), default=1, help="Own script: trainings to do, {seed} 1, 2, ..."),
     click.option(

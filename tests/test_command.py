@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,11 @@ import pytest
 from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError, WorkerError
 from autotune.executors.isolated import IsolatedExecutor
-from autotune.records import Budget, Job, Limits, MeasurePlan, Point, ProbeRequest
+from autotune.executors.stability import SEVERAL_TOTALS
+from autotune.records import REFUSED, Budget, Job, Limits, MeasurePlan, Point, ProbeRequest
 from autotune.workloads import command as command_module
-from autotune.workloads.command import (
-    CommandSession,
-    CommandWorkload,
-    OutOfMemoryError,
-    child_environment,
-    fill,
-    placeholders,
-)
+from autotune.workloads.command import CommandSession, CommandWorkload, OutOfMemoryError, child_environment
+from autotune.workloads.command_argv import fill, placeholders
 from autotune.workloads.command_progress import ProgressCounter, ProgressRule, make_rule, parse_number
 from autotune.workloads.protocol import Finished, RefusedError
 
@@ -523,6 +519,58 @@ def test_probe_of_the_own_script(tmp_path):
     assert result.ok, result.detail
     assert result.sps > 1000 and len(result.job_sps) == 2
     assert result.effective["num_envs"] == 8
+
+
+def test_a_program_that_ends_within_its_window_is_measured_by_what_it_did(tmp_path):
+    code = "import time\nfor n in range(1, {last}): print('steps:', 100 * n, flush=True); time.sleep(0.05)"
+    plan = replace(PLAN, window_s=4.0)
+    result = probe(tmp_path, POINT, python(code.replace("{last}", "50")), plan, counter=COUNTER)
+    assert result.ok and result.window_s < 3.0 and result.reset_fraction is None
+    assert result.sps == pytest.approx(2000, rel=0.3)
+    short = probe(tmp_path, POINT, python(code.replace("{last}", "10")), plan, counter=COUNTER)
+    assert short.status == "crashed" and REFUSED in short.flags, "it forbids nothing heavier"
+    assert "the program ended after 900 steps, too early to be measured: while it is tuned let it do" in short.detail
+
+
+def test_a_probe_of_several_totals_is_marked_and_one_that_stands_still_is_explained(tmp_path):
+    code = "import time\nfor n in range(10**6):\n  for w in range(3): print(f'{w} steps: {100 * n}', flush=True)\n"
+    several = probe(tmp_path, POINT, python(code + "  time.sleep(0.02)"), PLAN, counter=COUNTER)
+    assert several.ok and SEVERAL_TOTALS not in several.flags, "the same total told three times"
+    code = code.replace("100 * n", "100 * n // (1 + w)")
+    several = probe(tmp_path, POINT, python(code + "  time.sleep(0.02)"), PLAN, counter=COUNTER)
+    summed = probe(tmp_path, POINT, python(code + "  time.sleep(0.02)"), PLAN, counter=rf"(?P<worker>\d) {COUNTER}")
+    assert SEVERAL_TOTALS in several.flags and SEVERAL_TOTALS not in summed.flags
+    assert summed.sps == pytest.approx(several.sps * (1 + 1 / 2 + 1 / 3), rel=0.3)
+
+
+def test_a_pattern_for_every_number_is_told_to_match_one(start):
+    code = "import time\nfor n in range(10**6): print(f'{n} of 5000', flush=True); time.sleep(0.01)"
+    session = start(python(code), counter=r"(\d+)", hang_timeout_s=0.5)
+    _, end = step_to_the_end(session)
+    assert "the largest total read was 5,000, and later ones are smaller. Let --counter match one total only" in str(
+        end
+    )
+
+
+SAVES = """
+import signal, sys, time
+def save(*_):
+    time.sleep(1.0)
+    open(sys.argv[1], 'w').write('saved')
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+for n in range(10**6): print('steps:', n, flush=True); time.sleep(0.01)
+"""
+
+
+def test_in_training_a_program_has_time_to_save_and_it_is_told_when_that_was_not_enough(start, tmp_path):
+    argv = [*python(SAVES), str(tmp_path / "model")]
+    for seconds, saved in ((0.2, False), (30.0, True)):
+        session = start(argv, counter=COUNTER, grace_s=0.1, save_grace_s=seconds)
+        session.step()
+        told = session.stop()
+        assert session.stop_s == seconds and (tmp_path / "model").exists() == saved
+        assert told is None if saved else "did not end within 0.2s of SIGTERM and was killed" in str(told)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a daemon escapes")

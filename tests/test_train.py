@@ -200,6 +200,26 @@ def test_one_crash_leaves_the_others_alone(tmp_path: Path, device: DeviceInfo) -
     assert [event["job"] for event in events_of(run, "started")][3:] == ["run-2"]
 
 
+def test_an_interrupted_program_has_time_to_save(tmp_path: Path, device: DeviceInfo) -> None:
+    script = (
+        "import pathlib, signal, sys, time, autotune\n"
+        "def save(*_):\n"
+        "    time.sleep(1.5)\n"
+        "    pathlib.Path(sys.argv[1]).write_text('saved')\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "while True:\n"
+        "    autotune.tick(100); time.sleep(0.05)\n"
+    )
+    argv = [sys.executable, "-c", script, str(tmp_path / "model")]
+    manifest, warnings = own_program(argv, steps=10**9, grace_s=0.1), list[str]()
+    stop = StopWhen(lambda s: s.jobs[0].env_steps > 0)
+    options: dict[str, Any] = {"on_event": stop, "should_stop": stop.asked, "warn": warnings.append}
+    result = go(manifest, a_run(tmp_path, manifest), device, stop_grace_s=0.5, **options)
+    assert result.jobs[0].status == "stopped" and (tmp_path / "model").exists()
+    assert warnings == []
+
+
 def test_a_program_that_ends_early_with_exit_code_0_is_not_done(tmp_path: Path, device: DeviceInfo) -> None:
     script = (
         "import sys, time, autotune\n"
@@ -350,10 +370,15 @@ def test_an_interrupt_says_how_long_the_iteration_is_and_a_killed_one_what_was_l
     job.take_saved({**totals, "total_env_steps": 1000})
     job.take_step({**totals, "t": 90.0, "started": 0.0, "iterations": 2, "total_env_steps": 4500})
     supervisor._stop()
+    supervisor._notice_stop()
+    assert warnings == [], "not before it has lasted for a while"
+    supervisor._notice_s = 0.0
+    supervisor._notice_stop()
+    supervisor._notice_stop()
     assert sent == ["stop"] and job.stop_by_s is not None
     assert job.stop_by_s - time.monotonic() == pytest.approx(91.0, abs=0.5), "1 s beside two iterations of 45 s"
     supervisor._conclude(job, cast(Any, SimpleNamespace(returncode=None)), late=True)
-    assert "of about 45 s" in warnings[0] and "second interrupt" in warnings[0]
+    assert "has 91 s more" in warnings[0] and "second interrupt" in warnings[0]
     assert "did not save within 91 s: 3,500 env steps after its last checkpoint are lost" in warnings[1]
 
 

@@ -191,7 +191,7 @@ def test_a_failing_session_passes_through_and_keeps_what_was_saved(tmp_path: Pat
 def test_a_program_that_ends_by_itself_is_finished_when_its_budget_nearly_is(tmp_path: Path, clock: Clock) -> None:
     done = run(tmp_path, FakeSession(clock, at={4: Finished("ended")}))[-1]
     assert (done["reason"], done["total_env_steps"]) == ("early", 30)
-    nearly = run(tmp_path / "nearly", FakeSession(clock, at={4: Finished("ended")}), amount=30.2)[-1]
+    nearly = run(tmp_path / "nearly", FakeSession(clock, at={4: Finished("ended")}), amount=32)[-1]
     assert (nearly["reason"], nearly["detail"]) == ("finished", "")
     assert "ended by itself, with exit code 0, after 30 of 100 steps (30% of its budget)" in done["detail"]
 

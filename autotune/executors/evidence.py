@@ -101,6 +101,8 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
     opened = state.opened if state.opened and state.status == "ok" else ()
     if opened:
         result = _measured(result, opened, readings)
+        if request.workload == "command":  # its resets are its own affair
+            result = replace(result, reset_fraction=None)
     return judge(Seen(result=result, readings=readings, device=device, limits=request.limits, opened=opened))
 
 
@@ -118,7 +120,7 @@ def _measured(result: ProbeResult, opened: Sequence[Sequence[Step]], readings: S
     begin_s, end_s = min(steps[0].t for steps in opened), max(steps[-1].t for steps in opened)
     sums = window.totals(opened)
     rows = sums["env_steps"] + sums["reset_rows"]
-    sliced = any(steps[-1].parts > 1 for steps in opened)
+    sliced = any(window.sliced(steps) for steps in opened)
     bounded = math.isfinite(figures.high)  # a window of one iteration has no interval
     others_cores = rate(readings, "others_cpu_seconds", begin_s, end_s)
     return replace(

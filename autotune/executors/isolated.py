@@ -25,11 +25,14 @@ from autotune.executors.window import Step
 from autotune.machine import DeviceInfo
 from autotune.meters.protocol import Meter
 from autotune.meters.summary import first
-from autotune.records import Job, Point, ProbeRequest, ProbeResult, Recipe, Status
+from autotune.records import Job, MeasurePlan, Point, ProbeRequest, ProbeResult, Recipe, Status
 from autotune.worker.protocol import Mode, WorkerTask
 from autotune.workloads.command_child import count_oom_kills
 
 METERS = ("vram", "power", "health", "host")
+_ENDED_SHARE_MIN = 0.25
+"""A program may end when so much of its window is measured."""
+_MORE_STEPS = "while it is tuned let it do more steps (its own total), beyond a minute's work at its fastest"
 _POLL_S = 0.25  # messages are read in batches: waking for each would take time from what is measured
 _WATCH_S = 0.5
 _TYPICAL_START_S = 6.0
@@ -200,7 +203,7 @@ class IsolatedExecutor:
             if state.ready_s is not None:
                 time.sleep(_POLL_S)
             for worker, message in receive_all(state.workers, _POLL_S if state.ready_s is None else 0.0):
-                self._take(state, index[id(worker)], message)
+                self._take(state, index[id(worker)], message, plan)
             if self._should_stop():
                 raise KeyboardInterrupt
             now_s = time.monotonic()
@@ -220,7 +223,7 @@ class IsolatedExecutor:
                 watched_s = now_s
                 self._watch(request, state)
 
-    def _take(self, state: Evidence, index: int, message: Message) -> None:
+    def _take(self, state: Evidence, index: int, message: Message, plan: MeasurePlan) -> None:
         kind = message.get("type")
         if message.get("peak_memory_bytes") is not None:
             state.peaks[index] = max(state.peaks.get(index, 0), int(message["peak_memory_bytes"]))
@@ -237,7 +240,10 @@ class IsolatedExecutor:
             status: Status = "oom" if message["kind"] == "oom" else "crashed"
             state.fail(status, str(message["detail"]), index, refused=message["kind"] == "refused")
         elif kind == "done" and message.get("reason") == "finished":
-            state.fail("crashed", "the program ended before its window was complete: give it more steps to do", index)
+            state.opened = window.windows(state.steps, replace(plan, window_s=_ENDED_SHARE_MIN * plan.window_s))
+            if state.opened is None:
+                detail = f"{message.get('detail') or 'the program ended'}, too early to be measured: {_MORE_STEPS}"
+                state.fail("crashed", detail, index, refused=True)
 
     def _watch(self, request: ProbeRequest, state: Evidence) -> None:
         """Notice a worker that died silently, and memory running out before the kernel has to."""

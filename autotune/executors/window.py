@@ -56,12 +56,16 @@ def window(steps: Sequence[Step], start_s: float, plan: MeasurePlan) -> Sequence
     return []
 
 
+def sliced(opened: Sequence[Step]) -> bool:
+    """Whether these are slices of iterations; a program that knows no minibatches has none."""
+    return opened[-1].parts > 1 and any(step.minibatches for step in opened)
+
+
 def complete(opened: Sequence[Step], plan: MeasurePlan) -> bool:
     """Whether a window is long enough in seconds, iterations and, when sliced, minibatches."""
     if len(opened) < plan.window_iterations + 1 or opened[-1].t - opened[0].t < plan.window_s:
         return False
-    sliced = opened[-1].parts > 1 and any(step.minibatches for step in opened)
-    return not sliced or sum(step.minibatches for step in opened[1:]) >= _MINIBATCHES_WHEN_SLICED
+    return not sliced(opened) or sum(step.minibatches for step in opened[1:]) >= _MINIBATCHES_WHEN_SLICED
 
 
 def windows(processes: Sequence[Sequence[Step]], plan: MeasurePlan) -> list[Sequence[Step]] | None:

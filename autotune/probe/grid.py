@@ -44,6 +44,10 @@ def check_knob(recipe: Recipe, name: str, values: Sequence[KnobValue]) -> None:
             fits = isinstance(value, (int, float)) and min(numbers) <= value <= max(numbers)
         else:
             fits = value in recipe.knobs[name]
+        if not fits and recipe.workload == "command" and numbers == [1.0]:
+            raise UsageError(
+                f"{name}={value} has no effect: the command has no {{{name}}}; write it where the value belongs"
+            )
         if not fits:
             jobs = f"; at most one process for each job, here {len(recipe.jobs)}" if name == "concurrency" else ""
             raise UsageError(

@@ -150,11 +150,13 @@ def rule_of_thumb(recipe: Recipe, host: HostInfo) -> Point:
 
 
 def missing_placeholders(recipe: Recipe) -> Iterator[str]:
-    """What a user's own command leaves out, in sentences: knobs that never reach it, jobs that are all the same."""
+    """What a user's own command leaves out, in sentences: its progress, knobs that never reach it, jobs all alike."""
     if recipe.workload != "command":
         return
-    from autotune.workloads.command import placeholders
+    from autotune.workloads.command_argv import placeholders
 
+    if not {"counter", "rate", "progress"} & recipe.hyperparameters.keys():
+        yield "progress: autotune.tick(steps) in the program is listened for (or give --counter, --rate or --progress)"
     used = placeholders(recipe.hyperparameters["argv"])
     if not used - {"seed", "env", "job"}:
         tuned = "only concurrency is tuned" if len(recipe.knobs["concurrency"]) > 1 else "there is nothing to tune"
@@ -185,7 +187,8 @@ def command_recipe(
     Raises:
         UsageError: an impossible command, pattern or placeholder, or no job.
     """
-    from autotune.workloads.command import CommandWorkload, placeholders
+    from autotune.workloads.command import CommandWorkload
+    from autotune.workloads.command_argv import placeholders
 
     if jobs > _JOBS_MAX:
         raise UsageError(f"{jobs:,} jobs are more than a manifest holds: at most {_JOBS_MAX:,}")

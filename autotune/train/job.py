@@ -37,6 +37,7 @@ class JobRun:
         vram_bytes: device memory of its processes, or that peak where the device does not tell.
         ram_bytes: memory of its processes.
         iteration_s: how long its iterations take at present, 0.0 before the first.
+        stop_s: seconds that its program, told to stop, may take to save and end.
         stop_by_s: when its worker, told to stop, is late (`time.monotonic`); None while it is not told.
     """
 
@@ -54,9 +55,8 @@ class JobRun:
         self.ram_bytes: int | None = None
         self.worker: WorkerProcess | None = None
         self.final: Mapping[str, Any] | None = None
-        self.iteration_s = 0.0
+        self.iteration_s = self.stop_s = self._stop_within_s = 0.0
         self.stop_by_s: float | None = None
-        self._stop_within_s = 0.0
         self._saved_steps: int | None = None
         self._recent: deque[tuple[float, int, int]] = deque()
 
@@ -80,12 +80,13 @@ class JobRun:
     def start(self, worker: WorkerProcess) -> None:
         """A worker trains it from now on."""
         self.worker, self.final, self.status, self.detail = worker, None, "running", ""
-        self.iteration_s, self.stop_by_s, self._saved_steps = 0.0, None, None
+        self.iteration_s = self.stop_s = 0.0
+        self.stop_by_s = self._saved_steps = None
         self._recent.clear()
 
     def stop(self, grace_s: float) -> None:
-        """Tell its worker to save and end, within `grace_s` beside what its iteration takes."""
-        self._stop_within_s = grace_s + _ITERATIONS_LEFT * self.iteration_s
+        """Tell its worker to save and end, within `grace_s` beside what its iteration or its program takes."""
+        self._stop_within_s = grace_s + self.stop_s + _ITERATIONS_LEFT * self.iteration_s
         self.stop_by_s = time.monotonic() + self._stop_within_s
         if self.worker:
             self.worker.send("stop")

@@ -26,7 +26,7 @@ from autotune.train.throughput import SharedThroughput
 from autotune.worker.protocol import TrainPlan, WorkerTask
 
 STOP_GRACE_S = 20.0
-_NOTICED_S = 5.0
+_NOTICED_S = 3.0
 _POLL_S = 0.25
 _VIEW_PERIOD_S = 0.5
 _STATUS_PERIOD_S = 2.0
@@ -105,6 +105,7 @@ class Supervisor:
         self._throughput = SharedThroughput(at_once, plan)
         self._gpu = LiveGpu(device.gpu) if device.gpu else None
         self._stopping = False
+        self._notice_s: float | None = None
         self._viewed_s = self._written_s = -_STATUS_PERIOD_S
 
     def run(self, on_event: Callable[[Snapshot], None], should_stop: Callable[[], bool]) -> TrainResult:
@@ -120,6 +121,7 @@ class Supervisor:
             for worker, message in receive_all([job.worker for job in self._active() if job.worker], _POLL_S):
                 self._take(workers[id(worker)], message)
             self._reap()
+            self._notice_stop()
             self._show(on_event)
         return self._close_run(on_event)
 
@@ -201,11 +203,19 @@ class Supervisor:
         self._stopping = True
         for job in self._active():
             job.stop(self._stop_grace_s)
-        if (longest_s := max((job.iteration_s for job in self._active()), default=0.0)) > _NOTICED_S:
-            self._warn(
-                f"stopping: what runs ends its iteration, of about {longest_s:.0f} s, and saves. A second interrupt "
-                "ends it now, and what came after the last checkpoints is lost."
-            )
+        self._notice_s = time.monotonic() + _NOTICED_S
+
+    def _notice_stop(self) -> None:
+        """Tell, once, that stopping takes a while."""
+        now_s = time.monotonic()
+        if self._notice_s is None or now_s < self._notice_s or not self._active():
+            return
+        self._notice_s = None
+        left_s = max((job.stop_by_s or now_s) - now_s for job in self._active())
+        self._warn(
+            f"stopping: what runs has {left_s:.0f} s more to come to an end and save. A second interrupt ends it now, "
+            "and what came after the last checkpoints is lost."
+        )
 
     def _take(self, job: JobRun, message: Message) -> None:
         kind = message.get("type")
@@ -213,6 +223,7 @@ class Supervisor:
             job.take_step(message)
             self._throughput.add(job.job.id, message)
         elif kind == "ready":
+            job.stop_s = float(message["stop_s"])
             self._events.record("ready", job=job.job.id, effective=message["effective"], threads=message["threads"])
         elif kind == "resumed":
             job.take_saved(message)

@@ -105,7 +105,8 @@ def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
         if interrupt := getattr(session, "interrupt", None):
             threading.Thread(target=lambda: commands.stop.wait() and interrupt(), daemon=True).start()
         ready = {"type": "ready", "open_s": time.monotonic() - started_s, "threads": task.threads}
-        send(ready | {"effective": to_json(session.effective)})
+        ready |= {"stop_s": getattr(session, "stop_s", 0.0), "effective": to_json(session.effective)}
+        send(ready)
         if task.mode == "measure":
             if hurry := getattr(session, "hurry", None):
                 hurry()

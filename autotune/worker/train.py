@@ -25,7 +25,8 @@ RETURNS_KEPT = 100
 _MESSAGE_PERIOD_S = 0.5
 _ROW_GROWTH = 1 / 200
 """A row of `metrics.csv` whenever the env steps have grown by so much: the same rows at any speed of the machine."""
-_NEARLY = 0.99
+_NEARLY = 0.9
+"""A program that ends by itself after such a share of its budget has done it: it may count whole batches."""
 _EARLY_REMEDY = "The same command runs it again; if it was to do no more, lower the job's budget in the manifest."
 _PREDECESSOR_S = 20.0  # an orphaned worker saves and ends within less
 
@@ -182,13 +183,17 @@ class _Training:
     def _let_finish(self, reason: str) -> tuple[str, str]:
         """Where the session is a program that ends by itself, let it do so; how it ended, and what is to be said."""
         budget, done = self._job.budget, self._progress.amount(self._job.budget)
-        if reason == "finished" and done < _NEARLY * budget.amount:
-            early = f"after {done:,.12g} of {budget.amount:,.12g} {budget.unit}"
-            share = f"({done / budget.amount:.0%} of its budget)"
-            return "early", f"the program ended by itself, with exit code 0, {early} {share}. {_EARLY_REMEDY}"
+        if reason == "finished" and done < budget.amount:
+            share = f"{done:,.12g} of {budget.amount:,.12g} {budget.unit} ({done / budget.amount:.0%} of its budget)"
+            detail = f"the program ended by itself, with exit code 0, after {share}"
+            if done < _NEARLY * budget.amount:
+                return "early", f"{detail}. {_EARLY_REMEDY}"
+            self._tell("warning", detail=detail)
         if reason == "budget" and (finish := getattr(self._session, "finish", None)) and (detail := finish()):
             self._tell("warning", detail=detail)
-            return ("stopped" if self._should_stop() else reason), ""
+            reason = "stopped" if self._should_stop() else reason
+        if reason != "finished" and (stop := getattr(self._session, "stop", None)) and (detail := stop()):
+            self._tell("warning", detail=detail)
         return reason, ""
 
     def _resume(self) -> Progress:

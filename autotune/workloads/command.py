@@ -17,14 +17,14 @@ from typing import Any
 from pydantic import Field
 
 from autotune.errors import UsageError, WorkerError
-from autotune.records import KNOBS, Job, KnobValue, Point, Work
+from autotune.records import KNOBS, Job, Point, Work
 from autotune.units import format_duration
+from autotune.workloads.command_argv import fill, placeholders, values_at
 from autotune.workloads.command_child import Child
 from autotune.workloads.command_progress import ProgressRule, make_rule
-from autotune.workloads.protocol import Finished, NoProgressError, RefusedError, SessionState
+from autotune.workloads.protocol import SMALLER_TOTALS, Finished, NoProgressError, RefusedError, SessionState
 from autotune.workloads.settings import Settings, parse_settings, workload_knobs
 
-_BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}|[{}]")
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemoryError|RESOURCE_EXHAUSTED|\bMemoryError\b|std::bad_alloc|Cannot allocate memory|"
     r"ALLOC_FAILED"
@@ -61,6 +61,7 @@ class CommandSettings(Settings):
         progress_timeout_s: without a first sign of progress for so long, nothing is being counted.
         hang_timeout_s: without progress for so long after the first, it counts as hung.
         grace_s: between SIGTERM and SIGKILL.
+        save_grace_s: likewise in training, where it may save.
     """
 
     argv: Sequence[str] = Field(min_length=1)
@@ -73,47 +74,7 @@ class CommandSettings(Settings):
     progress_timeout_s: float = Field(default=120.0, gt=0)
     hang_timeout_s: float = Field(default=1800.0, gt=0)
     grace_s: float = Field(default=5.0, ge=0)
-
-
-def placeholders(argv: Sequence[str]) -> set[str]:
-    """Names in braces: the knobs (and ``seed``, ``env``, ``job``) that reach the program.
-
-    Raises:
-        UsageError: a brace that is no placeholder.
-    """
-    return {name for argument in argv for name in _names(argument)}
-
-
-def _names(argument: str) -> list[str]:
-    names = []
-    for match in _BRACES.finditer(argument):
-        if match[0] in "{}":
-            raise UsageError(
-                f"argument {argument!r} has a brace that is no placeholder: write {{{{ and }}}} for literal braces, "
-                "{num_envs} for a knob"
-            )
-        if match[1]:
-            names.append(match[1])
-    return names
-
-
-def fill(argv: Sequence[str], values: Mapping[str, KnobValue]) -> list[str]:
-    """The arguments with every placeholder replaced.
-
-    Raises:
-        UsageError: a placeholder without a value; the message lists those there are.
-    """
-    unknown = sorted(placeholders(argv) - set(values))
-    if unknown:
-        raise UsageError(
-            f"unknown placeholder {{{unknown[0]}}} in the command. There are: "
-            f"{', '.join(f'{{{name}}}' for name in values)}. Literal braces are written {{{{ and }}}}."
-        )
-
-    def replace(match: re.Match[str]) -> str:
-        return str(values[match[1]]) if match[1] else match[0][0]
-
-    return [_BRACES.sub(replace, argument) for argument in argv]
+    save_grace_s: float = Field(default=60.0, ge=0)
 
 
 class CommandWorkload:
@@ -155,8 +116,9 @@ class CommandWorkload:
         path = self.settings.environment.get("PATH", os.environ.get("PATH"))
         local = str(Path(self.settings.cwd or ".") / program)  # a path is relative to the command's folder
         if shutil.which(local if "/" in program else program, path=path) is None:
+            quoted = "write the command without quotes around all of it; " if " " in program else ""
             raise UsageError(
-                f"the program {program!r} cannot be found or executed: "
+                f"the program {program!r} cannot be found or executed: {quoted}"
                 "check its spelling, its permissions, and that its environment is active"
             )
 
@@ -171,11 +133,6 @@ class CommandWorkload:
         """
         self.check(point, [job])
         return CommandSession(self.settings, self.rule, point, job, device)
-
-
-def values_at(point: Point, job: Job) -> dict[str, KnobValue]:
-    """Every placeholder's value."""
-    return {**point.knobs(), "seed": job.seed, "env": job.env, "job": job.id}
 
 
 def child_environment(settings: CommandSettings) -> dict[str, str]:
@@ -226,7 +183,8 @@ class CommandSession:
             raise NoProgressError(self._without_progress(timeout_s))
         if steps == self._steps and self._child.exit_code() is not None:
             raise self._ending()
-        work = Work(env_steps=steps - self._steps)
+        told = {SMALLER_TOTALS: self._child.smaller_share()} if self._hurried and self._rule.counter else {}
+        work = Work(env_steps=steps - self._steps, metrics=told)
         self._steps = steps
         return work
 
@@ -263,6 +221,20 @@ class CommandSession:
             "ended by SIGTERM. For it to evaluate and save at its end, let the budget (--steps) be its own total"
         )
 
+    @property
+    def stop_s(self) -> float:
+        """Seconds that `stop` takes at most."""
+        return self._settings.save_grace_s
+
+    def stop(self) -> str | None:
+        """Let the program save and end, in training; what to tell if it does not."""
+        if self._child.end(self._settings.save_grace_s):
+            return None
+        return (
+            f"the program did not end within {format_duration(self._settings.save_grace_s)} of SIGTERM and was killed: "
+            "see whether all is saved (save_grace_s among the hyperparameters allows more)"
+        )
+
     def synchronize(self) -> None:
         """The program prints when it is done."""
 
@@ -283,6 +255,12 @@ class CommandSession:
 
     def _without_progress(self, waited_s: float) -> str:
         waited = format_duration(waited_s)
+        if self._child.smaller_share() > 0:
+            return (
+                f"no progress was told within {waited}: the largest total read was {self._child.largest_total():,.0f}, "
+                f"and later ones are smaller. Let --counter match one total only; the last lines were:\n"
+                f"{self._last_lines()}"
+            )
         if self._child.found_progress:
             longer = "hang_timeout_s among the hyperparameters of a recipe allows more"
             return f"no progress was told within {waited} ({longer}); the last lines were:\n{self._last_lines()}"

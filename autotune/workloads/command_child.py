@@ -73,6 +73,14 @@ class Child:
         """Whether anything told a number of steps yet."""
         return self._progress.found
 
+    def smaller_share(self) -> float:
+        """Of the totals read, those that were smaller than one before and did not count."""
+        return self._progress.smaller / max(1, self._progress.numbers)
+
+    def largest_total(self) -> float:
+        """The largest that was read."""
+        return self._progress.largest
+
     def wait_for_progress(self, beyond_steps: int, not_before_s: float, timeout_s: float) -> int | None:
         """Steps done when a line tells of more than `beyond_steps`, or when the program ends.
 
@@ -118,12 +126,15 @@ class Child:
         """Whether SIGKILL ended it, or what a shell ran, while the kernel's out-of-memory killer was at work."""
         return self._process.poll() in (-9, 128 + 9) and count_oom_kills() > self._oom_kills
 
-    def end(self, grace_s: float) -> None:
+    def end(self, grace_s: float) -> bool:
         """SIGTERM to the program, then to what it leaves behind; SIGKILL to all after `grace_s`; safe to call twice.
+
+        Returns:
+            Whether all ended without SIGKILL.
 
         A program ends its own workers; a wrapper such as a shell ends before the program that it runs.
         """
-        family, deadline_s = descendants(self.pid), time.monotonic() + grace_s
+        family, deadline_s, well = descendants(self.pid), time.monotonic() + grace_s, True
         if self._process.poll() is None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -131,7 +142,8 @@ class Child:
             for process in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.terminate()
-            psutil.wait_procs(family, timeout=max(0.0, deadline_s - time.monotonic()))
+            _, left = psutil.wait_procs(family, timeout=max(0.0, deadline_s - time.monotonic()))
+            well = self._process.poll() is not None and not left
         for process in [*family, *descendants(self.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()  # psutil makes sure that it is still the same process
@@ -140,6 +152,7 @@ class Child:
         if self._ticks is not None:
             os.write(self._ticks, _END_OF_TICKS)
             self._ticks = None
+        return well
 
     def _ended(self) -> bool:
         """Whether it has ended and its output was read, as far as no descendant holds the pipe open."""

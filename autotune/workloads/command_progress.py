@@ -52,9 +52,9 @@ def compile_pattern(option: str, pattern: str, *, groups: int = 1) -> re.Pattern
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"{option} {pattern!r} is not a regular expression: {error}") from None
+        raise UsageError(f"{option} '{pattern}' is not a regular expression: {error}") from None
     if compiled.groups - (WORKER in compiled.groupindex) < groups:
-        raise UsageError(f"{option} {pattern!r} needs parentheses around the number, such as 'steps: ([0-9,]+)'")
+        raise UsageError(f"{option} '{pattern}' needs parentheses around the number, such as 'steps: ([0-9,]+)'")
     return compiled
 
 

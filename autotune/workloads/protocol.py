@@ -36,6 +36,10 @@ class SessionState:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
+SMALLER_TOTALS = "smaller_totals"
+"""Name in `Work.metrics`: of the totals that a program told, the share that did not count, being smaller."""
+
+
 class Finished(Exception):
     """The training program ended by itself with exit code 0; raised by `Session.step`."""
 
@@ -54,8 +58,9 @@ class Session(Protocol):
     A session may also have `ceilings(seconds) -> Mapping[str, float]`: env steps per second of its
     parts (``env``, ``infer``, ``learn``) working alone; it is thrown away after. One that waits for a program of the
     user's own may have `interrupt()`, called from another thread when there is no more to wait for; `hurry()`,
-    called before a probe; and `finish() -> str | None`, called when a training's budget is met, which returns what
-    to tell the user.
+    called before a probe; `finish() -> str | None`, called when a training's budget is met, and `stop() -> str | None`,
+    called at the end of any training, which return what to tell the user; and `stop_s`, the seconds that `stop` takes
+    at most.
 
     Attributes:
         effective: what took effect, by name, read back from the environment and the framework
