@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -212,6 +213,30 @@ def test_mark_holds_totals_back_until_the_end_of_the_iteration():
         "SPS: 2310",
     ]
     assert read(rule, *enumerate(lines)) == [0, 0, 480, 480, 530]
+
+
+@pytest.mark.parametrize("game_steps", [30, 200, 1000])
+@pytest.mark.parametrize("in_step", [False, True])
+def test_iterations_of_equal_size_are_known_from_what_games_tell(game_steps, in_step):
+    """Games tell of steps that were done long ago; iterations are told one by one."""
+    envs, rollout, lines = 8, 128, list[str]()
+    for step in range(1, 60 * rollout + 1):
+        ends = [e for e in range(envs) if (step + (0 if in_step else e * game_steps // envs)) % game_steps == 0]
+        lines += [f"global_step={step * envs}, episodic_return=[1.]"] * len(ends)
+        lines += ["SPS: 1234"] * (step % rollout == 0)
+    steps = read(rule_of(preset="cleanrl"), *enumerate(lines))
+    marked = [done for line, done in zip(lines, steps, strict=True) if line.startswith("SPS")]
+    late = np.diff(marked[20:])
+    assert (late > 0).all() and late == pytest.approx(1024, rel=0.25)
+    assert np.median(late) == pytest.approx(1024, rel=0.05) and marked[-1] == pytest.approx(60 * 1024, rel=0.08)
+
+
+@pytest.mark.parametrize(("offset", "sizes"), [(10**6, [1000]), (0, [500, 2000, 1000])])
+def test_totals_that_do_not_fit_iterations_of_equal_size_count_as_told(offset, sizes):
+    """A program that goes on from its own checkpoint, and one whose iterations differ."""
+    totals = [offset + sum(sizes[k % len(sizes)] for k in range(n)) for n in range(1, 60)]
+    lines = [text for total in totals for text in (f"global_step={total}", "SPS: 1")]
+    assert read(rule_of(preset="cleanrl"), *enumerate(lines))[-1] == totals[-1]
 
 
 def test_stable_baselines_table():

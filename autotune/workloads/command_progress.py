@@ -26,6 +26,10 @@ WORKER = "worker"
 _ALIKE = 8
 """A total that begins anew grows as it did before, within this factor, and begins within as many such growths of 0;
 as many at once are a leap, back to another total."""
+_MARKS_MIN = 5
+"""Marks before iterations are taken to be of equal size."""
+_CATCH_UP = 32
+"""Marks over which a total that was told is caught up with: all at once it would look like a fast iteration."""
 _NUMBER = re.compile(r"\+?((?:\d{1,3}(?:,\d{3})+|\d[\d_]*)(?:\.\d*)?|\.\d+)(e[+-]?\d+)?\s*([kmb]?)", re.IGNORECASE)
 _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -169,6 +173,39 @@ class _Total:
         return alike and (first <= _ALIKE * self.growth or grown >= _ALIKE)
 
 
+@dataclass
+class _Batches:
+    """Steps at marks, where totals are told now and then only, such as at the end of a game.
+
+    Iterations of equal size are recognised: of a total told in the k-th, at least 1/k is the size, and less than
+    1/(k - 1). What was done is then known better than what was told, which lags by up to a game of every environment.
+
+    Attributes:
+        marks: so far.
+        size: steps of an iteration at least.
+        told: the total at the mark before.
+        done: steps at the mark before.
+        equal: whether all totals so far agree with iterations of equal size.
+    """
+
+    marks: int = 0
+    size: float = 0.0
+    told: float = 0.0
+    done: float = 0.0
+    equal: bool = True
+
+    def mark(self, total: float) -> float:
+        """Steps done at a mark before which `total` was told last."""
+        self.marks += 1
+        self.size = max(self.size, total / self.marks)
+        self.equal = self.equal and (total == self.told or total > (self.marks - 1) * self.size)
+        self.told = total
+        by_size = self.done + self.size
+        equal = self.equal and self.marks >= _MARKS_MIN
+        self.done = by_size + max(0.0, total - by_size) / _CATCH_UP if equal else total
+        return self.done
+
+
 class ProgressCounter:
     """Adds up the steps that lines tell.
 
@@ -176,7 +213,7 @@ class ProgressCounter:
     near 0 and grows as the largest did, the program began to count anew, and what it counts from there is added.
 
     Attributes:
-        steps: done so far, up to the last mark.
+        steps: done so far, up to the last mark; see `_Batches`.
         found: whether any line told a number.
         numbers: totals read.
         smaller: those of them that were smaller than one before, and no part of a count that began anew.
@@ -189,6 +226,7 @@ class ProgressCounter:
         self.numbers = self.smaller = 0
         self._rule = rule
         self._unmarked_steps = 0.0
+        self._batches = _Batches()
         self._totals: dict[str, _Total] = {}
         self._rate_at_s: float | None = None
 
@@ -207,8 +245,10 @@ class ProgressCounter:
             rates = [number for match in self._rule.rate.finditer(text) if (number := _number(match)) is not None]
             if rates:
                 self._read_rate(rates[-1], t_s)
-        if self._rule.mark is None or self._rule.mark.search(text):
+        if self._rule.mark is None:
             self.steps = self._unmarked_steps
+        elif self._rule.mark.search(text):
+            self.steps = max(self.steps, self._batches.mark(self._unmarked_steps))
 
     def read_tick(self, line: str) -> None:
         """Take in a line that `autotune.tick` wrote: ``<process id> <total>``."""
