@@ -387,6 +387,8 @@ def test_the_report_states_the_verdict(tmp_path, device):
     assert "- **Learning checked:** return 1" in shown["passed"]
     assert "- **LEARNING FAILED THE GUARD:** an env step at the tuned point teaches less" in shown["failed"]
     assert "Learning not checked" not in shown["passed"]
+    assert "- **Next:** allow less in the recipe" in shown["failed"] and "In spite of the guard" in shown["failed"]
+    assert "- **Next:** `autotune train" in shown["passed"]
     assert "return at the end" in shown["failed"] and "1, unknown" in shown["failed"]
     assert "What to do:" in shown["failed"]
 
