@@ -552,6 +552,9 @@ def test_a_program_that_ends_within_its_window_is_measured_by_what_it_did(tmp_pa
     result = probe(tmp_path, POINT, python(code.replace("{last}", "50")), plan, counter=COUNTER)
     assert result.ok and result.window_s < 3.0 and result.reset_fraction is None
     assert result.sps == pytest.approx(2000, rel=0.3)
+    slow = "import time\nfor n in range(1, 8): print('steps:', 100 * n, flush=True); time.sleep(0.5)"
+    late = probe(tmp_path, POINT, python(slow), replace(PLAN, window_s=2.6, window_iterations=4), counter=COUNTER)
+    assert late.ok and late.window_s == pytest.approx(2.0, abs=0.3), "it ended when its window was due and not complete"
     short = probe(tmp_path, POINT, python(code.replace("{last}", "10")), plan, counter=COUNTER)
     assert short.status == "crashed" and REFUSED in short.flags, "it forbids nothing heavier"
     assert "the program ended after 900 steps, too early to be measured: while it is tuned let it do" in short.detail

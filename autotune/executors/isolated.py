@@ -211,8 +211,8 @@ class IsolatedExecutor:
                 state.ready_s = now_s
                 for worker in state.workers:
                     worker.send("go")
-            if state.ready_s is not None and now_s > state.ready_s + plan.discard_s + plan.window_s:  # none before
-                state.opened = window.windows(state.steps, plan)
+            if state.opened is None and state.ready_s and now_s > state.ready_s + plan.discard_s + plan.window_s:
+                state.opened = window.windows(state.steps, plan)  # there is none before
             if state.status != "ok" or state.opened is not None:
                 return
             if state.ready_s is None and now_s > start_by_s:
