@@ -205,7 +205,7 @@ class CommandSession:
 
     def finish(self) -> str | None:
         """Let the program, whose budget is met, evaluate, save and end; what to tell if it does not end well."""
-        limit_s = self._settings.hang_timeout_s
+        limit_s, begun_s = self._settings.hang_timeout_s, time.monotonic()
         self._child.wait_for_end(limit_s, enough_steps=(1 + _OVERSHOOT) * self._steps)
         code = self._child.exit_code()
         if code == 0:
@@ -216,9 +216,11 @@ class CommandSession:
             return (
                 "stopped at its budget before it ended by itself: what it does at its end, such as saving, is missing"
             )
+        late = time.monotonic() - begun_s >= limit_s
+        what = f"did not end within {format_duration(limit_s)}" if late else "goes on"
         return (
-            f"the budget is met, and the program goes on (or did not end within {format_duration(limit_s)}): it is "
-            "ended by SIGTERM. For it to evaluate and save at its end, let the budget (--steps) be its own total"
+            f"the budget is met, and the program {what}: it is ended by SIGTERM. "
+            "For it to evaluate and save at its end, let the budget (--steps) be its own total"
         )
 
     @property
