@@ -306,6 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(code or 0)
     except click.ClickException as error:
         error.show()
+        if "--" not in given and any(argument.endswith((".py", ".sh")) for argument in given):
+            say("Your own command goes after --, as in: autotune search --budget 30m -- python train.py --seed {seed}")
         return error.exit_code
     except AutotuneError as error:
         if context["debug"]:

@@ -133,6 +133,12 @@ def test_nothing_stable_is_exit_code_3(here, capsys):
     assert run("probe", "--num-envs", "4", "--batch-size", "64") == 3
 
 
+@pytest.mark.parametrize("command", [["python", "train.py"], ["python", "train.py", "--envs", "8"], ["--", "train.py"]])
+def test_a_forgotten_double_dash_is_named(here, capsys, command):
+    assert run("search", *command) == 2
+    assert ("Your own command goes after --" in capsys.readouterr().err) == ("--" not in command)
+
+
 def test_a_search_stopped_before_its_first_result_is_an_object_too(here):
     write_recipe(here)
     command = [sys.executable, "-m", "autotune", "search", "--budget", "60s", "--json"]
