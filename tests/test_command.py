@@ -165,6 +165,21 @@ def test_a_count_within_every_iteration_adds_nothing(each, count):
     assert max(steps) <= steps[-1] + each * count
 
 
+@pytest.mark.parametrize("rarely", [2, 3, 10])
+def test_a_count_within_iterations_adds_nothing_where_the_total_is_told_rarely(rarely):
+    told = []
+    for n in range(1, 100):
+        told += [f"step {32 * k}" for k in range(1, 5)]
+        told += [f"step {512 * n}"] * (n % rarely == 0)
+    steps = read(rule_of(counter=r"step (\d+)"), *enumerate(told))
+    assert steps[-1] == pytest.approx(512 * (99 // rarely * rarely), abs=2 * 512 * rarely)
+
+
+def test_a_total_that_goes_on_from_a_checkpoint_counts_from_where_it_was():
+    told = [f"step {100 * n}" for n in (*range(1, 30), *range(20, 60))]
+    assert read(rule_of(counter=r"step (\d+)"), *enumerate(told))[-1] == 5900
+
+
 def test_of_workers_at_different_speeds_the_fastest_counts_or_their_sum():
     turns = sorted((n / speed, who, n) for who, speed in enumerate((3.0, 3.1, 1.0, 1.1)) for n in range(1, 200))
     told = [f"worker {who}: steps {100 * n}" for at, who, n in turns if at <= 60]

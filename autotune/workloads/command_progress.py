@@ -7,7 +7,7 @@ Three ways: a running total (`counter`), a rate in steps per second (`rate`), or
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import UsageError
@@ -111,66 +111,83 @@ def make_rule(*, counter: str | None, rate: str | None, mark: str | None, preset
 
 
 @dataclass
-class _Total:
-    """A running total of one source, and what it may have begun anew from.
+class _Run:
+    """Numbers that never fall.
 
     Attributes:
-        largest: since it began, anew or at all.
-        first: its first number since then.
-        growths: how often it grew since then, the first number included.
-        fallen: numbers in a row that were smaller than it, from the first on that did not fall again.
-        before: what was before it began anew; None when it never did.
-        one_of_several: it came back after it seemed to have begun anew, or fell twice in a row: smaller numbers are
-            another total.
+        first: of them.
+        last: and largest.
+        grown: how often they grew.
     """
 
-    largest: float = 0.0
-    first: float = 0.0
-    growths: int = 0
-    fallen: list[float] = field(default_factory=list)
-    before: _Total | None = None
-    one_of_several: bool = False
+    first: float
+    last: float
+    grown: int = 0
 
     @property
     def growth(self) -> float:
-        """By how much it usually grows."""
-        return (self.largest - self.first) / (self.growths - 1) if self.growths > 1 else self.largest
+        """By how much they usually grow."""
+        return (self.last - self.first) / self.grown if self.grown else self.last
+
+    def add(self, number: float) -> float:
+        """Take a number in; by how much it is larger."""
+        added = number - self.last
+        self.grown += added > 0
+        self.last = number
+        return added
+
+
+class _Total:
+    """A running total of one source, which may begin anew."""
+
+    def __init__(self) -> None:
+        self._run: _Run | None = None
+        self._fallen: _Run | None = None  # numbers that are smaller, since the run's last
+        self._before: _Run | None = None  # the largest run before it began anew
+        self._since = 0.0  # steps since then
+        self._one_of_several = False  # smaller numbers are another total
+
+    @property
+    def largest(self) -> float:
+        """Since it began, anew or at all."""
+        return self._run.last if self._run else 0.0
 
     def read(self, number: float) -> float:
         """Steps that a number adds; negative where it shows that it did not begin anew after all."""
-        if number >= self.largest:
-            return self._grow(number)
-        if self.fallen and number < self.fallen[-1]:
-            self.one_of_several |= len(set(self.fallen)) == 1  # it falls twice before it grows
-            self.fallen = []
-        self.fallen.append(number)
-        if not self._began_anew():
+        if self._run is None:
+            self._run = _Run(first=number, last=number)
+            return number
+        if number >= self._run.last:
+            return self._grow(self._run, number)
+        if self._fallen is None or number < self._fallen.last:
+            self._one_of_several |= self._fallen is not None and not self._fallen.grown  # fell twice before it grew
+            self._fallen = _Run(first=number, last=number)
+        else:
+            self._fallen.add(number)
+        if self._one_of_several or not _began_anew(self._run, self._fallen):
             return 0.0
-        kept = replace(self, fallen=[])
-        self.largest, self.first, self.growths = number, self.fallen[0], len(set(self.fallen))
-        self.fallen, self.before = [], kept
+        if self._before is None or self._run.last >= self._before.last:
+            self._before, self._since = self._run, 0.0
+        self._run, self._fallen = self._fallen, None
+        self._since += number
         return number
 
-    def _grow(self, number: float) -> float:
-        added, old = number - self.largest, self.before
-        self.fallen = []
-        if old is not None and number >= old.largest and added >= _ALIKE * self.growth:  # it was there all the time
-            taken_back = self.largest
-            self.largest, self.first, self.growths = old.largest, old.first, old.growths
-            self.before, self.one_of_several = None, True
-            return self._grow(number) - taken_back
-        self.first = self.first if self.growths else number
-        self.growths += added > 0 or not self.growths
-        self.largest = number
+    def _grow(self, run: _Run, number: float) -> float:
+        self._fallen, before = None, self._before
+        if before is not None and number >= before.last and number - run.last >= _ALIKE * run.growth:
+            self._run, self._before, self._one_of_several = before, None, True  # it was there all the time
+            return before.add(number) - self._since
+        added = run.add(number)
+        self._since += added
         return added
 
-    def _began_anew(self) -> bool:
-        """Whether the numbers that have fallen are the same total's: far below it, near 0, growing as it does."""
-        first, last, grown = self.fallen[0], self.fallen[-1], len(set(self.fallen)) - 1
-        if self.one_of_several or grown < 1 or first >= self.largest / 2:
-            return False
-        alike = self.growth / _ALIKE <= (last - first) / grown <= self.growth * _ALIKE
-        return alike and (first <= _ALIKE * self.growth or grown >= _ALIKE)
+
+def _began_anew(run: _Run, fallen: _Run) -> bool:
+    """Whether numbers that fell are the same total's: far below it, beginning near 0, and growing as it does."""
+    if not fallen.grown or fallen.first >= run.last / 2:
+        return False
+    alike = run.growth / _ALIKE <= fallen.growth <= run.growth * _ALIKE
+    return alike and (fallen.first <= _ALIKE * run.growth or fallen.grown >= _ALIKE)
 
 
 @dataclass
