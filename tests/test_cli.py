@@ -139,6 +139,17 @@ def test_a_forgotten_double_dash_is_named(here, capsys, command):
     assert ("Your own command goes after --" in capsys.readouterr().err) == ("--" not in command)
 
 
+def test_a_knob_without_its_place_in_the_command_is_named_and_a_further_one_reaches_it(here, capsys):
+    script = "import sys, time\nfor n in range(10**6): print('steps:', n * int(sys.argv[1])); time.sleep(0.01)"
+    options = ["probe", "--num-envs", "8", "--batch-size", "32", "--counter", r"steps: (\d+)"]
+    assert run(*options, "--", sys.executable, "-c", script, "{num_env}", "{batch_size}") == 2
+    err = capsys.readouterr().err
+    assert "the command has no {num_envs}" in err and "placeholders that it has: {batch_size}, {num_env}" in err
+    further = ["--knob", "lr=3", "--", sys.executable, "-c", script, "{lr}", "{num_envs}", "{batch_size}"]
+    assert run(*options, *further) == 0
+    assert "lr" in capsys.readouterr().out
+
+
 def test_a_search_stopped_before_its_first_result_is_an_object_too(here):
     write_recipe(here)
     command = [sys.executable, "-m", "autotune", "search", "--budget", "60s", "--json"]

@@ -15,6 +15,7 @@ from autotune.probe.recipe_file import batch_size_max
 from autotune.probe.run import run_probe
 from autotune.records import SHARING, Grade, KnobValue, Point, ProbeResult, Recipe
 from autotune.runs import Run
+from autotune.workloads.command_argv import placeholders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +45,26 @@ def check_knob(recipe: Recipe, name: str, values: Sequence[KnobValue]) -> None:
             fits = isinstance(value, (int, float)) and min(numbers) <= value <= max(numbers)
         else:
             fits = value in recipe.knobs[name]
-        if not fits and recipe.workload == "command" and numbers == [1.0]:
-            raise UsageError(
-                f"{name}={value} has no effect: the command has no {{{name}}}; write it where the value belongs"
-            )
         if not fits:
+            _refuse_unreached(recipe, name, value)
             jobs = f"; at most one process for each job, here {len(recipe.jobs)}" if name == "concurrency" else ""
             raise UsageError(
                 f"{name}={value} is outside what recipe {recipe.name!r} allows ({shown}{jobs}): "
                 "choose another value, or widen [knobs] in a recipe of your own"
             )
+
+
+def _refuse_unreached(recipe: Recipe, name: str, value: KnobValue) -> None:
+    """Refuse a value of a knob that has no place in the user's own command."""
+    if recipe.workload != "command" or name not in ("num_envs", "batch_size"):
+        return
+    used = placeholders(recipe.hyperparameters["argv"])
+    if name not in used:
+        has = ", ".join(f"{{{each}}}" for each in sorted(used)) or "none"
+        raise UsageError(
+            f"{name}={value} has no effect: the command has no {{{name}}}; write it where the value belongs "
+            f"(placeholders that it has: {has})"
+        )
 
 
 def grid_points(recipe: Recipe, wanted: Mapping[str, Sequence[KnobValue]]) -> list[Point]:
