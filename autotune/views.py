@@ -19,8 +19,6 @@ from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
 from autotune.units import counted, format_bytes, format_count, format_duration
 
-_FAILURES = ("oom", "crashed", "host_lost", "timeout", "unstable")
-
 
 def describe(result: ProbeResult) -> str:
     """One line for a measured or failed point: ``num_envs=8 ...: 412 SPS +- 3 %``."""
@@ -92,7 +90,7 @@ def _start(result: ProbeResult) -> str:
 
 def search_json(found: StudyResult, run: Run, learning: LearningSection) -> dict[str, Any]:
     """The JSON object of a search: the point, its figures, trials and counts, what is known of learning."""
-    price, counts = found.price_usd_per_hour, found.counts
+    price = found.price_usd_per_hour
     named = {"baseline": found.baseline, "rule_of_thumb": found.rule_of_thumb}
     return {
         "run": str(run.path),
@@ -100,7 +98,7 @@ def search_json(found: StudyResult, run: Run, learning: LearningSection) -> dict
         **probe_row(found.result, price),
         **{name: result and probe_row(result, price) for name, result in named.items()},
         "trials": trial_rows(found.trials, price),
-        **{status: counts[status] for status in _FAILURES},
+        **found.counts,
         "tied": [point.knobs() for point in found.tied],
         "knobs": to_json(found.knobs),
         "sharing": found.sharing and {**to_json(found.sharing), "pays": found.sharing.pays},
@@ -124,14 +122,13 @@ def search_json(found: StudyResult, run: Run, learning: LearningSection) -> dict
 def nothing_json(run: Run, price: float | None, reason: str) -> dict[str, Any]:
     """The JSON object of a search that found no stable point, or was stopped before it had one."""
     state, trials = run.state(), load_trials(run)
-    counts = failures(trials)
     return {
         "run": str(run.path),
         "point": None,
         "sps": None,
         "goodput_per_usd": None,
         "trials": trial_rows(trials, price),
-        **{status: counts[status] for status in _FAILURES},
+        **failures(trials),
         "spent_s": state.get("spent_s"),
         "budget_s": state.get("budget_s"),
         "interrupted": state.get("ended") == "stopped",

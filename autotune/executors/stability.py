@@ -18,14 +18,11 @@ from autotune.meters.vram import NEIGHBOUR
 from autotune.records import Limits, ProbeResult, Reading
 from autotune.stats import Trace, sampling_half_width, total_rate
 from autotune.units import format_bytes
-from autotune.workloads.protocol import SMALLER_TOTALS
+from autotune.workloads.protocol import SEVERAL_TOTALS
 
 SHARED, SHARED_CPU, SLOWING = "shared", "shared cpu", "slowing"
 ALLOC_RETRIES = "alloc_retries"
 """Name in `Work.metrics` of a cumulative count: allocations that succeeded only after the framework freed its cache."""
-SEVERAL_TOTALS = "several totals"
-"""Mark of a program that tells more than one: the largest counts."""
-_SMALLER_SHARE_MAX = 0.3
 _BRAKE_SHARE_MAX = 0.05
 _SLOWER_MAX = 0.05
 _OTHERS_SHARE_MAX = 0.10
@@ -113,7 +110,7 @@ def _flags(seen: Seen, others: Sequence[GpuProcess]) -> list[str]:
         SHARED: bool(others),
         SHARED_CPU: busy is not None and busy > _OTHERS_SHARE_MAX * allowed,
         SLOWING: bool(seen.opened) and slowing,
-        SEVERAL_TOTALS: any(w[-1].metrics.get(SMALLER_TOTALS, 0.0) > _SMALLER_SHARE_MAX for w in seen.opened),
+        SEVERAL_TOTALS: any(steps[-1].metrics.get(SEVERAL_TOTALS) for steps in seen.opened),
     }
     return [flag for flag, holds in marks.items() if holds]
 

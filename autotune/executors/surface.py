@@ -19,6 +19,7 @@ from pathlib import Path
 from autotune.errors import UsageError
 from autotune.machine import DeviceInfo, GpuInfo, HostInfo
 from autotune.records import (
+    JOBS_MAX,
     KNOBS,
     Budget,
     Job,
@@ -54,7 +55,6 @@ STATUSES: tuple[Status, ...] = ("ok", "oom", "crashed", "host_lost", "timeout")
 QUICK_S, FINAL_S = 20.0, 50.0
 """What a stable probe costs beyond its start."""
 _KNOB_MAX = 2**31 - 1
-_PROCESSES_MAX = 10_000
 _SPS_MAX = 1e15
 
 
@@ -188,7 +188,7 @@ def _row(cells: Mapping[str, str], where: str) -> Row:
 
 
 def _knob(cells: Mapping[str, str], name: str, where: str) -> int:
-    value = _number(cells, name, where, least=1, most=_PROCESSES_MAX if name == "concurrency" else _KNOB_MAX)
+    value = _number(cells, name, where, least=1, most=JOBS_MAX if name == "concurrency" else _KNOB_MAX)
     if value != int(value):
         raise UsageError(f"surface {where}: {name} {cells[name]!r} must be a whole number")
     return int(value)

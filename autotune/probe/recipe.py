@@ -24,7 +24,7 @@ from autotune.probe.recipe_file import (
     nearest,
     parse_recipe,
 )
-from autotune.records import Budget, Job, KnobValue, Point, Recipe
+from autotune.records import JOBS_MAX, Budget, Job, KnobValue, Point, Recipe
 
 __all__ = [
     "check_point",
@@ -41,7 +41,6 @@ __all__ = [
 DEFAULT_FILE = "autotune.toml"
 DEFAULT_NAME = "atari"
 _GAME = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,99}")
-_JOBS_MAX = 10_000
 
 
 def recipe_path(word: str | None) -> Path:
@@ -188,15 +187,13 @@ def command_recipe(
         UsageError: an impossible command, pattern or placeholder, or no job.
     """
     from autotune.workloads.command import CommandWorkload
-    from autotune.workloads.command_argv import placeholders
 
-    if jobs > _JOBS_MAX:
-        raise UsageError(f"{jobs:,} jobs are more than a manifest holds: at most {_JOBS_MAX:,}")
+    if jobs > JOBS_MAX:
+        raise UsageError(f"{jobs:,} jobs are more than a manifest holds: at most {JOBS_MAX:,}")
     given = {"counter": counter, "rate": rate, "progress": progress}
     told = {name: value for name, value in given.items() if value is not None}
     hyperparameters = {"argv": list(argv), "cwd": str(Path.cwd()), **told}
-    CommandWorkload(hyperparameters)
-    used = placeholders(argv)
+    used = CommandWorkload(hyperparameters).placeholders
     if jobs < 1:
         raise UsageError(f"jobs {jobs} must be at least 1")
     knobs: dict[str, tuple[KnobValue, ...]] = {

@@ -259,10 +259,11 @@ class Supervisor:
 
     def _conclude(self, job: JobRun, worker: WorkerProcess, *, late: bool) -> None:
         final = job.final or {}
-        if final.get("type") == "done" and final["reason"] not in ("stopped", "early"):
+        reason = final.get("reason")  # of a worker that ended well
+        if reason in ("budget", "finished"):
             job.end("done")
-            self._events.record("finished", job=job.job.id, reason=final["reason"], **job.counts())
-        elif final.get("type") == "done" and final["reason"] == "stopped":
+            self._events.record("finished", job=job.job.id, reason=reason, **job.counts())
+        elif reason == "stopped":
             job.end("stopped")
             self._events.record("stopped", job=job.job.id, **job.counts())
         elif late and not final:
@@ -275,8 +276,7 @@ class Supervisor:
             tail = worker.log_tail(_LOG_LINES)
             detail = final.get("detail") or f"its process ended with {ending}" + (f":\n{tail}" if tail else "")
             job.end("crashed", detail)
-            kind = final.get("kind") or final.get("reason", "crashed")
-            facts = {"error": kind, "exit_code": code, "detail": detail}
+            facts = {"error": final.get("kind") or reason or "crashed", "exit_code": code, "detail": detail}
             self._events.record("crashed", job=job.job.id, **facts, **job.counts())
             others = ", the rest goes on" if len(self._jobs) > 1 else ""
             self._warn(f"{job.job.id} crashed{others}: {detail}\n(log: {worker.log})")

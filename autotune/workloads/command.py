@@ -22,7 +22,7 @@ from autotune.units import format_duration
 from autotune.workloads.command_argv import fill, placeholders, values_at
 from autotune.workloads.command_child import Child
 from autotune.workloads.command_progress import ProgressRule, make_rule
-from autotune.workloads.protocol import SMALLER_TOTALS, Finished, NoProgressError, RefusedError, SessionState
+from autotune.workloads.protocol import SEVERAL_TOTALS, Finished, NoProgressError, RefusedError, SessionState
 from autotune.workloads.settings import Settings, parse_settings, workload_knobs
 
 _OUT_OF_MEMORY = re.compile(
@@ -183,7 +183,7 @@ class CommandSession:
             raise NoProgressError(self._without_progress(timeout_s))
         if steps == self._steps and self._child.exit_code() is not None:
             raise self._ending()
-        told = {SMALLER_TOTALS: self._child.smaller_share()} if self._hurried and self._rule.counter else {}
+        told = {SEVERAL_TOTALS: 1.0} if self._hurried and self._child.progress.several_totals else {}
         work = Work(env_steps=steps - self._steps, metrics=told)
         self._steps = steps
         return work
@@ -205,8 +205,8 @@ class CommandSession:
 
     def finish(self) -> str | None:
         """Let the program, whose budget is met, evaluate, save and end; what to tell if it does not end well."""
-        limit_s, begun_s = self._settings.hang_timeout_s, time.monotonic()
-        self._child.wait_for_end(limit_s, enough_steps=(1 + _OVERSHOOT) * self._steps)
+        limit_s = self._settings.hang_timeout_s
+        in_time = self._child.wait_for_end(limit_s, enough_steps=(1 + _OVERSHOOT) * self._steps)
         code = self._child.exit_code()
         if code == 0:
             return None
@@ -216,8 +216,7 @@ class CommandSession:
             return (
                 "stopped at its budget before it ended by itself: what it does at its end, such as saving, is missing"
             )
-        late = time.monotonic() - begun_s >= limit_s
-        what = f"did not end within {format_duration(limit_s)}" if late else "goes on"
+        what = "goes on" if in_time else f"did not end within {format_duration(limit_s)}"
         return (
             f"the budget is met, and the program {what}: it is ended by SIGTERM. "
             "For it to evaluate and save at its end, let the budget (--steps) be its own total"
@@ -257,13 +256,14 @@ class CommandSession:
 
     def _without_progress(self, waited_s: float) -> str:
         waited = format_duration(waited_s)
-        if self._child.smaller_share() > 0:
+        progress = self._child.progress
+        if progress.several_totals:
             return (
-                f"no progress was told within {waited}: the largest total read was {self._child.largest_total():,.0f}, "
-                f"and later ones are smaller. Let --counter match one total only; the last lines were:\n"
-                f"{self._last_lines()}"
+                f"no progress was told within {waited}: the largest total read was {progress.largest:,.0f}, and "
+                "later ones are smaller. Let --counter match one total only; "
+                f"the last lines were:\n{self._last_lines()}"
             )
-        if self._child.found_progress:
+        if progress.found:
             longer = "hang_timeout_s among the hyperparameters of a recipe allows more"
             return f"no progress was told within {waited} ({longer}); the last lines were:\n{self._last_lines()}"
         if not self._child.tail():
@@ -282,7 +282,7 @@ class CommandSession:
         if code == 0 and self._steps:
             return Finished(f"the program ended after {self._steps:,} steps")
         if code == 0:
-            missing = "its steps stayed at zero" if self._child.found_progress else self._rule.describe()
+            missing = "its steps stayed at zero" if self._child.progress.found else self._rule.describe()
             return UsageError(
                 f"the program ended well, but {missing}; correct --counter, --rate or --progress, "
                 f"or call autotune.tick(steps) in it. The last lines were:\n{self._last_lines()}"

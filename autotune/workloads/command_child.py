@@ -69,17 +69,9 @@ class Child:
         return self._interrupted
 
     @property
-    def found_progress(self) -> bool:
-        """Whether anything told a number of steps yet."""
-        return self._progress.found
-
-    def smaller_share(self) -> float:
-        """Of the totals read, those that were smaller than one before and did not count."""
-        return self._progress.smaller / max(1, self._progress.numbers)
-
-    def largest_total(self) -> float:
-        """The largest that was read."""
-        return self._progress.largest
+    def progress(self) -> ProgressCounter:
+        """What its output has told so far."""
+        return self._progress
 
     def wait_for_progress(self, beyond_steps: int, not_before_s: float, timeout_s: float) -> int | None:
         """Steps done when a line tells of more than `beyond_steps`, or when the program ends.
@@ -99,14 +91,15 @@ class Child:
                     return None
                 self._changed.wait(_POLL_S)
 
-    def wait_for_end(self, timeout_s: float, enough_steps: float) -> None:
-        """Return when the program ends, or has done so many steps, or after `interrupt` or `timeout_s`."""
+    def wait_for_end(self, timeout_s: float, enough_steps: float) -> bool:
+        """Wait until the program ends, has done so many steps, or `interrupt`; False when `timeout_s` passed first."""
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             while not (self._ended() or self._interrupted or self._progress.steps >= enough_steps):
                 if time.monotonic() >= deadline_s:
-                    return
+                    return False
                 self._changed.wait(_POLL_S)
+        return True
 
     def interrupt(self) -> None:
         """Whoever waits for the program waits no longer; from any thread."""
@@ -129,10 +122,10 @@ class Child:
     def end(self, grace_s: float) -> bool:
         """SIGTERM to the program, then to what it leaves behind; SIGKILL to all after `grace_s`; safe to call twice.
 
+        A program ends its own workers; a wrapper such as a shell ends before the program that it runs.
+
         Returns:
             Whether all ended without SIGKILL.
-
-        A program ends its own workers; a wrapper such as a shell ends before the program that it runs.
         """
         family, deadline_s, well = descendants(self.pid), time.monotonic() + grace_s, True
         if self._process.poll() is None:

@@ -26,6 +26,8 @@ WORKER = "worker"
 _ALIKE = 8
 """A total that begins anew grows as it did before, within this factor, and begins within as many such growths of 0;
 as many at once are a leap, back to another total."""
+_SMALLER_SHARE_MAX = 0.3
+"""Of the totals told, the share that is smaller than one before from which on there are several."""
 _MARKS_MIN = 5
 """Marks before iterations are taken to be of equal size."""
 _CATCH_UP = 32
@@ -234,7 +236,6 @@ class ProgressCounter:
         found: whether any line told a number.
         numbers: totals read.
         smaller: those of them that were smaller than one before, and no part of a count that began anew.
-        largest: the largest total of any source.
     """
 
     def __init__(self, rule: ProgressRule) -> None:
@@ -246,6 +247,11 @@ class ProgressCounter:
         self._batches = _Batches()
         self._totals: dict[str, _Total] = {}
         self._rate_at_s: float | None = None
+
+    @property
+    def several_totals(self) -> bool:
+        """Whether the numbers read are more than one total, of which the largest counts."""
+        return self.smaller > _SMALLER_SHARE_MAX * self.numbers
 
     @property
     def largest(self) -> float:
@@ -293,6 +299,5 @@ class ProgressCounter:
 
 
 def _number(match: re.Match[str]) -> float | None:
-    groups = [match[index] for index in range(1, len(match.groups()) + 1) if match.re.groupindex.get(WORKER) != index]
-    text: Any = groups[0]
+    text: Any = match[2 if match.re.groupindex.get(WORKER) == 1 else 1]
     return parse_number(text) if text else None

@@ -14,6 +14,9 @@ import numpy as np
 from autotune.errors import WorkerError
 from autotune.records import Job, Point, Work
 
+SEVERAL_TOTALS = "several totals"
+"""Name in `Work.metrics`, and mark of a probe: the program tells several totals, of which the largest counts."""
+
 OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """How OpenMP's threads wait for their next piece of a network, read when a framework loads libgomp.
 
@@ -34,10 +37,6 @@ class SessionState:
 
     arrays: Mapping[str, np.ndarray[Any, Any]]
     meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-SMALLER_TOTALS = "smaller_totals"
-"""Name in `Work.metrics`: of the totals that a program told, the share that did not count, being smaller."""
 
 
 class Finished(Exception):
