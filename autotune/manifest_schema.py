@@ -133,6 +133,9 @@ class Provenance(_Section):
     versions: dict[str, str | None] = Field(default_factory=dict)
     commit: str | None = None
     created: str | None = Field(default=None, description="ISO 8601, UTC")
+    trained_env_steps: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        default_factory=dict, description="by job: of the policy that its probes began with; no entry: untrained"
+    )
 
     @field_validator("study")
     @classmethod

@@ -15,7 +15,15 @@ from autotune.live import ProbeView, SearchView, TrainView
 from autotune.machine import DeviceInfo
 from autotune.manifest import build_manifest
 from autotune.manifest_schema import LearningSection
-from autotune.options import choose_executor, choose_recipe, grid_values, open_run, recorded_price, tried_points
+from autotune.options import (
+    begin_where_trained,
+    choose_executor,
+    choose_recipe,
+    grid_values,
+    open_run,
+    recorded_price,
+    tried_points,
+)
 from autotune.probe.grid import grid_points, run_grid
 from autotune.probe.recipe import missing_placeholders
 from autotune.probe.recipe_file import knob_points
@@ -91,6 +99,7 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
     """
     recipe = choose_recipe(argv, options)
     say_recipe(say, recipe, bool(options["recipe"] or argv))
+    recipe = begin_where_trained(recipe, options, say)
     device = inspect_device(options["device"])
     standard = {name: recipe.knobs[name] for name in KNOBS}  # a surface has no further knobs
     every = replace(recipe, grid={**recipe.grid, **standard}) if command == "record" else recipe
@@ -137,6 +146,7 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     stop = StopSignals()
     executor, recipe = choose_executor(argv, options, stop.requested)
     say_recipe(say, recipe, bool(options["recipe"] or argv or recipe.workload == "replay"))
+    recipe = begin_where_trained(recipe, options, say)
     plan = _guard_plan(recipe, options, simulated=executor.simulated)
     tries = tried_points(recipe, options, say)
     executor.check(recipe, [recipe.baseline, *tries, *knob_points(recipe)])

@@ -150,6 +150,7 @@ WORK = options(
         "--steps", type=click.IntRange(1, 10**15), default=10_000_000, help="Own script: steps of each training."
     ),
     click.option("--baseline", type=SETTINGS, help="What you run today, such as num_envs=1,batch_size=32."),
+    click.option("--from-checkpoint", metavar="RUN", help="Probes begin with the policies that this run has trained."),
     DEVICE,
     RUNS,
     NAMING,
@@ -218,6 +219,23 @@ def choose_recipe(argv: list[str], options: dict[str, Any]) -> Recipe:
     if options["baseline"]:
         chosen = replace(chosen, baseline=point_of(chosen, options["baseline"]))
     return chosen
+
+
+def begin_where_trained(recipe: Recipe, options: dict[str, Any], say: Callable[[str], None]) -> Recipe:
+    """The recipe, its probes beginning with what the run of `--from-checkpoint` has trained, if one is given.
+
+    Raises:
+        UsageError: the run has trained nothing of it.
+        FileError: its checkpoints are damaged or gone.
+    """
+    from autotune.runs import find_run
+    from autotune.train.trained import begin_trained
+
+    if (word := options["from_checkpoint"]) is None:
+        return recipe
+    if recipe.workload == "replay":
+        raise UsageError("--from-checkpoint cannot go with --executor replay: a surface is measured already")
+    return begin_trained(recipe, find_run(options["runs"], word), say)
 
 
 def point_of(recipe: Recipe, settings: dict[str, KnobValue]) -> Point:
@@ -318,6 +336,7 @@ def open_run(
         name=options["name"],
         new=options["new"] or command == "probe",
         lacking=lacking,
+        checkpoints=dict(recipe.checkpoints) or None,
         **facts,
     )
     durable_write(run.recipe_file, text)

@@ -148,6 +148,7 @@ class Recipe:
         limits: headroom.
         source: the file it came from, for messages.
         points: when not empty, the only points there are (recorded surfaces have holes).
+        checkpoints: by job, the file that its probes begin with; jobs without one begin untrained.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Recipe:
     limits: Limits = field(default_factory=Limits)
     source: str = ""
     points: tuple[Point, ...] = ()
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +210,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRequest:
-    """Everything an executor needs to measure one point."""
+    """Everything an executor needs to measure one point; `checkpoints` are those of a `Recipe`."""
 
     workload: str
     hyperparameters: Mapping[str, Any]
@@ -221,6 +223,7 @@ class ProbeRequest:
     log_folder: str
     samples_path: str | None = None
     label: str = ""
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

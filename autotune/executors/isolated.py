@@ -26,6 +26,7 @@ from autotune.machine import DeviceInfo
 from autotune.meters.protocol import Meter
 from autotune.meters.summary import first
 from autotune.records import Job, MeasurePlan, Point, ProbeRequest, ProbeResult, Recipe, Status
+from autotune.worker.checkpoint import load_checkpoint
 from autotune.worker.protocol import Mode, WorkerTask
 from autotune.workloads.command_child import count_oom_kills
 
@@ -83,7 +84,8 @@ class IsolatedExecutor:
         for point in points or (recipe.baseline,):
             workload.check(point, recipe.jobs)
         started_s = time.monotonic()
-        self.ask("check", recipe.workload, recipe.hyperparameters, recipe.jobs, recipe.baseline)
+        states = {job: load_checkpoint(Path(file)).meta["session"] for job, file in recipe.checkpoints.items()}
+        self.ask("check", recipe.workload, recipe.hyperparameters, recipe.jobs, recipe.baseline, states=states)
         self._start_s = _START_PER_CHECK * (time.monotonic() - started_s)
 
     def ceilings(self, recipe: Recipe, point: Point, timeout_s: float) -> dict[str, float]:
@@ -191,6 +193,7 @@ class IsolatedExecutor:
                 memory_fraction=request.limits.vram_fraction / count if self.device.kind == "cuda" else None,
                 ram_bytes=int(request.limits.ram_fraction * self.device.host.ram_limit_bytes / count),
                 plan=request.plan,
+                checkpoint=request.checkpoints.get(job.id),
             )
             log = Path(request.log_folder) / f"{request.label}-{index}.log"
             workers.append(WorkerProcess(task, log, environment=environment))

@@ -39,6 +39,7 @@ def build_request(
         log_folder=str(run.path / "logs"),
         samples_path=str(run.path / "samples" / f"{label}.jsonl"),
         label=label,
+        checkpoints=recipe.checkpoints,
     )
 
 

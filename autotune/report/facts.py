@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,7 @@ from autotune.search.outcome import found_in
 from autotune.search.result import StudyResult
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, comparable_history, load_trials
+from autotune.worker.checkpoint import saved_env_steps
 
 COLUMNS = (
     *("number", "stage", "num_envs", "batch_size", "concurrency", "extra", "status", "grade"),
@@ -92,6 +94,7 @@ class Facts:
         spent_s: search seconds.
         budget_s: what the search was given.
         steps_per_episode: by environment, measured.
+        trained_env_steps: by job, of the policy that its probes began with; empty when all were untrained.
         search: what it found as a whole; None for other runs, and where nothing was stable.
         price: None when not known.
     """
@@ -113,6 +116,7 @@ class Facts:
     spent_s: float | None = None
     budget_s: float | None = None
     steps_per_episode: Mapping[str, float] = field(default_factory=dict)
+    trained_env_steps: Mapping[str, int] = field(default_factory=dict)
     search: StudyResult | None = None
     training: Training | None = None
     price: Price | None = None
@@ -191,6 +195,9 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         spent_s=finite(state.get("spent_s")),
         budget_s=finite(state.get("budget_s")),
         steps_per_episode=episode_lengths(jobs, history, training),
+        trained_env_steps={
+            job: saved_env_steps(Path(file)) for job, file in dict(state.get("checkpoints") or {}).items()
+        },
         search=found,
         training=training,
         price=price or given_price(manifest, state),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, build_manifest, save_manifest
 from autotune.manifest_schema import LearningSection
 from autotune.records import Recipe
 from autotune.runs import Run
 from autotune.search.result import StudyResult
+from autotune.worker.checkpoint import saved_env_steps
 
 
 def emit_manifest(
@@ -26,7 +29,11 @@ def emit_manifest(
         price=found.price_usd_per_hour,
         device=device,
         learning=learning,
-        provenance={"study": run.study_file.name, "trials": sum(trial.counts for trial in found.trials)},
+        provenance={
+            "study": run.study_file.name,
+            "trials": sum(trial.counts for trial in found.trials),
+            "trained_env_steps": {job: saved_env_steps(Path(file)) for job, file in recipe.checkpoints.items()},
+        },
     )
     save_manifest(run.manifest_file, manifest)
     return manifest

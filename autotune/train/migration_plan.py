@@ -29,7 +29,7 @@ def plan_migration(
     """What a migration would take over; changes nothing. See `migrate`."""
     old, events = load_manifest(source.manifest_file), read_events(source)
     _refuse_other_work(manifest, old, source)
-    newest = {job.id: _newest(source, job.id, events, warn) for job in old.jobs}
+    newest = {job.id: newest_saved(source, job.id, events, warn) for job in old.jobs}
     jobs = tuple(_migrated_job(source, job, path) for job, path in newest.items() if path)
     opened = last_event(events, {"opened"})
     before: Mapping[str, KnobValue] = opened["point"] if opened else old.point.record().knobs()
@@ -71,8 +71,12 @@ def _refuse_other_work(manifest: Manifest, old: Manifest, source: Run) -> None:
             )
 
 
-def _newest(source: Run, job: str, events: list[Event], warn: Callable[[str], None]) -> Path | None:
-    """The checkpoint that a job goes on from, None for one that never saved."""
+def newest_saved(source: Run, job: str, events: list[Event], warn: Callable[[str], None]) -> Path | None:
+    """The checkpoint that a job goes on from, None for one that never saved; nothing is changed.
+
+    Raises:
+        FileError: it has saved, and every checkpoint is damaged or gone.
+    """
     folder = source.train_folder / "jobs" / job / "checkpoints"
     path = newest_checkpoint(folder, lambda text: warn(f"{job}: {text}"), set_aside=False)
     if path is None and (saved := last_event(events, {"saved", "migrated"}, job)):

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any
 
 import psutil
@@ -23,7 +24,7 @@ from autotune.errors import AutotuneError, UsageError
 from autotune.worker.measure import measure, run_steps
 from autotune.worker.protocol import WorkerTask
 from autotune.workloads.guards import RAM_VARIABLE
-from autotune.workloads.protocol import Finished, NoProgressError, RefusedError, Session, Workload
+from autotune.workloads.protocol import Finished, NoProgressError, RefusedError, Session, SessionState, Workload
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -89,6 +90,17 @@ def check_states(workload: Workload, task: WorkerTask) -> None:
             raise UsageError(f"job {job.id}: {error}") from error
 
 
+def begin_trained(session: Session, checkpoint: str | None) -> dict[str, Any]:
+    """Put a trained job's state into a session that will be measured; what that says of what took effect."""
+    if checkpoint is None:
+        return {}
+    from autotune.worker.checkpoint import load_checkpoint
+
+    state = load_checkpoint(Path(checkpoint))
+    session.restore(SessionState(arrays=state.arrays, meta=state.meta["session"]))
+    return {"trained_env_steps": state.meta["progress"]["env_steps"]}
+
+
 def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
     """Open the session that the task names and do what its mode says."""
     workload: Workload = registry.load("workload", task.workload)(task.hyperparameters)
@@ -104,8 +116,9 @@ def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
     try:
         if interrupt := getattr(session, "interrupt", None):
             threading.Thread(target=lambda: commands.stop.wait() and interrupt(), daemon=True).start()
+        effective = to_json(session.effective) | begin_trained(session, task.checkpoint)
         ready = {"type": "ready", "open_s": time.monotonic() - started_s, "threads": task.threads}
-        ready |= {"stop_s": getattr(session, "stop_s", 0.0), "effective": to_json(session.effective)}
+        ready |= {"stop_s": getattr(session, "stop_s", 0.0), "effective": effective}
         send(ready)
         if task.mode == "measure":
             if hurry := getattr(session, "hurry", None):

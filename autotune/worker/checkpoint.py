@@ -59,6 +59,12 @@ def generations(folder: Path) -> list[Generation]:
     return sorted(found)
 
 
+def saved_env_steps(path: Path) -> int:
+    """Agent decisions trained when a checkpoint was saved, as its name says, also when it is gone."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[2]) if match else 0
+
+
 def encode(state: SessionState) -> bytes:
     """The bytes of a checkpoint.
 

@@ -69,6 +69,7 @@ class WorkerTask:
         ram_bytes: of host memory that it may count on, None for all that is free.
         jobs: for ``check``: all of them; otherwise one.
         states: for ``check``: by job, the `meta` of the `SessionState` that it is to go on from.
+        checkpoint: for ``measure``: a file with the state to begin with, None for a fresh one.
     """
 
     mode: Mode
@@ -84,3 +85,4 @@ class WorkerTask:
     steps: int = 0
     train: TrainPlan | None = None
     states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    checkpoint: str | None = None

@@ -19,6 +19,7 @@ from autotune.report.wording import (
     text,
 )
 from autotune.search.result import ENDINGS
+from autotune.train.trained import where
 from autotune.units import format_count, format_duration, format_usd
 
 _DOWNTIMES = (0.01, 0.05, 0.17)
@@ -84,16 +85,27 @@ def _notes(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
     notes += _episode_notes(facts)
     if any(job.budget.unit == "hours" for job in facts.jobs):
         notes.append("A job with a budget in hours takes those hours at any settings: faster ones give it more steps.")
-    notes.append(
-        "Speeds were measured on the first jobs at their beginning and taken for every job: another environment or "
-        "a trained policy can be slower or faster."
-    )
+    notes.append(_policies(facts))
     if measured.result.startup_s:
         note = f"Every job also takes {format_duration(measured.result.startup_s)} to start, which is not counted"
         first_s = measured.result.first_iteration_s
         notes.append(note + (f"; its first iteration took {format_duration(first_s)}." if first_s else "."))
     notes += [*_search_notes(facts), *_price_notes(facts, plan)]
     return "\n".join(f"- {note}" for note in notes)
+
+
+def _policies(facts: Facts) -> str:
+    """What the speeds were measured with."""
+    if not facts.trained_env_steps:
+        return (
+            "Speeds were measured on the first jobs at their beginning and taken for every job: another environment or "
+            "a trained policy can be slower or faster; `--from-checkpoint RUN` measures where a training stands."
+        )
+    stand = text(where(facts.trained_env_steps))
+    return (
+        f"Speeds were measured with policies that had been trained ({stand}), on the first jobs, and taken for every "
+        "job: another environment, or a policy that has learnt more, can be slower or faster."
+    )
 
 
 def _episode_notes(facts: Facts) -> list[str]:

@@ -5,40 +5,50 @@
 
 A JSON line is one training at one point for some seconds after its first two iterations, where graphs are recorded.
 After the lines of a point stand EnvPool's rate on all cores (in one lane and in two), inference and learning alone.
-Last, the doctor's rates, and (profile.txt) what the learner's time on the device goes to. `learner_tflops` are the
-learner's rate alone times the multiplications of the Nature CNN, forward once and backward twice that.
+Then the fastest of all lines alternates with EnvPool alone, in one lane with a thread for every core: their ratio is
+the share of the environments' own rate that is left while learning. Last, the doctor's rates, and (profile.txt) what
+the learner's time on the device goes to. `learner_tflops` are the learner's rate alone times the multiplications of the
+Nature CNN, forward once and backward twice that. `env_threads` are those of each acting lane.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from run import GAME, points
 
 from autotune.errors import AutotuneError
 from autotune.records import Budget, Job, Point
 from autotune.workloads.atari import AtariWorkload
-from autotune.workloads.atari.environment import allowed_threads
+from autotune.workloads.atari.environment import VectorEnvironment, allowed_threads
 from autotune.workloads.atari.model import CONVOLUTIONS
 from autotune.workloads.atari.session import PPOSession
 from autotune.workloads.doctor import DoctorWorkload
 
+CORES = allowed_threads()
 WAYS: tuple[dict[str, Any], ...] = (
     {"overlap": False, "cuda_graphs": False, "lanes": 1},
     {"overlap": False, "cuda_graphs": True, "lanes": 1},
     {"overlap": False, "cuda_graphs": True, "lanes": 2},
     {"overlap": True, "cuda_graphs": False, "lanes": 2},
     {"overlap": True, "cuda_graphs": True, "lanes": 2},
-    {"overlap": True, "cuda_graphs": True, "lanes": 2, "env_threads": max(1, allowed_threads() * 3 // 4)},
-    {"overlap": True, "cuda_graphs": True, "lanes": 2, "env_threads": max(1, allowed_threads() // 2)},
+    {"overlap": False, "cuda_graphs": True, "lanes": 2, "env_threads": max(1, CORES // 2)},
+    {"overlap": True, "cuda_graphs": True, "lanes": 2, "env_threads": max(1, CORES // 2)},
+    {"overlap": True, "cuda_graphs": True, "lanes": 2, "env_threads": max(1, CORES * 5 // 8)},
+    {"overlap": True, "cuda_graphs": True, "lanes": 4, "env_threads": max(1, CORES // 4)},
+    {"overlap": True, "cuda_graphs": True, "lanes": 4, "env_threads": max(1, CORES * 3 // 8)},
     {"overlap": True, "cuda_graphs": True, "lanes": 4},
 )
+ALTERNATIONS = 3
 JOB = Job(id="a", env=f"{GAME}-v5", seed=1, budget=Budget(unit="steps", amount=1e9))
 
 
@@ -60,11 +70,13 @@ def open_session(point: Point, device: str, **ways: Any) -> PPOSession:
     return session
 
 
-def timed(session: PPOSession, seconds: float) -> dict[str, Any]:
+def timed(session: PPOSession, seconds: float, first: bool = True) -> dict[str, Any]:
     """SPS and where a step's time goes, after the first iterations."""
-    first_s = time.perf_counter()
-    session.step()
-    first_s = time.perf_counter() - first_s
+    found = {}
+    if first:
+        first_s = time.perf_counter()
+        session.step()
+        found["first_iteration_s"] = round(time.perf_counter() - first_s, 2)
     session.step()
     session.synchronize()
     began, steps, phases = time.perf_counter(), 0, dict[str, float]()
@@ -77,11 +89,28 @@ def timed(session: PPOSession, seconds: float) -> dict[str, Any]:
     took = time.perf_counter() - began
     return {
         "sps": round(steps / took, 1),
-        "first_iteration_s": round(first_s, 2),
+        **found,
         "phases": {name: round(value / took, 3) for name, value in phases.items()},
         "peak_mib": round((session.peak_memory_bytes() or 0) / 2**20),
         "effective": {k: session.effective[k] for k in ("precision", "acting_lanes", "env_threads", "cuda_graphs")},
     }
+
+
+def beside_the_environments(session: PPOSession, seconds: float) -> Iterator[dict[str, Any]]:
+    """SPS of a training and of its environments alone, in turn; and how they compare."""
+    alone = VectorEnvironment(session.environment.spec, session.environment.num_envs, CORES, JOB.seed)
+    chosen = np.random.default_rng(0)
+    shares = []
+    for number in range(ALTERNATIONS):
+        training = timed(session, seconds, first=not number)["sps"]
+        began, before = time.perf_counter(), alone.executed_steps
+        while time.perf_counter() - began < seconds:
+            alone.step(chosen.integers(0, alone.spec.actions, alone.num_envs).astype(np.int32))
+        environments = (alone.executed_steps - before) / (time.perf_counter() - began)
+        shares.append(training / environments)
+        yield {"training_sps": training, "environments_sps": round(environments, 1), "share": round(shares[-1], 3)}
+    yield {"median_share": round(statistics.median(shares), 3)}
+    alone.close()
 
 
 def profile(point: Point, device: str) -> str:
@@ -107,10 +136,13 @@ def main() -> None:
     parser.add_argument("--points", default="256/2048")
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rollout", type=int, default=64, help="short, for short iterations")
+    parser.add_argument("--ways", default=",".join(map(str, range(len(WAYS)))), help="numbers of WAYS, from 0")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = [Point(num_envs=n, batch_size=b) for n, b in points(options.points)]
+    chosen = [WAYS[int(number)] for number in options.ways.split(",")]
+    best: tuple[float, Point, dict[str, Any]] = (0.0, wanted[0], chosen[0])
     began = time.perf_counter()
     with (options.out / "trainer.jsonl").open("a") as file:
 
@@ -121,10 +153,12 @@ def main() -> None:
 
         for point in wanted:
             where = {"num_envs": point.num_envs, "batch_size": point.batch_size}
-            for ways in WAYS:
+            for ways in chosen:
                 try:
                     session = open_session(point, options.device, rollout=options.rollout, **ways)
-                    keep({**where, **ways, **timed(session, options.seconds)})
+                    found = timed(session, options.seconds)
+                    keep({**where, **ways, **found})
+                    best = max(best, (found["sps"], point, ways), key=lambda each: each[0])
                     session.close()
                 except (RuntimeError, AutotuneError) as error:  # a way that fails is a line too
                     keep({**where, **ways, "error": repr(error)})
@@ -138,6 +172,12 @@ def main() -> None:
                 tflops = alone["learn"] * session.settings.epochs * training_flop(session._spec.actions) / 1e12
                 keep({**where, **parts, "alone": alone, "learner_tflops": round(tflops, 2)})
                 session.close()
+        _, point, ways = best
+        session = open_session(point, options.device, rollout=options.rollout, **ways)
+        where = {"num_envs": point.num_envs, "batch_size": point.batch_size, **ways}
+        for compared in beside_the_environments(session, options.seconds):
+            keep({**where, **compared})
+        session.close()
         checks = DoctorWorkload({"seconds": 0.5}).open(wanted[0], JOB, options.device)
         keep({name: rate for _ in checks.checks for name, rate in checks.step().metrics.items()})
     table = profile(wanted[0], options.device)
