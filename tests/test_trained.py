@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from migration_run import NEW, OLD, QUICK, STEPS, a_manifest, content, old_run
+from migration_run import NEW, OLD, QUICK, a_manifest, content, old_run
 
 from autotune import cli
 from autotune.errors import FileError, UsageError
