@@ -4,11 +4,11 @@
     python reports/reference/trainer/gpu.py --device cpu --points 8/256 --seconds 1 --out /tmp/ways     # a trial run
 
 A JSON line is one training at one point for some seconds after its first two iterations, where graphs are recorded.
-After the lines of a point stand EnvPool's rate on all cores (in one lane and in two), inference and learning alone.
-Then the fastest of all lines alternates with EnvPool alone, in one lane with a thread for every core: their ratio is
-the share of the environments' own rate that is left while learning. Last, the doctor's rates, and (profile.txt) what
-the learner's time on the device goes to. `learner_tflops` are the learner's rate alone times the multiplications of the
-Nature CNN, forward once and backward twice that. `env_threads` are those of each acting lane.
+The fastest of them then alternates with EnvPool alone, in one lane with a thread for every core: their ratio is the
+share of the environments' own rate that is left while learning. Its parts alone follow (EnvPool in as many lanes,
+inference, learning), the doctor's rates, and (profile.txt) what the learner's time on the device goes to.
+`learner_tflops` are the learner's rate alone times the multiplications of the Nature CNN, forward once and backward
+twice that. `env_threads` are those of each acting lane.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def beside_the_environments(session: PPOSession, seconds: float) -> Iterator[dic
     alone.close()
 
 
-def profile(point: Point, device: str) -> str:
-    """The learner's kernels at a point, by time on the device."""
+def profile(point: Point, device: str) -> tuple[str, dict[str, float]]:
+    """The learner's kernels at a point, by time on the device; and seconds in all, of the clock and of kernels."""
     session = open_session(point, device)
     for _ in range(2):
         session.step()
@@ -122,11 +122,17 @@ def profile(point: Point, device: str) -> str:
     samples = rollout.buffer.samples(rollout.steps, 0.99, 0.95)
     on_gpu = session._device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_gpu
+    session.synchronize()
     with torch.profiler.profile(activities=activities) as found:
+        began = time.perf_counter()
         session._learner.update(samples, point.batch_size, 1e-4)
         session.synchronize()
+        took = time.perf_counter() - began
     session.close()
-    return str(found.key_averages().table(sort_by="cuda_time_total" if on_gpu else "cpu_time_total", row_limit=25))
+    events = found.key_averages()
+    kernels_s = sum(event.self_device_time_total for event in events) / 1e6
+    table = str(events.table(sort_by="cuda_time_total" if on_gpu else "cpu_time_total", row_limit=25))
+    return table, {"wall_s": round(took, 4), "kernels_s": round(kernels_s, 4), "samples": len(samples.rows)}
 
 
 def main() -> None:
@@ -165,22 +171,23 @@ def main() -> None:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
-            for lanes, graphs in ((1, True), (2, True), (2, False)):
-                parts = {"lanes": lanes, "cuda_graphs": graphs}
-                session = open_session(point, options.device, rollout=options.rollout, **parts)
-                alone = session.ceilings(options.seconds / 2)
-                tflops = alone["learn"] * session.settings.epochs * training_flop(session._spec.actions) / 1e12
-                keep({**where, **parts, "alone": alone, "learner_tflops": round(tflops, 2)})
-                session.close()
         _, point, ways = best
+        where = {"num_envs": point.num_envs, "batch_size": point.batch_size}
         session = open_session(point, options.device, rollout=options.rollout, **ways)
-        where = {"num_envs": point.num_envs, "batch_size": point.batch_size, **ways}
         for compared in beside_the_environments(session, options.seconds):
-            keep({**where, **compared})
+            keep({**where, **ways, **compared})
         session.close()
-        checks = DoctorWorkload({"seconds": 0.5}).open(wanted[0], JOB, options.device)
+        for graphs in (True, False):
+            parts = {"lanes": ways["lanes"], "cuda_graphs": graphs}
+            session = open_session(point, options.device, rollout=options.rollout, **parts)
+            alone = session.ceilings(options.seconds / 2)
+            tflops = alone["learn"] * session.settings.epochs * training_flop(session._spec.actions) / 1e12
+            keep({**where, **parts, "alone": alone, "learner_tflops": round(tflops, 2)})
+            session.close()
+        checks = DoctorWorkload({"seconds": 0.5}).open(point, JOB, options.device)
         keep({name: rate for _ in checks.checks for name, rate in checks.step().metrics.items()})
-    table = profile(wanted[0], options.device)
+        table, seconds = profile(point, options.device)
+        keep({**where, "profiled": seconds})
     (options.out / "profile.txt").write_text(table)
     print(table)
 
