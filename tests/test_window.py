@@ -1,4 +1,16 @@
-from autotune.executors.window import Step, complete, discard_end, phase_seconds, totals, trace, window, windows
+import pytest
+
+from autotune.executors.window import (
+    Step,
+    complete,
+    discard_end,
+    incomplete,
+    phase_seconds,
+    totals,
+    trace,
+    window,
+    windows,
+)
 from autotune.records import MeasurePlan
 
 PLAN = MeasurePlan(discard_s=10.0, discard_iterations=3, window_s=8.0, window_iterations=2)
@@ -59,3 +71,19 @@ def test_sums_leave_the_opening_iteration_out():
     opened = [steps(3, reset_rows=4, lengths=(50,), seconds={"env": 0.3, "learn": 0.1})]
     assert totals(opened) == {"env_steps": 200, "reset_rows": 8, "games": 2, "game_steps": 100}
     assert phase_seconds(opened) == {"env": 0.6 / 200, "learn": 0.2 / 200}
+
+
+def ended(t, took):
+    return Step(t=t, started=t - took, env_steps=100)
+
+
+@pytest.mark.parametrize(
+    ("processes", "why"),
+    [
+        ([[]], "no complete window after 60 s: the first iteration did not end"),
+        ([[ended(39, 4), ended(43, 4)]], "the first iteration ended after 39 s, and one would take about 63 s"),
+        ([[ended(10, 9), ended(35, 25)]], "the first iteration ended after 10 s, and one would take about 160 s"),
+    ],
+)
+def test_a_window_that_is_not_complete_says_what_it_would_take(processes, why):
+    assert incomplete(processes, PLAN, 0.0, 60.0).endswith(why)

@@ -221,7 +221,7 @@ class IsolatedExecutor:
             if state.ready_s is None and now_s > start_by_s:
                 state.fail("timeout", f"not ready after {now_s - state.started_s:.0f} s")
             elif now_s > state.started_s + plan.timeout_s:
-                state.fail("timeout", f"no complete window after {plan.timeout_s:.0f} s")
+                state.fail("timeout", window.incomplete(state.steps, plan, state.started_s, now_s))
             elif now_s > watched_s + _WATCH_S:
                 watched_s = now_s
                 self._watch(request, state)

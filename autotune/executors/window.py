@@ -77,6 +77,19 @@ def windows(processes: Sequence[Sequence[Step]], plan: MeasurePlan) -> list[Sequ
     return opened if all(complete(steps, plan) for steps in opened) else None
 
 
+def incomplete(processes: Sequence[Sequence[Step]], plan: MeasurePlan, started_s: float, now_s: float) -> str:
+    """Why there is no complete window yet, and how long one would have taken by the iterations so far."""
+    why = f"no complete window after {now_s - started_s:.0f} s"
+    firsts = [next((step.t for step in steps if step.settled), None) for steps in processes]
+    if None in firsts or not firsts:
+        return f"{why}: the first iteration did not end"
+    first_s = max(t for t in firsts if t is not None) - started_s
+    iteration_s = max(step.t - step.started for steps in processes for step in steps[-1:])
+    discard_s = max(plan.discard_s, plan.discard_iterations * iteration_s)
+    needed_s = first_s + discard_s + max(plan.window_s, plan.window_iterations * iteration_s) + iteration_s
+    return f"{why}: the first iteration ended after {first_s:.0f} s, and one would take about {needed_s:.0f} s"
+
+
 def trace(opened: Sequence[Step]) -> Trace:
     """Durations (end to end) and env steps of the iterations in a window."""
     pairs = list(itertools.pairwise(opened))
