@@ -3,10 +3,11 @@
     python reports/reference/gpu/collect.py --minutes 9 --out runs/gpu     # again: goes on with what is left
     python reports/reference/gpu/collect.py --device cpu --search 2m --out /tmp/trial      # a trial run on a CPU
 
-A search, a training from its manifest, the report, the trainer beside its own parts (`../trainer/gpu.py`), how
-processes share the device, Pong to 18, where a launch's seconds go, the doctor, and the tests marked `gpu`. Each step
-has a log, and ``steps.json`` says how it ended; a step that does not fit into what is left is left for the next call.
-At the end all of it but weights is packed as ``<out>.tar.gz``.
+The trainer beside its own parts (`../trainer/gpu.py`), how processes share the device, where a launch's seconds go,
+Pong to 18 and Breakout to 200 side by side (the settings with which a CPU learnt Pong), a search, a training from its
+manifest, the report, the doctor, and the tests marked `gpu`. Each step has a log, and ``steps.json`` says how it ended;
+a step that does not fit into what is left is left for the next call, and learning goes on there. At the end all of it
+but weights is packed as ``<out>.tar.gz``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from pathlib import Path
 
 from autotune.units import parse_duration
 
-REPOSITORY = Path(__file__).parents[3]
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[2]
 GRACE_S = 30.0
 
 
@@ -35,13 +37,15 @@ class Step:
         name: of its log.
         command: after ``python``.
         seconds: that it may take; then it is interrupted, and killed if it does not end.
-        stops: whether it is meant to be interrupted, as a training is.
+        stopped: how it has then ended, where that is meant to be; all but "done" is gone on with by the next call.
+        beside: a further command, run at the same time.
     """
 
     name: str
     command: tuple[str, ...]
     seconds: float
-    stops: bool = False
+    stopped: str | None = None
+    beside: tuple[str, ...] = ()
 
 
 def steps(out: Path, options: argparse.Namespace) -> tuple[Step, ...]:
@@ -52,37 +56,44 @@ def steps(out: Path, options: argparse.Namespace) -> tuple[Step, ...]:
     breakout = ("search", "atari", "--games", "Breakout")
     price = ("--price", str(options.price))
     tests = ("-m", "pytest", "-m", "gpu", "-v", "-o", "addopts=--import-mode=importlib")
-    sharing = ("--knob", "sharing=time-slice,cuda-mps") if options.device != "cpu" else ()
-    grid = ("--num-envs", "64", "--batch-size", "1024", "--concurrency", "1,2,4")
-    pong = ("--game", "Pong", "--target", "18", "--steps", "20000000", "--num-envs", "128", "--batch-size", "1024")
-    rule = ("--set", "learning_rate=5e-4", "--set", "clip=0.2", "--set", "rollout=64", "--set", "overlap=true")
+    four = ("probe", str(HERE / "four.toml"), "--num-envs", "64", "--batch-size", "1024")
+    mps = ("--concurrency", "4", "--knob", "sharing=cuda-mps") if options.device != "cpu" else ("--concurrency", "4")
+    learn = ("reports/reference/learning/run_atari.py", "--scratch", str(out / "learn"), "--curves", str(out), *device)
+    learn += ("--steps", "20000000")
+    rule = ("--num-envs", "64", "--batch-size", "256")
+    for setting in ("rollout=32", "learning_rate=5e-4", "clip=0.2", "lanes=2", "env_threads=8"):
+        rule += ("--set", setting)
+    breakout_rule = (*rule, "--set", "value_clip=false")
     manifest = str(out / "runs" / "search" / "manifest.json")
     search_s = parse_duration(options.search)
     start = ("reports/reference/start/measure.py", *(device if options.device == "cpu" else ("--device", "cuda")))
     start += ("--recipes", "atari")
-    trainer = ("reports/reference/trainer/gpu.py", *device, "--points", options.points, "--seconds", "3")
+    trainer = ("reports/reference/trainer/gpu.py", *device, "--points", options.points, "--seconds", "2.5")
+    trainer += ("--ways", options.ways)
     return (
+        Step(name="trainer", command=(*trainer, "--out", str(out / "trainer")), seconds=170),
+        Step(
+            name="time-slice",
+            command=(*tune, *four, "--concurrency", "1,2,4", "--name", "time-slice", *device, *runs),
+            seconds=140,
+        ),
+        Step(name="mps", command=(*tune, *four, *mps, "--name", "mps", *device, *runs), seconds=70),
+        Step(name="start-profile", command=(*start, "--profile", "atari"), seconds=60),
+        Step(
+            name="learn",
+            command=(*learn, "--game", "Pong", "--target", "18", *rule),
+            beside=(*learn, "--game", "Breakout", "--target", "200", *breakout_rule),
+            seconds=options.learn,
+            stopped="not there yet",
+        ),
         Step(
             name="search",
             command=(*tune, *breakout, "--budget", options.search, *price, "--name", "search", *device, *runs),
             seconds=search_s + 30,
         ),
-        Step(name="train", command=(*tune, "train", manifest, *device, *runs), seconds=options.train, stops=True),
+        Step(name="train", command=(*tune, "train", manifest, *device, *runs), seconds=options.train, stopped="done"),
         Step(name="report", command=(*tune, "report", "search", *price, *runs), seconds=60),
-        Step(name="trainer", command=(*trainer, "--out", str(out / "trainer")), seconds=240),
-        Step(
-            name="sharing",
-            command=(*tune, "probe", "atari", *grid, *sharing, "--name", "sharing", *device, *runs),
-            seconds=240,
-        ),
-        Step(
-            name="pong",
-            command=("reports/reference/learning/run_atari.py", *pong, *rule, "--scratch", str(out / "pong"), *device),
-            seconds=options.pong,
-            stops=True,
-        ),
         Step(name="start", command=(*start, "--out", str(out / "start"), "--launches", "2"), seconds=180),
-        Step(name="start-profile", command=(*start, "--profile", "atari"), seconds=60),
         Step(name="doctor", command=(*tune, "doctor", *device), seconds=90),
         Step(name="tests", command=tests, seconds=500),
     )  # fmt: skip
@@ -90,21 +101,29 @@ def steps(out: Path, options: argparse.Namespace) -> tuple[Step, ...]:
 
 def carry_out(step: Step, log: Path) -> str:
     """Run a step; says how it ended."""
+    until_s = time.monotonic() + step.seconds
     with log.open("a") as output:
-        process = subprocess.Popen(
-            [sys.executable, *step.command], cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            code = process.wait(timeout=step.seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
+        running = [
+            subprocess.Popen([sys.executable, *command], cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT)
+            for command in (step.command, step.beside)
+            if command
+        ]
+        codes, interrupted = [], False
+        for process in running:
             try:
-                code = process.wait(timeout=GRACE_S)
+                codes.append(process.wait(timeout=max(0.0, until_s - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                interrupted = True
+                process.send_signal(signal.SIGINT)
+        for process in running:
+            try:
+                process.wait(timeout=GRACE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 return "killed: it did not stop"
-            return "done" if step.stops else f"too slow: stopped after {step.seconds:.0f} s"
-    return "done" if code == 0 else f"exit code {code}"
+    if interrupted:
+        return step.stopped or f"too slow: stopped after {step.seconds:.0f} s"
+    return "done" if not any(codes) else f"exit codes {codes}"
 
 
 def main() -> None:
@@ -115,9 +134,10 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--search", default="4m", help="budget of the search")
     parser.add_argument("--train", type=float, default=60.0, help="seconds of training from its manifest")
-    parser.add_argument("--pong", type=float, default=480.0, help="seconds of learning Pong")
+    parser.add_argument("--learn", type=float, default=400.0, help="seconds of learning Pong and Breakout")
     parser.add_argument("--only", help="names of steps, with commas between")
-    parser.add_argument("--points", default="256/2048", help="of the trainer's table")
+    parser.add_argument("--points", default="256/2048,512/4096", help="of the trainer's table")
+    parser.add_argument("--ways", default="4,6,7,9,10", help="of the trainer's table")
     parser.add_argument("--price", type=float, default=3.0)
     options = parser.parse_args()
     out, deadline_s = options.out.resolve(), time.monotonic() + 60 * options.minutes

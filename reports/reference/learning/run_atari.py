@@ -2,15 +2,15 @@ r"""Train an Atari game with the atari recipe's hyperparameters and keep the lea
 
     python reports/reference/learning/run_atari.py --game Breakout --steps 1000000 --seed 1
     python reports/reference/learning/run_atari.py --game Breakout --steps 1000000 --seed 1 --precision fp32
-    python reports/reference/learning/run_atari.py --game Pong --target 18 --num-envs 64 --batch-size 1024 \
-        --set learning_rate=8e-4 --set clip=0.2  # on a GPU
+    python reports/reference/learning/run_atari.py --game Pong --target 18 --num-envs 64 --batch-size 256 \
+        --set learning_rate=5e-4 --set clip=0.2 --set rollout=32
     python reports/reference/learning/run_atari.py --game Breakout --compare         # the plot and its table
 
 The same command resumes, after Ctrl-C too: checkpoints lie in --scratch, the curve in <game>-<precision>-<seed>.csv
-beside this file (env steps, training seconds, games ended so far, mean true return of the last 100 games). With
---target it ends when that mean is reached. --compare draws every curve of the game, and says by how much the returns
-over the last fifth of the steps differ between the first precision and each other one, with Student's 95 % interval
-over seeds.
+in --curves, beside this file unless given (env steps, training seconds, games ended so far, mean true return of the
+last 100 games). With --target it ends when that mean is reached. --compare draws every curve of the game, and says by
+how much the returns over the last fifth of the steps differ between the first precision and each other one, with
+Student's 95 % interval over seeds.
 """
 
 import argparse
@@ -178,6 +178,7 @@ def main():
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/autotune-learning"))
+    parser.add_argument("--curves", type=Path, default=HERE, help="folder of the curve")
     parser.add_argument("--compare", action="store_true")
     options = parser.parse_args()
     if options.compare:
@@ -185,7 +186,7 @@ def main():
         return
     name = f"{options.game.lower()}-{options.precision}-{options.seed}"
     options.scratch /= name
-    train(options, HERE / f"{name}.csv")
+    train(options, options.curves / f"{name}.csv")
 
 
 if __name__ == "__main__":
