@@ -104,7 +104,8 @@ def _policies(facts: Facts) -> str:
     stand = text(where(facts.trained_env_steps))
     return (
         f"Speeds were measured with policies that had been trained ({stand}), on the first jobs, and taken for every "
-        "job: another environment, or a policy that has learnt more, can be slower or faster."
+        "job: another environment, or a policy that has learnt more, can be slower or faster. Hours are those of whole "
+        "jobs, what was trained before included."
     )
 
 
