@@ -27,6 +27,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from autotune.records import Budget, Job, Point
+from autotune.units import counted
 from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from autotune.workloads.atari import AtariWorkload
 from autotune.workloads.protocol import SessionState
@@ -147,7 +148,7 @@ def compare(game):
     figure, axes = plt.subplots(figsize=(7, 4))
     for color, (precision, seeds) in enumerate(found.items()):
         for number, curve in enumerate(seeds.values()):
-            label = f"{precision}, {len(seeds)} seeds" if number == 0 else None
+            label = f"{precision}, {counted(len(seeds), 'seed')}" if number == 0 else None
             axes.plot(curve.env_steps, curve.mean_return_100, color=f"C{color}", alpha=0.8, label=label)
     axes.set(xlabel="env steps (agent decisions)", ylabel="mean true return, last 100 games", title=f"{game}-v5, PPO")
     axes.grid(alpha=0.3)
