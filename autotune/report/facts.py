@@ -195,13 +195,17 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         spent_s=finite(state.get("spent_s")),
         budget_s=finite(state.get("budget_s")),
         steps_per_episode=episode_lengths(jobs, history, training),
-        trained_env_steps={
-            job: saved_env_steps(Path(file)) for job, file in dict(state.get("checkpoints") or {}).items()
-        },
+        trained_env_steps=_trained(state.get("checkpoints")),
         search=found,
         training=training,
         price=price or given_price(manifest, state),
     )
+
+
+def _trained(checkpoints: Any) -> dict[str, int]:
+    """By job, the env steps of the checkpoint that its probes began with, from the run's facts."""
+    files = checkpoints if isinstance(checkpoints, dict) else {}
+    return {job: saved_env_steps(Path(str(file))) for job, file in files.items()}
 
 
 def _best(
