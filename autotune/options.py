@@ -140,6 +140,7 @@ MIGRATION = options(
 WORK = options(
     click.argument("recipe", required=False),
     click.option("--games", metavar="A,B", help="Only these games (environments) as jobs."),
+    click.option("--seeds", type=click.IntRange(1), metavar="N", help="Train every game N times, with seeds 1 to N."),
     click.option(
         "--counter", metavar="REGEX", help="Own script: group 1 is its running total of steps, (?P<worker>...) whose."
     ),
@@ -207,15 +208,18 @@ def choose_recipe(argv: list[str], options: dict[str, Any]) -> Recipe:
             jobs=max(options["jobs"], *(options.get("concurrency") or (1,))),
             steps=options["steps"],
         )
+        if options["seeds"] is not None:
+            raise UsageError(f"--seeds {options['seeds']} is for recipes: your own command takes --jobs N and {{seed}}")
         if options["games"] is not None and not any("{env}" in argument for argument in argv):
             raise UsageError("--games needs {env} in the command: it is where the name of the game goes")
     else:
         for name in ("counter", "rate", "progress"):
             if options[name] is not None:
                 raise UsageError(f"--{name} is for your own command: write it after --, such as -- python train.py")
-        chosen = recipes.load_recipe(options["recipe"])
+        chosen = recipes.load_recipe(options["recipe"], seeds=options["seeds"])
     if options["games"] is not None:
-        chosen = recipes.restrict_games(chosen, [name.strip() for name in options["games"].split(",")])
+        games = [name.strip() for name in options["games"].split(",")]
+        chosen = recipes.restrict_games(chosen, games, options["seeds"])
     if options["baseline"]:
         chosen = replace(chosen, baseline=point_of(chosen, options["baseline"]))
     return chosen
@@ -267,7 +271,8 @@ def choose_executor(argv: list[str], options: dict[str, Any], should_stop: Calla
         from autotune.executors.surface import recipe_of
         from autotune.search.space import possible, space_of
 
-        given = {"a recipe": options["recipe"], "a command": argv, "--games": options["games"] is not None}
+        given = {"a recipe": options["recipe"], "a command": argv}
+        given |= {f"--{option}": options[option] is not None for option in ("games", "seeds")}
         if unfit := [name for name, there in given.items() if there]:
             raise UsageError(
                 f"{' and '.join(unfit)} cannot go with --executor replay: a surface is its own recipe; leave it out"

@@ -427,10 +427,25 @@ def test_points_that_a_surface_lacks_are_its_nearest_ones(here, capsys):
     assert "num_envs=30 batch_size=300 concurrency=1 was not recorded; the nearest point is num_envs=32" in err
 
 
-@pytest.mark.parametrize(("words", "named"), [(("small",), "a recipe"), (("--games", "Pong"), "--games")])
+@pytest.mark.parametrize(
+    ("words", "named"), [(("small",), "a recipe"), (("--games", "Pong"), "--games"), (("--seeds", "2"), "--seeds")]
+)
 def test_a_surface_is_its_own_recipe(here, capsys, words, named):
     assert run(*small_surface(here), *words) == 2
     assert f"{named} cannot go with --executor replay" in capsys.readouterr().err
+
+
+def test_more_processes_than_jobs_name_the_remedy(here, capsys):
+    (here / "fast.toml").write_text(FAST.format(hyperparameters="", quick=""))
+    for command in (["probe", "fast.toml", "--concurrency", "3"], ["search", "fast.toml", "--try", "concurrency=3"]):
+        assert run(*command) == 2
+        assert "give --seeds N or " in capsys.readouterr().err
+    assert run("probe", "--seeds", "2", "--", "python", "train.py") == 2
+    assert "--seeds 2 is for recipes: your own command takes --jobs N and {seed}" in capsys.readouterr().err
+    given = ["probe", "fast.toml", "--seeds", "2", "--num-envs", "4", "--batch-size", "64", "--concurrency", "2"]
+    assert run(*given, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["status"] == "ok" and len(row["job_sps"]) == 2
 
 
 def test_a_surface_that_changed_is_another_search(here, capsys):

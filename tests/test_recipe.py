@@ -228,6 +228,24 @@ def test_a_game_without_a_job_gets_the_first_ones_budget():
         restrict_games(games(), ["../Boxing"])
 
 
+def test_every_game_is_trained_with_several_seeds():
+    recipe = load_recipe("atari", seeds=2)
+    assert len(recipe.jobs) == 20 and recipe.knobs["concurrency"][-1] == 16, "levels beyond the file's ten jobs count"
+    assert [(job.id, job.env, job.seed) for job in recipe.jobs[:3]] == [
+        ("mspacman-1", "MsPacman-v5", 1),
+        ("mspacman-2", "MsPacman-v5", 2),
+        ("asteroids-1", "Asteroids-v5", 1),
+    ]
+    two = restrict_games(recipe, ["pong", "Tennis"], 2)
+    assert [(job.id, job.seed) for job in two.jobs] == [("pong-1", 1), ("pong-2", 2), ("tennis-1", 1), ("tennis-2", 2)]
+    assert two.knobs["concurrency"] == (1, 2, 3, 4)
+    seeds = load_recipe("cartpole", seeds=3).jobs
+    assert [(job.env, job.seed) for job in seeds] == [("CartPole-v1", 1), ("CartPole-v1", 2), ("CartPole-v1", 3)]
+    assert len({job.id for job in seeds}) == 3
+    with pytest.raises(ManifestError, match="10,010 jobs are more than a manifest holds: at most 10,000"):
+        load_recipe("atari", seeds=1001)
+
+
 def test_fewer_jobs_than_any_level_leave_their_number():
     recipe = replace(games(), knobs={**games().knobs, "concurrency": (2, 3)})
     assert with_jobs(recipe, recipe.jobs[:1]).knobs["concurrency"] == (1,)

@@ -11,7 +11,7 @@ from autotune.device.mps import check_sharing
 from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
 from autotune.machine import DeviceInfo
-from autotune.probe.recipe_file import batch_size_max
+from autotune.probe.recipe_file import batch_size_max, more_jobs
 from autotune.probe.run import run_probe
 from autotune.records import SHARING, Grade, KnobValue, Point, ProbeResult, Recipe
 from autotune.runs import Run
@@ -47,10 +47,12 @@ def check_knob(recipe: Recipe, name: str, values: Sequence[KnobValue]) -> None:
             fits = value in recipe.knobs[name]
         if not fits:
             _refuse_unreached(recipe, name, value)
-            jobs = f"; at most one process for each job, here {len(recipe.jobs)}" if name == "concurrency" else ""
+            one_each = name == "concurrency"
+            jobs = f"; at most one process for each job, here {len(recipe.jobs)}" if one_each else ""
+            more = more_jobs(recipe) if one_each else ""
             raise UsageError(
                 f"{name}={value} is outside what recipe {recipe.name!r} allows ({shown}{jobs}): "
-                "choose another value, or widen [knobs] in a recipe of your own"
+                f"{more}choose another value, or widen [knobs] in a recipe of your own"
             )
 
 

@@ -23,6 +23,7 @@ from autotune.probe.recipe_file import (
     dump_recipe,
     nearest,
     parse_recipe,
+    seeded,
 )
 from autotune.records import JOBS_MAX, Budget, Job, KnobValue, Point, Recipe
 
@@ -56,11 +57,12 @@ def recipe_path(word: str | None) -> Path:
     return resources.find("probes", word, ".toml")
 
 
-def load_recipe(word: str | None = None) -> Recipe:
+def load_recipe(word: str | None = None, *, seeds: int | None = None) -> Recipe:
     """Read a recipe by bundled name or path.
 
     Args:
         word: a bare bundled name, a path, or None for the default (`recipe_path`).
+        seeds: trainings of each environment, None for the jobs that the recipe names.
 
     Raises:
         UsageError: no such recipe.
@@ -71,7 +73,7 @@ def load_recipe(word: str | None = None) -> Recipe:
         text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} cannot be read: {error}") from error
-    return parse_recipe(text, source=str(path), name=_safe_name(path.stem))
+    return parse_recipe(text, source=str(path), name=_safe_name(path.stem), seeds=seeds)
 
 
 def _safe_name(stem: str) -> str:
@@ -79,12 +81,13 @@ def _safe_name(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:80] or "recipe"
 
 
-def restrict_games(recipe: Recipe, games: Sequence[str]) -> Recipe:
+def restrict_games(recipe: Recipe, games: Sequence[str], seeds: int | None = None) -> Recipe:
     """Keep the jobs of these games; a game without a job becomes one with the first job's budget.
 
     Args:
         recipe: where from.
         games: ``Breakout`` or ``Breakout-v5``, in any case.
+        seeds: with which the recipe was loaded; a game without a job gets as many.
 
     Raises:
         UsageError: not a possible name of a game. (Whether it exists is checked in a child process.)
@@ -94,7 +97,8 @@ def restrict_games(recipe: Recipe, games: Sequence[str]) -> Recipe:
         if not _GAME.fullmatch(game):
             raise UsageError(f"game {game!r} is not a name such as Breakout or Breakout-v5")
         known = [job for job in recipe.jobs if game.lower() in (job.env.lower(), _bare(job.env).lower())]
-        jobs += known or [_new_job(recipe.jobs[0], game)]
+        new = _new_job(recipe.jobs[0], game)
+        jobs += known or (seeded([new], seeds) if seeds else [new])
     return with_jobs(recipe, list(dict.fromkeys(jobs)))
 
 

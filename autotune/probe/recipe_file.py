@@ -6,22 +6,25 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from autotune.device.mps import check_sharing
 from autotune.errors import ManifestError, UsageError
 from autotune.probe import schema
-from autotune.records import COUNT_MAX, FINAL_PLAN, KNOBS, SHARING, KnobValue, MeasurePlan, Point, Recipe
+from autotune.records import COUNT_MAX, FINAL_PLAN, JOBS_MAX, KNOBS, SHARING, Job, KnobValue, MeasurePlan, Point, Recipe
+from autotune.units import counted
 from autotune.workloads.learning import Rollout, rollout_of
 
 
-def parse_recipe(text: str, *, source: str, name: str) -> Recipe:
+def parse_recipe(text: str, *, source: str, name: str, seeds: int | None = None) -> Recipe:
     """A recipe from TOML text.
 
     Args:
         text: the file's contents.
         source: named in messages.
         name: of the recipe when the text gives none.
+        seeds: play every environment so often, see `seeded`; None for the jobs that the text names.
 
     Raises:
         ManifestError: every fault as file, key, value and expectation.
@@ -34,18 +37,39 @@ def parse_recipe(text: str, *, source: str, name: str) -> Recipe:
         raise ManifestError(f"recipe {source} is nested too deeply: a recipe has tables with lists of values") from None
     file = schema.parse(data, source)
     try:
-        recipe = _build(file, source, name)
+        recipe = _build(file, source, name, seeds)
         check_point(recipe, recipe.baseline)
     except (ValueError, UsageError) as error:
         raise ManifestError(f"recipe {source}: {error}") from error
     return recipe
 
 
-def _build(file: schema.RecipeFile, source: str, name: str) -> Recipe:
+def seeded(jobs: Sequence[Job], seeds: int) -> tuple[Job, ...]:
+    """Every environment with the seeds 1 to `seeds`, each with the budget of the environment's first job.
+
+    Raises:
+        UsageError: more jobs than a manifest holds.
+    """
+    first = {job.env: job for job in reversed(jobs)}
+    if len(first) * seeds > JOBS_MAX:
+        raise UsageError(f"{len(first) * seeds:,} jobs are more than a manifest holds: at most {JOBS_MAX:,}")
+    games = [first[env] for env in dict.fromkeys(job.env for job in jobs)]
+    return tuple(replace(job, id=f"{job.id}-{seed}", seed=seed) for job in games for seed in range(1, seeds + 1))
+
+
+def more_jobs(recipe: Recipe) -> str:
+    """How a recipe is given more jobs, as the beginning of a list of remedies; nothing for a recorded surface."""
+    if recipe.workload == "replay":
+        return ""
+    return f"give {'--jobs' if recipe.workload == 'command' else '--seeds'} N or "
+
+
+def _build(file: schema.RecipeFile, source: str, name: str, seeds: int | None) -> Recipe:
     jobs = tuple(part.job() for part in file.jobs)
     ids = [job.id for job in jobs]
     if repeated := sorted({job_id for job_id in ids if ids.count(job_id) > 1}):
         raise ValueError(f"jobs.id = {repeated[0]!r} is given twice; every job needs its own")
+    jobs = seeded(jobs, seeds) if seeds else jobs
     limits = schema.limits_of(file.limits)
     most = min(len(jobs), limits.concurrency_max or len(jobs))
     knobs = {knob: schema.ascending(knob, values) for knob, values in file.knobs.items()}
@@ -197,8 +221,8 @@ def check_point(recipe: Recipe, point: Point) -> None:
             raise UsageError(f"{name}={getattr(point, name)} must be at least 1, and at most {COUNT_MAX:,}")
     if point.concurrency > len(recipe.jobs):
         raise UsageError(
-            f"concurrency={point.concurrency} is more than the {len(recipe.jobs)} jobs of recipe {recipe.name!r}: "
-            "process i runs job i; add jobs or lower concurrency"
+            f"concurrency={point.concurrency} is more than the {counted(len(recipe.jobs), 'job')} of recipe "
+            f"{recipe.name!r}: process i runs job i; {more_jobs(recipe)}lower concurrency"
         )
     check_sharing(dict(point.extra).get(SHARING))
     rule = rollout_rule(recipe, point.extra)

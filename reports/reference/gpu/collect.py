@@ -24,8 +24,7 @@ from pathlib import Path
 
 from autotune.units import parse_duration
 
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[2]
+REPOSITORY = Path(__file__).parents[3]
 GRACE_S = 30.0
 
 
@@ -56,7 +55,7 @@ def steps(out: Path, options: argparse.Namespace) -> tuple[Step, ...]:
     breakout = ("search", "atari", "--games", "Breakout")
     price = ("--price", str(options.price))
     tests = ("-m", "pytest", "-m", "gpu", "-v", "-o", "addopts=--import-mode=importlib")
-    four = ("probe", str(HERE / "four.toml"), "--num-envs", "64", "--batch-size", "1024")
+    four = ("probe", "atari", "--games", "Breakout", "--seeds", "4", "--num-envs", "64", "--batch-size", "1024")
     mps = ("--concurrency", "4", "--knob", "sharing=cuda-mps") if options.device != "cpu" else ("--concurrency", "4")
     learn = ("reports/reference/learning/run_atari.py", "--scratch", str(out / "learn"), "--curves", str(out), *device)
     learn += ("--steps", "20000000")
