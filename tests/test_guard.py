@@ -263,7 +263,7 @@ def test_a_point_that_learns_less_fails_and_it_is_said(tmp_path, device):
     assert learning.status == "failed" and learning.difference_high < -learning.margin
     first, *others = sentences(learning)
     assert first.startswith("LEARNING FAILED THE GUARD")
-    assert any("samples_per_update" in other and "train at the baseline" in other for other in others)
+    assert any("allow fewer environments" in other and "train at the baseline" in other for other in others)
 
 
 def test_a_crash_is_a_value(tmp_path, device):
@@ -387,10 +387,21 @@ def test_the_report_states_the_verdict(tmp_path, device):
     assert "- **Learning checked:** return 1" in shown["passed"]
     assert "- **LEARNING FAILED THE GUARD:** an env step at the tuned point teaches less" in shown["failed"]
     assert "Learning not checked" not in shown["passed"]
-    assert "- **Next:** allow less in the recipe" in shown["failed"] and "In spite of the guard" in shown["failed"]
+    assert "- **Next:** allow fewer environments" in shown["failed"] and "In spite of the guard" in shown["failed"]
     assert "- **Next:** `autotune train" in shown["passed"]
     assert "return at the end" in shown["failed"] and "1, unknown" in shown["failed"]
     assert "What to do:" in shown["failed"]
+
+
+def test_what_to_do_follows_what_the_point_moves():
+    begun = unchecked(found(Point(num_envs=16, batch_size=64), learning=change(2048.0)), a_recipe())
+    for samples, updates, words in ((1.0, 0.5, "0.5x optimizer steps"), (4.0, 1.0, "4x samples per update")):
+        moved = {"samples_per_update_ratio": samples, "updates_per_step_ratio": updates, "warning": None}
+        learning = begun.model_copy(update={**moved, "status": "failed", "env": "Game1-v5", "env_steps": 1000})
+        verdict, although, what = sentences(learning)
+        assert verdict.startswith("LEARNING FAILED THE GUARD") and words in although
+        assert ("samples_per_update = [" in what) is (samples > 1)
+        assert ("smaller minibatches" in what) is (updates < 1)
 
 
 @pytest.mark.parametrize(("samples", "said"), [(16384.0, True), (2048.0, False)])

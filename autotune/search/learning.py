@@ -10,12 +10,7 @@ from autotune.search.knobs import NEUTRAL
 from autotune.search.result import StudyResult
 from autotune.units import format_count
 
-REMEDY = (
-    "allow less in the recipe's [knobs] (num_envs, batch_size), keep its samples per update in a range "
-    "(samples_per_update = [least, most]) or let the learning rate follow (learning_rate_scaling), and search again; "
-    "or train at the baseline"
-)
-"""What to do about a point that teaches less."""
+_FED = ("samples per update", "optimizer steps per env step")
 
 
 def learns_alike(one: Point, other: Point) -> bool:
@@ -56,10 +51,10 @@ def knobs_of(point: Point) -> Knobs:
 
 def sentences(learning: LearningSection) -> list[str]:
     """What a search or a report says of it; the first sentence is the verdict, loud where it has to be."""
-    moved = f"{learning.warning} than the baseline" if learning.warning else ""
+    loud = f"{learning.warning} than the baseline" if learning.warning else ""
     if learning.status == "not checked":
-        return _not_checked(learning, moved)
-    evidence = _evidence(learning)
+        return _not_checked(learning, loud)
+    evidence, moved = _evidence(learning), loud or _fed_beside(learning)
     although = [f"The tuned point has {moved}."] if moved else []
     if learning.status == "passed":
         return [f"Learning checked: {evidence}: not worse by more than the margin.", *although]
@@ -69,13 +64,34 @@ def sentences(learning: LearningSection) -> list[str]:
             f"LEARNING FAILED THE GUARD: an env step at the tuned point teaches less than at the baseline{why}: "
             f"{evidence}. The recommendation stands for speed alone.",
             *although,
-            f"What to do: {REMEDY}.",
+            f"What to do: {remedy(learning)}.",
         ]
     return [
         f"LEARNING NOT SETTLED: {learning.detail or 'the interval reaches beyond the margin'}: {evidence}.",
         *although,
         "What to do: more --guard-seeds narrow the interval, more --guard-steps let both learn more.",
     ]
+
+
+def remedy(learning: LearningSection) -> str:
+    """What to do about a point that teaches less, by what it moves; unknown is taken for moved."""
+    samples, updates = learning.samples_per_update_ratio, learning.updates_per_step_ratio
+    changes = ["allow fewer environments (num_envs) in the recipe's [knobs]"]
+    if samples is None or samples > 1:
+        changes.append("keep its samples per update in a range (samples_per_update = [least, most])")
+    if updates is None or updates < 1:
+        changes += [
+            "allow smaller minibatches only (batch_size)",
+            "let the learning rate follow (learning_rate_scaling)",
+        ]
+    return f"{', or '.join(changes)}, and search again; or train at the baseline"
+
+
+def _fed_beside(learning: LearningSection) -> str:
+    """What the learner is fed, as multiples of the baseline's; nothing where that is not known."""
+    ratios = (learning.samples_per_update_ratio, learning.updates_per_step_ratio)
+    fed = [f"{ratio:.2g}x {name}" for ratio, name in zip(ratios, _FED, strict=True) if ratio is not None]
+    return f"{', '.join(fed)} of the baseline's" if fed else ""
 
 
 def concerns(learning: LearningSection | None) -> list[str]:
@@ -92,13 +108,8 @@ def _not_checked(learning: LearningSection, moved: str) -> list[str]:
             f"LEARNING NOT CHECKED, AND IT MAY CHANGE: {moved}{why}; an env step may teach less. "
             "`autotune search --guard` compares short trainings of both."
         ]
-    ratios = (learning.samples_per_update_ratio, learning.updates_per_step_ratio)
-    fed = [f"{ratio:.2g}x {name}" for ratio, name in zip(ratios, _FED, strict=True) if ratio is not None]
-    against = f": {', '.join(fed)} of the baseline's" if fed else ""
+    against = f": {fed}" if (fed := _fed_beside(learning)) else ""
     return [f"Learning not checked{why}{against}."] if why or against else []
-
-
-_FED = ("samples per update", "optimizer steps per env step")
 
 
 def _evidence(learning: LearningSection) -> str:

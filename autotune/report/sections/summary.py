@@ -6,7 +6,7 @@ from autotune.report.facts import Facts, Measured
 from autotune.report.learning import checked, learning_of, loud_change
 from autotune.report.projection import HOUR_S
 from autotune.report.wording import UNKNOWN, against, code, counts, dollars, hours, speed, text
-from autotune.search.learning import REMEDY, sentences
+from autotune.search.learning import remedy, sentences
 from autotune.stats import failure_rate_bound_per_hour
 from autotune.units import counted, format_duration, format_usd
 
@@ -133,5 +133,5 @@ def _next(facts: Facts) -> str:
     if facts.manifest is None:
         return "**Next:** `autotune search --budget 30m` emits a manifest to train from."
     if (learning := checked(facts)) is not None and learning.status == "failed":
-        return f"**Next:** {text(REMEDY)}. In spite of the guard: {train}"
+        return f"**Next:** {text(remedy(learning))}. In spite of the guard: {train}"
     return f"**Next:** {train}"
