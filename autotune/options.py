@@ -235,11 +235,8 @@ def begin_where_trained(recipe: Recipe, options: dict[str, Any], say: Callable[[
     from autotune.runs import find_run
     from autotune.train.trained import begin_trained
 
-    if (word := options["from_checkpoint"]) is None:
-        return recipe
-    if recipe.workload == "replay":
-        raise UsageError("--from-checkpoint cannot go with --executor replay: a surface is measured already")
-    return begin_trained(recipe, find_run(options["runs"], word), say)
+    word = options["from_checkpoint"]
+    return recipe if word is None else begin_trained(recipe, find_run(options["runs"], word), say)
 
 
 def point_of(recipe: Recipe, settings: dict[str, KnobValue]) -> Point:
@@ -272,7 +269,8 @@ def choose_executor(argv: list[str], options: dict[str, Any], should_stop: Calla
         from autotune.search.space import possible, space_of
 
         given = {"a recipe": options["recipe"], "a command": argv}
-        given |= {f"--{option}": options[option] is not None for option in ("games", "seeds")}
+        for option in ("games", "seeds", "from_checkpoint"):
+            given[f"--{option.replace('_', '-')}"] = options[option] is not None
         if unfit := [name for name, there in given.items() if there]:
             raise UsageError(
                 f"{' and '.join(unfit)} cannot go with --executor replay: a surface is its own recipe; leave it out"

@@ -27,9 +27,9 @@ SHARINGS = ("time-slice", "cuda-mps")
 REFUSED = "refused"
 """Flag of a crash: a program of the user's own ended with an exit code before its first step."""
 COUNT_MAX = 2**31 - 1
+"""Of a standard knob: what every framework's sizes hold."""
 JOBS_MAX = 10_000
 """Jobs that a manifest holds, and so processes at once."""
-"""Of a standard knob: what every framework's sizes hold."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,10 +80,10 @@ def windows(processes: Sequence[Sequence[Step]], plan: MeasurePlan) -> list[Sequ
 def incomplete(processes: Sequence[Sequence[Step]], plan: MeasurePlan, started_s: float, now_s: float) -> str:
     """Why there is no complete window yet, and how long one would have taken by the iterations so far."""
     why = f"no complete window after {now_s - started_s:.0f} s"
-    firsts = [next((step.t for step in steps if step.settled), None) for steps in processes]
-    if None in firsts or not firsts:
+    discarded_s = discard_end(processes, plan)
+    if discarded_s is None:
         return f"{why}: the first iteration did not end"
-    first_s = max(t for t in firsts if t is not None) - started_s
+    first_s = discarded_s - plan.discard_s - started_s
     iteration_s = max(step.t - step.started for steps in processes for step in steps[-1:])
     discard_s = max(plan.discard_s, plan.discard_iterations * iteration_s)
     needed_s = first_s + discard_s + max(plan.window_s, plan.window_iterations * iteration_s) + iteration_s

@@ -16,6 +16,7 @@ from autotune.machine import HostInfo
 from autotune.probe import schema
 from autotune.probe.recipe_file import (
     batch_size_max,
+    check_job_count,
     check_point,
     clipped,
     default_baseline,
@@ -25,7 +26,7 @@ from autotune.probe.recipe_file import (
     parse_recipe,
     seeded,
 )
-from autotune.records import JOBS_MAX, Budget, Job, KnobValue, Point, Recipe
+from autotune.records import Budget, Job, KnobValue, Point, Recipe
 
 __all__ = [
     "check_point",
@@ -97,8 +98,7 @@ def restrict_games(recipe: Recipe, games: Sequence[str], seeds: int | None = Non
         if not _GAME.fullmatch(game):
             raise UsageError(f"game {game!r} is not a name such as Breakout or Breakout-v5")
         known = [job for job in recipe.jobs if game.lower() in (job.env.lower(), _bare(job.env).lower())]
-        new = _new_job(recipe.jobs[0], game)
-        jobs += known or (seeded([new], seeds) if seeds else [new])
+        jobs += known or seeded([_new_job(recipe.jobs[0], game)], seeds)
     return with_jobs(recipe, list(dict.fromkeys(jobs)))
 
 
@@ -192,8 +192,7 @@ def command_recipe(
     """
     from autotune.workloads.command import CommandWorkload
 
-    if jobs > JOBS_MAX:
-        raise UsageError(f"{jobs:,} jobs are more than a manifest holds: at most {JOBS_MAX:,}")
+    check_job_count(jobs)
     given = {"counter": counter, "rate": rate, "progress": progress}
     told = {name: value for name, value in given.items() if value is not None}
     hyperparameters = {"argv": list(argv), "cwd": str(Path.cwd()), **told}

@@ -44,17 +44,31 @@ def parse_recipe(text: str, *, source: str, name: str, seeds: int | None = None)
     return recipe
 
 
-def seeded(jobs: Sequence[Job], seeds: int) -> tuple[Job, ...]:
-    """Every environment with the seeds 1 to `seeds`, each with the budget of the environment's first job.
+def seeded(jobs: Sequence[Job], seeds: int | None) -> tuple[Job, ...]:
+    """Every environment with the seeds 1 to `seeds`, each with the budget of its first job; without, the jobs given.
 
     Raises:
         UsageError: more jobs than a manifest holds.
     """
-    first = {job.env: job for job in reversed(jobs)}
-    if len(first) * seeds > JOBS_MAX:
-        raise UsageError(f"{len(first) * seeds:,} jobs are more than a manifest holds: at most {JOBS_MAX:,}")
-    games = [first[env] for env in dict.fromkeys(job.env for job in jobs)]
-    return tuple(replace(job, id=f"{job.id}-{seed}", seed=seed) for job in games for seed in range(1, seeds + 1))
+    if seeds is None:
+        return tuple(jobs)
+    first = dict[str, Job]()
+    for job in jobs:
+        first.setdefault(job.env, job)
+    check_job_count(len(first) * seeds)
+    return tuple(
+        replace(job, id=f"{job.id}-{seed}", seed=seed) for job in first.values() for seed in range(1, seeds + 1)
+    )
+
+
+def check_job_count(jobs: int) -> None:
+    """Refuse more jobs than a manifest holds.
+
+    Raises:
+        UsageError: it is more.
+    """
+    if jobs > JOBS_MAX:
+        raise UsageError(f"{jobs:,} jobs are more than a manifest holds: at most {JOBS_MAX:,}")
 
 
 def more_jobs(recipe: Recipe) -> str:
@@ -69,7 +83,7 @@ def _build(file: schema.RecipeFile, source: str, name: str, seeds: int | None) -
     ids = [job.id for job in jobs]
     if repeated := sorted({job_id for job_id in ids if ids.count(job_id) > 1}):
         raise ValueError(f"jobs.id = {repeated[0]!r} is given twice; every job needs its own")
-    jobs = seeded(jobs, seeds) if seeds else jobs
+    jobs = seeded(jobs, seeds)
     limits = schema.limits_of(file.limits)
     most = min(len(jobs), limits.concurrency_max or len(jobs))
     knobs = {knob: schema.ascending(knob, values) for knob, values in file.knobs.items()}

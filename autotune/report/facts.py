@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -24,7 +23,7 @@ from autotune.search.outcome import found_in
 from autotune.search.result import StudyResult
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, comparable_history, load_trials
-from autotune.worker.checkpoint import saved_env_steps
+from autotune.worker.checkpoint import trained_env_steps
 
 COLUMNS = (
     *("number", "stage", "num_envs", "batch_size", "concurrency", "extra", "status", "grade"),
@@ -195,17 +194,11 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         spent_s=finite(state.get("spent_s")),
         budget_s=finite(state.get("budget_s")),
         steps_per_episode=episode_lengths(jobs, history, training),
-        trained_env_steps=_trained(state.get("checkpoints")),
+        trained_env_steps=trained_env_steps(begun) if isinstance(begun := state.get("checkpoints"), dict) else {},
         search=found,
         training=training,
         price=price or given_price(manifest, state),
     )
-
-
-def _trained(checkpoints: Any) -> dict[str, int]:
-    """By job, the env steps of the checkpoint that its probes began with, from the run's facts."""
-    files = checkpoints if isinstance(checkpoints, dict) else {}
-    return {job: saved_env_steps(Path(str(file))) for job, file in files.items()}
 
 
 def _best(

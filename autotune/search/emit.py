@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, build_manifest, save_manifest
 from autotune.manifest_schema import LearningSection
 from autotune.records import Recipe
 from autotune.runs import Run
 from autotune.search.result import StudyResult
-from autotune.worker.checkpoint import saved_env_steps
+from autotune.worker.checkpoint import trained_env_steps
 
 
 def emit_manifest(
@@ -32,7 +30,7 @@ def emit_manifest(
         provenance={
             "study": run.study_file.name,
             "trials": sum(trial.counts for trial in found.trials),
-            "trained_env_steps": {job: saved_env_steps(Path(file)) for job, file in recipe.checkpoints.items()},
+            "trained_env_steps": trained_env_steps(recipe.checkpoints),
         },
     )
     save_manifest(run.manifest_file, manifest)

@@ -46,11 +46,7 @@ def plan_migration(
 
 def _refuse_other_work(manifest: Manifest, old: Manifest, source: Run) -> None:
     """Refuse manifests whose jobs are not those of the old run."""
-    if old.workload.name != manifest.workload.name:
-        raise UsageError(
-            f"run {source.path} trains workload {old.workload.name!r}, the manifest {manifest.workload.name!r}: "
-            "checkpoints of one mean nothing to the other"
-        )
+    refuse_other_workload(source, old, manifest.workload.name, "the manifest")
     if manifest.workload.name == "command":
         raise UsageError(
             f"run {source.path} trains a program of your own (workload 'command'), which keeps its own checkpoints: "
@@ -64,11 +60,32 @@ def _refuse_other_work(manifest: Manifest, old: Manifest, source: Run) -> None:
             "met its budget costs nothing more), so that every job is migrated; nothing was changed"
         )
     for before in old.jobs:
-        if jobs[before.id].env != before.env:
-            raise UsageError(
-                f"job {before.id} plays {before.env} in run {source.path} and {jobs[before.id].env} in the manifest: "
-                "give another game another id"
-            )
+        refuse_other_game(source, before.id, before.env, jobs[before.id].env, "the manifest")
+
+
+def refuse_other_workload(source: Run, old: Manifest, workload: str, whose: str) -> None:
+    """Refuse a run whose checkpoints are of another workload than `whose`.
+
+    Raises:
+        UsageError: they are.
+    """
+    if old.workload.name != workload:
+        raise UsageError(
+            f"run {source.path} trains workload {old.workload.name!r}, {whose} {workload!r}: "
+            "checkpoints of one mean nothing to the other"
+        )
+
+
+def refuse_other_game(source: Run, job: str, before: str, now: str, where: str) -> None:
+    """Refuse a job that plays another game than in the run that trained it.
+
+    Raises:
+        UsageError: it does.
+    """
+    if before != now:
+        raise UsageError(
+            f"job {job} plays {before} in run {source.path} and {now} in {where}: give another game another id"
+        )
 
 
 def newest_saved(source: Run, job: str, events: list[Event], warn: Callable[[str], None]) -> Path | None:

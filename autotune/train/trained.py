@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from autotune.errors import UsageError
 from autotune.manifest import load_manifest
 from autotune.records import Recipe
 from autotune.runs import Run
 from autotune.train.events import read_events
-from autotune.train.migration_plan import newest_saved
-from autotune.worker.checkpoint import saved_env_steps
+from autotune.train.migration_plan import newest_saved, refuse_other_game, refuse_other_workload
+from autotune.worker.checkpoint import trained_env_steps
 
 _NAMED = 6
 
@@ -44,30 +43,21 @@ def begin_trained(recipe: Recipe, source: Run, say: Callable[[str], None]) -> Re
     if not source.train_folder.is_dir():
         raise UsageError(f"run {source.path} has not trained: leave --from-checkpoint out, or name one that has")
     old = load_manifest(source.manifest_file)
-    if old.workload.name != recipe.workload:
-        raise UsageError(
-            f"run {source.path} trains workload {old.workload.name!r}, recipe {recipe.name!r} is of "
-            f"{recipe.workload!r}: checkpoints of one mean nothing to the other"
-        )
+    refuse_other_workload(source, old, recipe.workload, f"recipe {recipe.name!r} is of")
     trained, events = {job.id: job for job in old.jobs}, read_events(source)
-    found = dict[str, Path]()
+    found = dict[str, str]()
     for job in recipe.jobs:
         if job.id not in trained:
             continue
-        if (played := trained[job.id].env) != job.env:
-            raise UsageError(
-                f"job {job.id} plays {played} in run {source.path} and {job.env} in recipe {recipe.name!r}: "
-                "give another game another id"
-            )
+        refuse_other_game(source, job.id, trained[job.id].env, job.env, f"recipe {recipe.name!r}")
         if path := newest_saved(source, job.id, events, say):
-            found[job.id] = path
+            found[job.id] = str(path.resolve())
     if not found:
         raise UsageError(
             f"run {source.path} has no checkpoint of the jobs {', '.join(job.id for job in recipe.jobs)}: its jobs are "
             f"{', '.join(trained)}; leave --from-checkpoint out"
         )
-    stand = where({job: saved_env_steps(path) for job, path in found.items()})
-    say(f"probes begin where run {source.path} stands: {stand}")
+    say(f"probes begin where run {source.path} stands: {where(trained_env_steps(found))}")
     if fresh := [job.id for job in recipe.jobs if job.id not in found]:
         say(f"warning: not trained there, so measured untrained: {', '.join(fresh)}")
-    return replace(recipe, checkpoints={job: str(path.resolve()) for job, path in found.items()})
+    return replace(recipe, checkpoints=found)

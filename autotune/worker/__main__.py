@@ -24,7 +24,7 @@ from autotune.errors import AutotuneError, UsageError
 from autotune.worker.measure import measure, run_steps
 from autotune.worker.protocol import WorkerTask
 from autotune.workloads.guards import RAM_VARIABLE
-from autotune.workloads.protocol import Finished, NoProgressError, RefusedError, Session, SessionState, Workload
+from autotune.workloads.protocol import Finished, NoProgressError, RefusedError, Session, Workload
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -90,15 +90,15 @@ def check_states(workload: Workload, task: WorkerTask) -> None:
             raise UsageError(f"job {job.id}: {error}") from error
 
 
-def begin_trained(session: Session, checkpoint: str | None) -> dict[str, Any]:
-    """Put a trained job's state into a session that will be measured; what that says of what took effect."""
+def in_effect(session: Session, checkpoint: str | None) -> dict[str, Any]:
+    """What took effect in a session that will be measured, after a trained job's state, if any, was put into it."""
+    effective: dict[str, Any] = to_json(session.effective)
     if checkpoint is None:
-        return {}
-    from autotune.worker.checkpoint import load_checkpoint
+        return effective
+    from autotune.worker.checkpoint import restore_session
 
-    state = load_checkpoint(Path(checkpoint))
-    session.restore(SessionState(arrays=state.arrays, meta=state.meta["session"]))
-    return {"trained_env_steps": state.meta["progress"]["env_steps"]}
+    meta = restore_session(session, Path(checkpoint))
+    return effective | {"trained_env_steps": meta["progress"]["env_steps"]}
 
 
 def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
@@ -116,7 +116,7 @@ def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
     try:
         if interrupt := getattr(session, "interrupt", None):
             threading.Thread(target=lambda: commands.stop.wait() and interrupt(), daemon=True).start()
-        effective = to_json(session.effective) | begin_trained(session, task.checkpoint)
+        effective = in_effect(session, task.checkpoint)
         ready = {"type": "ready", "open_s": time.monotonic() - started_s, "threads": task.threads}
         ready |= {"stop_s": getattr(session, "stop_s", 0.0), "effective": effective}
         send(ready)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from autotune.errors import FileError, UsageError, WorkerError
 from autotune.store import canonical_json, content_hash, durable_write, make_folder, read_json, sync_folder, write_json
-from autotune.workloads.protocol import SessionState
+from autotune.workloads.protocol import Session, SessionState
 
 _NAME = re.compile(r"(\d{8,})-(\d+)-([0-9a-f]{64})\.safetensors")
 _BEST = "best.json"
@@ -59,10 +59,22 @@ def generations(folder: Path) -> list[Generation]:
     return sorted(found)
 
 
-def saved_env_steps(path: Path) -> int:
-    """Agent decisions trained when a checkpoint was saved, as its name says, also when it is gone."""
-    match = _NAME.fullmatch(path.name)
-    return int(match[2]) if match else 0
+def trained_env_steps(checkpoints: Mapping[str, str]) -> dict[str, int]:
+    """By job, the agent decisions trained when its checkpoint was saved, by the name of a file that may be gone."""
+    names = {job: _NAME.fullmatch(Path(str(file)).name) for job, file in checkpoints.items()}
+    return {job: int(match[2]) for job, match in names.items() if match}
+
+
+def restore_session(session: Session, path: Path) -> Mapping[str, Any]:
+    """Put a training's state into a session; returns the checkpoint's `meta`.
+
+    Raises:
+        FileError: it is damaged.
+        UsageError: it is of another environment or network.
+    """
+    state = load_checkpoint(path)
+    session.restore(SessionState(arrays=state.arrays, meta=state.meta["session"]))
+    return state.meta
 
 
 def encode(state: SessionState) -> bytes:

@@ -16,7 +16,7 @@ from autotune.codec import to_json
 from autotune.errors import BusyError, WorkerError
 from autotune.records import Budget, Work
 from autotune.store import make_folder, set_aside
-from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint, refuse_nonfinite, save_checkpoint
+from autotune.worker.checkpoint import newest_checkpoint, refuse_nonfinite, restore_session, save_checkpoint
 from autotune.worker.metrics import MetricsFile, read_metrics
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.workloads.protocol import Finished, Session, SessionState
@@ -211,10 +211,9 @@ class _Training:
                 detail = f"no checkpoint in {self._folder}: {start}; its old curve is {kept}"
                 self._tell("warning", detail=detail)
             return Progress()
-        state = load_checkpoint(path)
-        self._session.restore(SessionState(arrays=state.arrays, meta=state.meta["session"]))
-        progress = Progress.from_meta(state.meta["progress"])
-        if row := state.meta.get("row"):
+        meta = restore_session(self._session, path)
+        progress = Progress.from_meta(meta["progress"])
+        if row := meta.get("row"):
             self._row, self._row_span_s = _Totals(**row["totals"]), float(row["span_s"])
         self._tell("resumed", path=str(path), **self._counts(progress))
         return progress

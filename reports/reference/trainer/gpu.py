@@ -70,13 +70,15 @@ def open_session(point: Point, device: str, **ways: Any) -> PPOSession:
     return session
 
 
-def timed(session: PPOSession, seconds: float, first: bool = True) -> dict[str, Any]:
-    """SPS and where a step's time goes, after the first iterations."""
-    found = {}
-    if first:
-        first_s = time.perf_counter()
-        session.step()
-        found["first_iteration_s"] = round(time.perf_counter() - first_s, 2)
+def first_iteration_s(session: PPOSession) -> float:
+    """Seconds of a training's first iteration, which is done then."""
+    began = time.perf_counter()
+    session.step()
+    return round(time.perf_counter() - began, 2)
+
+
+def timed(session: PPOSession, seconds: float) -> dict[str, Any]:
+    """SPS and where a step's time goes, after one more iteration."""
     session.step()
     session.synchronize()
     began, steps, phases = time.perf_counter(), 0, dict[str, float]()
@@ -89,7 +91,6 @@ def timed(session: PPOSession, seconds: float, first: bool = True) -> dict[str, 
     took = time.perf_counter() - began
     return {
         "sps": round(steps / took, 1),
-        **found,
         "phases": {name: round(value / took, 3) for name, value in phases.items()},
         "peak_mib": round((session.peak_memory_bytes() or 0) / 2**20),
         "effective": {k: session.effective[k] for k in ("precision", "acting_lanes", "env_threads", "cuda_graphs")},
@@ -101,8 +102,9 @@ def beside_the_environments(session: PPOSession, seconds: float) -> Iterator[dic
     alone = VectorEnvironment(session.environment.spec, session.environment.num_envs, CORES, JOB.seed)
     chosen = np.random.default_rng(0)
     shares = []
-    for number in range(ALTERNATIONS):
-        training = timed(session, seconds, first=not number)["sps"]
+    session.step()
+    for _ in range(ALTERNATIONS):
+        training = timed(session, seconds)["sps"]
         began, before = time.perf_counter(), alone.executed_steps
         while time.perf_counter() - began < seconds:
             alone.step(chosen.integers(0, alone.spec.actions, alone.num_envs).astype(np.int32))
@@ -162,8 +164,9 @@ def main() -> None:
             for ways in chosen:
                 try:
                     session = open_session(point, options.device, rollout=options.rollout, **ways)
+                    first_s = first_iteration_s(session)
                     found = timed(session, options.seconds)
-                    keep({**where, **ways, **found})
+                    keep({**where, **ways, **found, "first_iteration_s": first_s})
                     best = max(best, (found["sps"], point, ways), key=lambda each: each[0])
                     session.close()
                 except (RuntimeError, AutotuneError) as error:  # a way that fails is a line too
