@@ -5,8 +5,9 @@ Of each resource (device memory, host memory, ``/dev/shm``, threads) one process
 are not negative: workspaces grow more slowly than the minibatch, and what processes share (libraries, a server)
 they take once. Where the rollout adapts to num_envs, samples per update are a further term of both memories.
 The bound used for a point is the largest value that any such law can take there while it agrees with every
-observation to within a tolerance. Along an axis that was never varied this is scaling in proportion; between
-observations it is close to the fit.
+observation to within a tolerance, and no more than proportional scaling from any one of them. Along an axis that was
+never varied the two are the same; between observations the first is close to the fit, and where programs follow
+another law (of num_envs times batch_size, say) the second is the nearer one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from scipy.optimize import linprog  # type: ignore[attr-defined]
 from scipy.spatial import HalfspaceIntersection, QhullError
 
 from autotune.machine import DeviceInfo, HostInfo
-from autotune.records import REFUSED, Limits, Point, ProbeResult
+from autotune.records import REFUSED, Limits, Point, ProbeResult, Status
 from autotune.search.least_squares import fit_relative
 from autotune.search.space import Array, Space, counts, samples
 from autotune.workloads.learning import Rollout
@@ -36,6 +37,8 @@ PEAKS: dict[Resource, str] = {
 }
 """Where a result says what all its processes took."""
 
+ODD: tuple[Status, ...] = ("crashed", "timeout")
+"""Failures that may have another cause than a point's weight."""
 _SAMPLED: tuple[Resource, ...] = ("vram", "ram")
 """What a rollout is held in."""
 _TOLERANCE = 0.03
@@ -100,12 +103,10 @@ def safe_points(
 ) -> Array:
     """(n,) whether each point dominates no failed one and is predicted to fit.
 
-    While nothing has been measured every point passes the prediction; the plan begins with the baseline. Settings
-    that a program refused say nothing of heavier ones: it may want a minibatch no larger than its rollout.
+    While nothing has been measured every point passes the prediction; the plan begins with the baseline.
     """
     asked = counts(points, rollout)
-    failed = [result.requested for result in history if not result.ok and REFUSED not in result.flags]
-    allowed = ~dominating(asked, counts(failed, rollout))
+    allowed = ~_forbidden(asked, history, rollout)
     for resource in PEAKS:
         limit, seen = limits.of(resource), observed(history, resource)
         if limit is not None and seen:
@@ -113,6 +114,33 @@ def safe_points(
             there, where = loads(asked, held), loads(counts([point for point, _ in seen], rollout), held)
             allowed &= asked[:, 2] * upper_bound(there, where, each) <= limit
     return allowed
+
+
+def _forbidden(asked: Array, history: Sequence[ProbeResult], rollout: Rollout | None) -> Array:
+    """(n,) whether each asked row failed, or dominates one whose failure weighs."""
+    failed = counts([result.requested for result in history if not result.ok], rollout)
+    heavy = counts([result.requested for result in weighty(history, rollout)], rollout)
+    result: Array = dominating(asked, heavy) | (asked[:, None, :] == failed[None]).all(axis=2).any(axis=1)
+    return result
+
+
+def weighty(history: Sequence[ProbeResult], rollout: Rollout | None) -> list[ProbeResult]:
+    """The failures that heavier points are taken to share.
+
+    Not settings that a program refused: it may want a minibatch no larger than its rollout. Not a point that
+    failed though a heavier one ran, unless the machine was lost; and where that was a crash or a timeout, no
+    crash or timeout, as they come from something else.
+    """
+    failures = [result for result in history if not result.ok and REFUSED not in result.flags]
+    failed = counts([result.requested for result in failures], rollout)
+    ran = counts([result.requested for result in history if result.ok], rollout)
+    refuted = {
+        result.requested
+        for result, lighter in zip(failures, dominating(-failed, -ran), strict=True)
+        if lighter and result.status != "host_lost"
+    }
+    odd = any(result.requested in refuted and result.status in ODD for result in failures)
+    return [r for r in failures if r.requested not in refuted and not (odd and r.status in ODD)]
 
 
 def loads(rows: Array, rollout: Rollout | None) -> Array:
@@ -151,9 +179,9 @@ def fit(rows: Array, each: Array) -> Array:
 
 
 def upper_bound(asked: Array, rows: Array, each: Array) -> Array:
-    """(n,) the most per process that a law which agrees with the observations allows.
+    """(n,) the most per process: of a law that agrees with the observations, or of any of them scaled in proportion.
 
-    A linear programme in the coefficients: maximise ``features(asked) @ c`` over ``c >= 0`` and
+    For the law a linear programme in the coefficients: maximise ``features(asked) @ c`` over ``c >= 0`` and
     ``|features(rows) @ c / each - 1| <= tolerance``. Its optimum lies on a vertex, and the vertices are
     enumerated once for all points.
 
@@ -163,7 +191,10 @@ def upper_bound(asked: Array, rows: Array, each: Array) -> Array:
         each: (m,) what one process took there.
     """
     corners = _corners(rows.tobytes(), each.tobytes())
-    bound: Array = (features(asked) @ corners.T).max(axis=1)
+    larger = np.maximum(np.delete(asked[:, None, :] / rows[None], 2, axis=2), 1.0).prod(axis=2)
+    fewer = np.maximum(rows[None, :, 2] / asked[:, None, 2], 1.0)
+    scaled = (1 + _UNSEEN_ERROR) * (each * larger * fewer).min(axis=1)
+    bound: Array = np.minimum((features(asked) @ corners.T).max(axis=1), scaled)
     return bound
 
 

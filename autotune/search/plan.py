@@ -11,7 +11,7 @@ from autotune.machine import DeviceInfo
 from autotune.probe.recipe import rule_of_thumb
 from autotune.records import Grade, MeasurePlan, Point, ProbeResult, Recipe
 from autotune.search import confirm, epochs, knobs
-from autotune.search.memory import safe_points
+from autotune.search.memory import ODD, safe_points
 from autotune.search.propose import Problem
 from autotune.search.space import Space, possible
 from autotune.search.worth import SOAK_SHARE, pays
@@ -140,10 +140,12 @@ def thumb_point(recipe: Recipe, space: Space, device: DeviceInfo) -> Point:
 
 
 def _opening_step(now: Situation) -> Step | None:
+    """The next point that was named, though a lighter one crashed or hung: it may want what that one lacked."""
     seen, predicted_s = {result.requested for result in now.history}, now.quick_s()
+    weighing = [result for result in now.history if result.status not in ODD]
     for step in now.opening:
         assert step.point is not None
-        if step.point not in seen and predicted_s <= now.left_s and is_safe(now.problem, now.history, step.point):
+        if step.point not in seen and predicted_s <= now.left_s and is_safe(now.problem, weighing, step.point):
             return replace(step, predicted_s=predicted_s)
     return None
 

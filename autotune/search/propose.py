@@ -11,7 +11,7 @@ from scipy.special import ndtr
 
 from autotune.records import REFUSED, Point, ProbeResult
 from autotune.search.least_squares import fit_relative
-from autotune.search.memory import MemoryLimits, safe
+from autotune.search.memory import MemoryLimits, safe, weighty
 from autotune.search.model import Belief, believe, measured
 from autotune.search.risk import chance_stable
 from autotune.search.space import Array, Space, counts, samples
@@ -109,23 +109,27 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
     promise = expected_improvement(space, history, belief) * runs
     expected_s = cost_s + (1 - runs) * np.maximum(_failure_s(history) - cost_s, 0.0)
     careful = [open_ & (runs >= SURE)] if _wasted(history) > WASTE_MAX else []
-    for among in (*careful, open_):
-        if (chosen := _choose(space, history, belief, among, promise, expected_s)) is not None:
-            stage, index = chosen
-            known = np.maximum(promise, UNKNOWN_GAIN) if stage == "spread" else promise
-            return Proposal(
-                point=space.points[index],
-                stage=stage,
-                predicted_s=float(cost_s[index]),
-                gain_per_s=float((np.where(open_, known, 0.0) / expected_s).max()),
-            )
-    return None
+    among = [mask for mask in (*careful, open_) if mask.any()]
+    chosen = (
+        *(_hoped_for(space, history, belief, mask, promise, expected_s) for mask in among),
+        *(_neighbour(space, history, belief, mask) for mask in among),
+    )
+    stage, index = next((found for found in chosen if found is not None), (None, 0))
+    if stage is None:
+        return None
+    known = np.maximum(promise, UNKNOWN_GAIN) if stage == "spread" else promise
+    return Proposal(
+        point=space.points[index],
+        stage=stage,
+        predicted_s=float(cost_s[index]),
+        gain_per_s=float((np.where(open_, known, 0.0) / expected_s).max()),
+    )
 
 
-def _choose(
+def _hoped_for(
     space: Space, history: Sequence[ProbeResult], belief: Belief, among: Array, promise: Array, expected_s: Array
 ) -> tuple[Stage, int] | None:
-    """The next of some points and its stage, None when none is worth it.
+    """The next of some points and its stage, None when the model expects too little of each.
 
     Args:
         space: the points.
@@ -135,15 +139,10 @@ def _choose(
         promise: (n,) the gain expected of each, as a fraction of the throughput.
         expected_s: (n,) seconds that each is expected to take, failures counted.
     """
-    if not among.any():
-        return None
     gain = np.where(among, promise, 0.0)
     if (index := _spread(space, history, among)) is not None:
         return "spread", index
-    if gain.max() >= WORTHWHILE:
-        return "model", _promising(space, history, belief, gain / expected_s)
-    index = _neighbour(space, history, belief, among)
-    return None if index is None else ("neighbours", index)
+    return ("model", _promising(space, history, belief, gain / expected_s)) if gain.max() >= WORTHWHILE else None
 
 
 def _wasted(history: Sequence[ProbeResult]) -> float:
@@ -176,9 +175,9 @@ def _promising(space: Space, history: Sequence[ProbeResult], belief: Belief, gai
 def _chance(space: Space, history: Sequence[ProbeResult], *, lost: bool) -> Array:
     """(n,) chance that a point runs, or with `lost` that it does not take the machine down."""
     failed = [result for result in history if (result.status == "host_lost" if lost else not result.ok)]
-    refused, ok = [result for result in failed if REFUSED in result.flags], measured(history)
-    heavy = [result for result in failed if REFUSED not in result.flags]
-    return chance_stable(space, ok, heavy) * chance_stable(space, ok, refused, signed=True)
+    heavy, ok = weighty(history, space.rollout), measured(history)
+    expected, odd = [r for r in failed if r in heavy], [r for r in failed if r not in heavy]
+    return chance_stable(space, ok, expected) * chance_stable(space, ok, odd, signed=True)
 
 
 def cost_limit_s(problem: Problem, history: Sequence[ProbeResult]) -> float:
@@ -265,11 +264,11 @@ def _cost_terms(problem: Problem, rows: Array, log_sps: Array) -> Array:
     return np.column_stack([np.ones(len(rows)), rows[:, 2], rows[:, 0] * rows[:, 2], step_s])
 
 
-def _neighbour(space: Space, history: Sequence[ProbeResult], belief: Belief, open_: Array) -> int | None:
+def _neighbour(space: Space, history: Sequence[ProbeResult], belief: Belief, open_: Array) -> tuple[Stage, int] | None:
     """The most promising open neighbour of the best of the three best measured points that has one."""
     best = sorted(measured(history), key=lambda result: -(result.sps or 0.0))
     for point in list(dict.fromkeys(result.requested for result in best))[:3]:
         near = [i for i in space.neighbours(point) if open_[i]]
         if near:
-            return max(near, key=lambda i: float(belief.mean[i]))
+            return "neighbours", max(near, key=lambda i: float(belief.mean[i]))
     return None
