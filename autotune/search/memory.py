@@ -193,7 +193,7 @@ def upper_bound(asked: Array, rows: Array, each: Array) -> Array:
     corners = _corners(rows.tobytes(), each.tobytes())
     larger = np.maximum(np.delete(asked[:, None, :] / rows[None], 2, axis=2), 1.0).prod(axis=2)
     fewer = np.maximum(rows[None, :, 2] / asked[:, None, 2], 1.0)
-    scaled = (1 + _UNSEEN_ERROR) * (each * larger * fewer).min(axis=1)
+    scaled = (1 + _TOLERANCE + _UNSEEN_ERROR) * (each * larger * fewer).min(axis=1)
     bound: Array = np.minimum((features(asked) @ corners.T).max(axis=1), scaled)
     return bound
 
