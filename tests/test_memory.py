@@ -49,6 +49,36 @@ def test_each_resource_is_limited_by_what_was_seen_of_it(peak, limit):
     assert allowed(history, MemoryLimits(), *points) == [True, True, True]
 
 
+def failed(point: Point, status: str) -> ProbeResult:
+    return ProbeResult(requested=point, status=status, grade="quick")
+
+
+@pytest.mark.parametrize(
+    ("status", "heavier", "lighter_batch"),
+    [("oom", True, False), ("crashed", True, True), ("timeout", True, True), ("host_lost", False, False)],
+)
+def test_a_failure_that_a_heavier_point_does_not_share_forbids_no_heavier_one(status, heavier, lighter_batch):
+    """And crashes and timeouts then come from something else than weight, elsewhere, too; a lost machine forbids."""
+    history = [failed(at(8), status), failed(at(4, 1024), status)]
+    asked = (at(16), at(8, 2048), at(8))
+    assert allowed(history, MemoryLimits(), *asked) == [False, False, False]
+    assert allowed([*history, stable(at(32))], MemoryLimits(), *asked) == [heavier, lighter_batch, False]
+
+
+def test_memory_that_goes_with_a_product_of_the_knobs_scales_in_proportion():
+    """What was seen of one point bounds those beside it, though no sum of the knobs fits them all."""
+
+    def taken(point: Point) -> float:
+        return 0.4 * GIB + 2e3 * point.num_envs * point.batch_size
+
+    seen = [at(8, 256), at(64, 256), at(128, 1024, 4), at(1024, 4096), at(128, 64, 12), at(32, 4096, 6), at(512, 256)]
+    seen = [*seen, at(256, 256, 8), at(128, 512, 12)]
+    rows, each = counts(seen, None), np.array([taken(point) for point in seen])
+    more = upper_bound(counts([at(128, 512, 16), at(256, 512, 12)], None), rows, each)
+    assert (more >= [taken(at(128, 512)), taken(at(256, 512))]).all()
+    assert (more <= 1.0801 * np.array([1.0, 2.0]) * taken(at(128, 512))).all()
+
+
 def test_a_resource_that_was_never_taken_limits_nothing():
     limits = MemoryLimits(shm_bytes=0.0, threads=4.0)
     assert allowed([stable(at(8), shm_peak_bytes=0)], limits, at(1024)) == [True]

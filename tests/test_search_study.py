@@ -164,11 +164,12 @@ def test_nothing_that_dominates_a_failure_or_breaks_the_limit_is_run(tmp_path):
 def test_all_failed_is_infeasible(tmp_path):
     path = write_surface(tmp_path / "dead.csv", status=lambda *_: "crashed")
     executor = Watched(path)
-    with pytest.raises(InfeasibleError, match="no point of recipe 'dead' ran stably: 2 probes failed") as caught:
+    with pytest.raises(InfeasibleError, match="no point of recipe 'dead' ran stably: 3 probes failed") as caught:
         search(path, create_run(tmp_path, "run-1"), executor)
     assert caught.value.exit_code == 3
     assert [r.point.label() for r in executor.requests] == [
         "num_envs=8 batch_size=256 concurrency=1",
+        "num_envs=32 batch_size=256 concurrency=1",
         "num_envs=8 batch_size=64 concurrency=1",
     ]
 
