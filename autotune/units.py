@@ -19,7 +19,7 @@ _SIZE_UNITS_BYTES = {
     "GB": 10**9,
     "TB": 10**12,
 }
-_PRICES_USD_PER_HOUR = (1e-6, 1e9)
+PRICES_USD_PER_HOUR = (1e-6, 1e9)
 _SIZE_LOOKUP = {name.lower(): factor for name, factor in _SIZE_UNITS_BYTES.items()}
 
 
@@ -60,10 +60,10 @@ def parse_price(text: str | float) -> float:
         price = float(text)
     except ValueError:
         price = math.nan
-    if not _PRICES_USD_PER_HOUR[0] <= price <= _PRICES_USD_PER_HOUR[1]:
+    if not PRICES_USD_PER_HOUR[0] <= price <= PRICES_USD_PER_HOUR[1]:
         raise UsageError(
             f"price {text!r} must be a number of US dollars per hour above zero, such as --price 2.0 "
-            f"({_PRICES_USD_PER_HOUR[0]:g} to {_PRICES_USD_PER_HOUR[1]:g})"
+            f"({PRICES_USD_PER_HOUR[0]:g} to {PRICES_USD_PER_HOUR[1]:g})"
         )
     return price
 

@@ -114,9 +114,40 @@ def test_a_cut_probe_is_a_timeout(surface, tmp_path):
         ("cpu_cores: 4", "cpu_cores:", "cpu_cores '' must be a number"),
         ("vram_limit_bytes: ", "vram_limit_bytes: -", "vram_limit_bytes '-.*' must be a number"),
         ("ram_limit_bytes: ", "ram_limit_bytes: about ", "ram_limit_bytes 'about .*' must be a number"),
-        ("price_usd_per_hour: 2", "price_usd_per_hour: cheap 2", "small.csv, header: price 'cheap 2"),
+        (
+            "price_usd_per_hour: 2",
+            "price_usd_per_hour: cheap 2",
+            "line 6: price_usd_per_hour 'cheap 2.0' must be a number",
+        ),
+        ("price_usd_per_hour: 2.0", "price_usd_per_hour: 0", r"at most 1e\+09; delete the line if it is not known"),
         ("baseline: num_envs=8", "baseline: num_envs=²", "baseline.*must read num_envs=8"),
         ("baseline: num_envs=8", "baseline: envs=8", "baseline.*must read num_envs=8"),
+        ("baseline: num_envs=8", "baseline: num_envs=\uff18", "line 7: baseline.*delete the line if it is not known"),
+        ("baseline: num_envs=8 ", "baseline: num_envs=8 num_envs=16 ", "baseline.*with every knob once"),
+        ("num_envs=8 batch_size=256 concurrency=1", "", "line 7: baseline '' must read num_envs=8"),
+        (
+            "vram_limit_bytes: ",
+            "vram_limit_byte: ",
+            "line 3: '# vram_limit_byte: 17179869184' is no header; write '# vram_limit_bytes: 17179869184'",
+        ),
+        ("vram_limit_bytes: ", "VRAM_limit_bytes: ", "line 3: .*write '# vram_limit_bytes: 17179869184'"),
+        ("vram_limit_bytes: ", "vram_limit_bytes = ", "line 3: .*write '# vram_limit_bytes: 17179869184'"),
+        ("baseline: ", "basline: ", "line 7: .* is no header; write '# baseline: num_envs=8 .*for a comment"),
+        ("cpu_cores: 4", "cpu_cores: 4\n # cpu_cores: 8", "cpu_cores is '4' in line 5 and '8' in line 6; delete one"),
+        (
+            "8,64,1,ok,",
+            "8,64,1\n8,64,1,ok,",
+            "line 9 has 3 cells for 9 columns; the line is cut off or a quote is open",
+        ),
+        ("8,64,1,ok,", '"8,64,1,ok,', "line 9 has one cell for 9 columns; the line is cut off or a quote is open"),
+        (
+            "8,64,1,ok,",
+            "9,64,1,ok,0,0.05,7.5,,\n8,64,1,ok,",
+            "line 9: sps '0' must be a number .*; where nothing ran, write the status crashed or timeout",
+        ),
+        ("8,64,1,ok,", "8,64,1,ok,1_", "line 9: sps '1_.*' must be a number"),
+        ("8,64,1,ok,", "8,64,1,ok,\uff11", "line 9: sps '\uff11.*' must be a number"),
+        (",0.05,", ",5%,", "line 9: sd_fraction '5%' must be .*; leave the cell empty if it is not known"),
     ],
 )
 def test_a_malformed_surface_is_refused(surface, old, new, words):
@@ -125,6 +156,33 @@ def test_a_malformed_surface_is_refused(surface, old, new, words):
     surface.write_text(text.replace(old, new, 1))
     with pytest.raises(UsageError, match=words):
         surface_recipe(surface)
+
+
+@pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs")])
+def test_cells_between_other_separators_are_refused(surface, separator, word):
+    surface.write_text(surface.read_text().replace(",", separator))
+    with pytest.raises(UsageError, match=f"line 8: the cells are separated by {word}; separate them by commas"):
+        load_surface(surface)
+
+
+@pytest.mark.parametrize(("encoding", "line"), [("utf-16", 1), ("latin-1", 5)])
+def test_another_encoding_is_refused(surface, encoding, line):
+    surface.write_bytes(surface.read_text().replace("cpu_cores: 4", "cpu_cores: ¼").encode(encoding))
+    with pytest.raises(UsageError, match=f"line {line} is no text in UTF-8; save it as UTF-8"):
+        load_surface(surface)
+
+
+def test_header_lines_may_stand_anywhere_beside_comments(surface):
+    plain, lines = load_surface(surface), surface.read_text().splitlines()
+    notes = ["# note: vram_limit_bytes = 1", "# a device of ours", "#", " # cpu_cores: 4", "# 40 GB: the device"]
+    surface.write_text("\n".join([*lines[7:], *notes, *(f" {line}" for line in lines[:7])]))
+    assert (load_surface(surface).rows, load_surface(surface).header) == (plain.rows, plain.header)
+
+
+def test_only_line_ends_end_a_line(surface):
+    device = "a\x0bb\x85c\u2028d"
+    surface.write_text(surface.read_text().replace("Test GPU", device), encoding="utf-8")
+    assert load_surface(surface).header.device == device
 
 
 def test_a_missing_or_empty_surface_is_refused(tmp_path):

@@ -2,9 +2,7 @@
 
 A surface is CSV with the columns `COLUMNS`, one row per point; a combination without a row is not part
 of the space. ``sps`` is the aggregate, ``sd_fraction`` the noise of a 10-second window, the bytes are
-totals over all processes. Header lines: ``# device: A100``, ``# synthetic: true``,
-``# vram_limit_bytes: N``, ``# ram_limit_bytes: N``, ``# cpu_cores: N``, ``# price_usd_per_hour: X``,
-``# baseline: num_envs=8 batch_size=256 concurrency=1`` (the nearest row where there is none of these).
+totals over all processes. Header lines such as ``# device: A100`` describe the machine, see `surface_header`.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.errors import UsageError
+from autotune.executors.surface_header import Header, is_comment, read_header, stated_number
 from autotune.machine import DeviceInfo, GpuInfo, HostInfo
 from autotune.records import (
     JOBS_MAX,
@@ -30,7 +29,7 @@ from autotune.records import (
 )
 from autotune.stats import nearest_by_ratio
 from autotune.store import content_hash
-from autotune.units import counted, parse_price
+from autotune.units import counted
 
 COLUMNS = (
     *KNOBS,
@@ -40,15 +39,6 @@ COLUMNS = (
     "startup_s",
     "vram_bytes",
     "ram_bytes",
-)
-HEADERS = (
-    "device",
-    "synthetic",
-    "vram_limit_bytes",
-    "ram_limit_bytes",
-    "cpu_cores",
-    "price_usd_per_hour",
-    "baseline",
 )
 STATUSES: tuple[Status, ...] = ("ok", "oom", "crashed", "host_lost", "timeout")
 """A surface knows no verdict: unstable points are left out of it."""
@@ -76,7 +66,7 @@ class Surface:
     """A recorded machine."""
 
     rows: tuple[Row, ...]
-    header: Mapping[str, str]
+    header: Header
     source: str
     content_hash: str
 
@@ -87,23 +77,13 @@ class Surface:
 
     @property
     def baseline(self) -> Point:
-        """The row that the header states, the first one without a header."""
-        text = self.header.get("baseline")
-        return self.row(_baseline(text, self.source)).point if text else self.rows[0].point
+        """The row nearest to the header's baseline, the first one without a header."""
+        return self.row(self.header.baseline).point if self.header.baseline else self.rows[0].point
 
     @property
     def price_usd_per_hour(self) -> float | None:
         """Of the machine, None when not stated."""
-        if "price_usd_per_hour" not in self.header:
-            return None
-        try:
-            return parse_price(self.header["price_usd_per_hour"])
-        except UsageError as error:
-            raise UsageError(f"surface {self.source}, header: {error}") from None
-
-    def limit(self, name: str) -> float | None:
-        """A number of the header, None when not stated."""
-        return _number(self.header, name, self.source, least=1e-9, most=2**63) if name in self.header else None
+        return self.header.price_usd_per_hour
 
 
 def load_surface(path: Path) -> Surface:
@@ -112,17 +92,10 @@ def load_surface(path: Path) -> Surface:
     Raises:
         UsageError: missing or malformed; the message names line, column and expectation.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"surface {path} cannot be read: {error}") from error
-    lines = text.splitlines()
-    header = {
-        key.strip(): value.strip()
-        for key, colon, value in (line.lstrip("# ").partition(":") for line in lines if line.startswith("#"))
-        if colon and key.strip() in HEADERS
-    }
-    numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip() and not line.startswith("#")]
+    text = _text_of(path)
+    lines = text.split("\n")
+    header = read_header(lines, str(path))
+    numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip() and not is_comment(line)]
     if len(numbered) < 2:
         raise UsageError(f"surface {path} has no rows; it needs a line of column names and a line for each point")
     names = _columns(numbered[0][1], f"{path}, line {numbered[0][0]}")
@@ -136,13 +109,27 @@ def load_surface(path: Path) -> Surface:
             )
         rows[row.point] = number, row
     points = tuple(row for _, row in rows.values())
-    surface = Surface(rows=points, header=header, source=str(path), content_hash=content_hash(text))
-    _check_header(surface)
-    return surface
+    return Surface(rows=points, header=header, source=str(path), content_hash=content_hash(text))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"surface {path} cannot be read: {error}") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"surface {path}, line {line} is no text in UTF-8; save it as UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _columns(line: str, where: str) -> list[str]:
     names = [cell.strip() for cell in line.split(",")]
+    for separator, word in (("\t", "tabs"), (";", "semicolons")):
+        if len(names) == 1 and separator in names[0]:
+            raise UsageError(f"surface {where}: the cells are separated by {word}; separate them by commas")
     missing = [name for name in COLUMNS if name not in names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if missing:
@@ -158,28 +145,23 @@ def _cells_of(line: str, names: Sequence[str], where: str) -> dict[str, str]:
     except csv.Error as error:
         raise UsageError(f"surface {where} is no line of CSV: {error}") from error
     if len(cells) != len(names):
-        raise UsageError(
-            f"surface {where} has {counted(len(cells), 'cell')} for {len(names)} columns; write numbers without commas"
-        )
+        short = len(cells) < len(names)
+        advice = "the line is cut off or a quote is open" if short else "write numbers without commas"
+        raise UsageError(f"surface {where} has {counted(len(cells), 'cell')} for {len(names)} columns; {advice}")
     return dict(zip(names, (cell.strip() for cell in cells), strict=True))
-
-
-def _check_header(surface: Surface) -> None:
-    """Refuse a header that cannot be meant."""
-    for name in ("vram_limit_bytes", "ram_limit_bytes", "cpu_cores"):
-        surface.limit(name)
-    _ = surface.baseline, surface.price_usd_per_hour
 
 
 def _row(cells: Mapping[str, str], where: str) -> Row:
     status = cells["status"]
     if status not in STATUSES:
-        raise UsageError(f"surface {where}: status {status!r} must be one of {', '.join(STATUSES)}")
+        raise UsageError(
+            f"surface {where}: status {status!r} must be one of {', '.join(STATUSES)}; delete the line where none fits"
+        )
     vram, ram = (_optional(cells, name, where, most=2**63) for name in ("vram_bytes", "ram_bytes"))
     return Row(
         point=Point.from_knobs({name: _knob(cells, name, where) for name in KNOBS}),
         status=status,
-        sps=_number(cells, "sps", where, least=1e-9, most=_SPS_MAX) if status == "ok" else None,
+        sps=_sps(cells, where) if status == "ok" else None,
         sd_fraction=_optional(cells, "sd_fraction", where, most=1.0) or 0.0,
         startup_s=_optional(cells, "startup_s", where, most=86_400.0) or 0.0,
         vram_bytes=None if vram is None else int(vram),
@@ -187,34 +169,24 @@ def _row(cells: Mapping[str, str], where: str) -> Row:
     )
 
 
+def _sps(cells: Mapping[str, str], where: str) -> float:
+    otherwise = "; where nothing ran, write the status crashed or timeout"
+    return stated_number("sps", cells["sps"], where, least=1e-9, most=_SPS_MAX, otherwise=otherwise)
+
+
 def _knob(cells: Mapping[str, str], name: str, where: str) -> int:
-    value = _number(cells, name, where, least=1, most=JOBS_MAX if name == "concurrency" else _KNOB_MAX)
+    most = JOBS_MAX if name == "concurrency" else _KNOB_MAX
+    value = stated_number(name, cells[name], where, least=1, most=most)
     if value != int(value):
         raise UsageError(f"surface {where}: {name} {cells[name]!r} must be a whole number")
     return int(value)
 
 
-def _number(cells: Mapping[str, str], name: str, where: str, *, least: float, most: float) -> float:
-    try:
-        value = float(cells[name])
-    except ValueError:
-        value = math.nan
-    if not least <= value <= most:
-        limits = f"at least {least:g} and at most {most:g}"
-        raise UsageError(f"surface {where}: {name} {cells[name][:60]!r} must be a number of {limits}")
-    return value
-
-
 def _optional(cells: Mapping[str, str], name: str, where: str, *, most: float) -> float | None:
-    return _number(cells, name, where, least=0, most=most) if cells[name] else None
-
-
-def _baseline(text: str, source: str) -> Point:
-    pairs = dict(word.partition("=")[::2] for word in text.split())
-    values = {name: int(value) for name, value in pairs.items() if value.isdecimal() and len(value) < 10}
-    if set(values) != set(KNOBS) or set(pairs) != set(KNOBS) or not all(values.values()):
-        raise UsageError(f"surface {source}: baseline {text!r} must read num_envs=8 batch_size=256 concurrency=1")
-    return Point.from_knobs(values)
+    if not cells[name]:
+        return None
+    unknown = "; leave the cell empty if it is not known"
+    return stated_number(name, cells[name], where, least=0, most=most, otherwise=unknown)
 
 
 def surface_recipe(path: Path | str) -> Recipe:
@@ -247,10 +219,9 @@ def recipe_of(surface: Surface) -> Recipe:
 
 def surface_device(surface: Surface) -> DeviceInfo:
     """The machine that a surface's header describes."""
-    cores = surface.limit("cpu_cores") or 1.0
-    ram = int(surface.limit("ram_limit_bytes") or 2**60)
-    vram = surface.limit("vram_limit_bytes")
-    name = surface.header.get("device", "recorded")
+    header = surface.header
+    name, vram = header.device, header.vram_limit_bytes
+    cores, ram = header.cpu_cores or 1.0, int(header.ram_limit_bytes or 2**60)
     host = HostInfo(
         hostname="replay",
         cpu_model=name,

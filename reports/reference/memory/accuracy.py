@@ -104,7 +104,7 @@ def predictions(history: Sequence[ProbeResult], resource: memory.Resource, rollo
 def histories(seeds: int) -> Iterator[tuple[str, str, int | None, list[ProbeResult]]]:
     """(source, kind, rollout, history) of all that is recorded."""
     for path in sorted(SURFACES.glob("*.csv")):
-        synthetic = load_surface(path).header.get("synthetic") == "true"
+        synthetic = load_surface(path).header.synthetic == "true"
         rollout = next((value for name, value in ROLLOUTS.items() if path.name.startswith(name)), None)
         for seed in range(seeds):
             yield path.stem, "synthetic" if synthetic else "surface", rollout, searched(path, seed)
