@@ -144,7 +144,7 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
         BusyError: another process holds the run or the device.
     """
     stop = StopSignals()
-    executor, recipe = choose_executor(argv, options, stop.requested)
+    executor, recipe = choose_executor(argv, options, stop.requested, say)
     say_recipe(say, recipe, bool(options["recipe"] or argv or recipe.workload == "replay"))
     recipe = begin_where_trained(recipe, options, say)
     plan = _guard_plan(recipe, options, simulated=executor.simulated)

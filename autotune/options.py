@@ -258,7 +258,9 @@ def point_of(recipe: Recipe, settings: dict[str, KnobValue]) -> Point:
     return point
 
 
-def choose_executor(argv: list[str], options: dict[str, Any], should_stop: Callable[[], bool]) -> tuple[Any, Recipe]:
+def choose_executor(
+    argv: list[str], options: dict[str, Any], should_stop: Callable[[], bool], say: Callable[[str], None]
+) -> tuple[Any, Recipe]:
     """The executor that the command line means, and the recipe: the surface's own where one is replayed."""
     from autotune import registry
 
@@ -266,7 +268,6 @@ def choose_executor(argv: list[str], options: dict[str, Any], should_stop: Calla
     if name == "replay":
         from autotune.executors.replay import ReplayExecutor
         from autotune.executors.surface import recipe_of
-        from autotune.search.space import possible, space_of
 
         given = {"a recipe": options["recipe"], "a command": argv}
         for option in ("games", "seeds", "from_checkpoint"):
@@ -278,8 +279,10 @@ def choose_executor(argv: list[str], options: dict[str, Any], should_stop: Calla
         executor = ReplayExecutor(existing_file(file), options["seed"])
         recipe = recipe_of(executor.surface)
         if options["baseline"]:
-            baseline = possible(recipe, space_of(recipe), point_of(recipe, options["baseline"]))
+            baseline = _recorded("--baseline", point_of(recipe, options["baseline"]), recipe, say)
             recipe = replace(recipe, baseline=baseline)
+        elif stated := executor.surface.header.baseline:
+            _say_nearest("the surface's baseline", stated, recipe.baseline, say)
         return executor, recipe
     from autotune.device.inspect import inspect_device
 
@@ -298,14 +301,20 @@ def tried_points(recipe: Recipe, options: dict[str, Any], say: Callable[[str], N
     Raises:
         UsageError: an unknown knob or an impossible value.
     """
+    return [_recorded("--try", point_of(recipe, settings), recipe, say) for settings in options["tries"]]
+
+
+def _recorded(what: str, asked: Point, recipe: Recipe, say: Callable[[str], None]) -> Point:
     from autotune.search.space import possible, space_of
 
-    points = [point_of(recipe, settings) for settings in options["tries"]]
-    found = [possible(recipe, space_of(recipe), point) for point in points]
-    for asked, near in zip(points, found, strict=True):
-        if asked != near:
-            say(f"--try {asked.label()} was not recorded; the nearest point is {near.label()}")
-    return found
+    near = possible(recipe, space_of(recipe), asked)
+    _say_nearest(what, asked, near, say)
+    return near
+
+
+def _say_nearest(what: str, asked: Point, near: Point, say: Callable[[str], None]) -> None:
+    if asked != near:
+        say(f"{what} {asked.label()} was not recorded; the nearest point is {near.label()}")
 
 
 def existing_file(text: str) -> Path:

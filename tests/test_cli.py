@@ -425,6 +425,17 @@ def test_points_that_a_surface_lacks_are_its_nearest_ones(here, capsys):
     assert tried <= set(ROWS)
     assert (found["baseline"]["num_envs"], found["baseline"]["batch_size"]) == (16, 64)
     assert "num_envs=30 batch_size=300 concurrency=1 was not recorded; the nearest point is num_envs=32" in err
+    assert "num_envs=17 batch_size=64 concurrency=1 was not recorded; the nearest point is num_envs=16" in err
+
+
+@pytest.mark.parametrize(("envs", "said"), [(900, 1), (8, 0)])
+def test_a_baseline_that_a_surface_lacks_is_said_to_be_moved(here, capsys, envs, said):
+    command = small_surface(here)
+    file = here / "small.csv"
+    file.write_text(file.read_text().replace("baseline: num_envs=8", f"baseline: num_envs={envs}"))
+    assert run(*command) == 0
+    sentence = f"the surface's baseline num_envs={envs} batch_size=64 concurrency=1 was not recorded; the nearest point"
+    assert capsys.readouterr().err.count(sentence) == said
 
 
 @pytest.mark.parametrize(
