@@ -174,6 +174,17 @@ def test_all_failed_is_infeasible(tmp_path):
     ]
 
 
+def test_an_infeasible_surface_has_no_logs_but_a_recipe_does(tmp_path):
+    path = write_surface(tmp_path / "dead.csv", status=lambda envs, *_: "oom" if envs == 8 else "crashed")
+    with pytest.raises(InfeasibleError) as caught:
+        search(path, create_run(tmp_path, "run-1"))
+    assert "2 probes failed (2 oom). The surface has no point that ran among those that the" in str(caught.value)
+    assert "logs" not in str(caught.value)
+    recipe = replace(surface_recipe(path), workload="busywork")
+    with pytest.raises(InfeasibleError, match=r"Look at the logs .*\(--baseline: a failed point forbids heavier ones"):
+        run_study(recipe, ReplayExecutor(path), create_run(tmp_path, "run-2"), budget_s=600.0)
+
+
 def test_tries_come_first_and_impossible_ones_are_refused(surface, run):
     tried = Point(num_envs=16, batch_size=128, concurrency=2)
     found = search(surface, run, tries=[tried], budget_s=300.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -163,9 +164,17 @@ def _nothing(recipe: Recipe, account: Account) -> str:
     if not history:
         reason = f" The last one: {account.records[-1].result.detail}" if account.records else ""
         return f"no probe of recipe {recipe.name!r} ended within the budget: give it a larger one (--budget).{reason}"
+    failed = f"no point of recipe {recipe.name!r} ran stably: {counted(len(history), 'probe')} failed"
+    rule = "a failed point forbids heavier ones until one of them has run"
+    if recipe.workload == "replay":
+        statuses = Counter(result.status for result in history)
+        counts = ", ".join(f"{count} {status}" for status, count in statuses.items())
+        known = "The surface has no point that ran among those that the search may try. "
+        why = known if account.ended == "known" else ""
+        return f"{failed} ({counts}). {why}Begin with a row that ran (--baseline): {rule}."
     last = history[-1]
     return (
-        f"no point of recipe {recipe.name!r} ran stably: {counted(len(history), 'probe')} failed, the last one "
-        f"({last.requested.label()}) with {last.status}: {last.detail or 'no detail'}. Look at the logs in the run's "
-        "folder, begin with what you know to run (--baseline), or allow lighter points in the recipe."
+        f"{failed}, the last one ({last.requested.label()}) with {last.status}: {last.detail or 'no detail'}. Look at "
+        f"the logs in the run's folder, begin with what you know to run (--baseline: {rule}), or allow lighter points "
+        "in the recipe."
     )
