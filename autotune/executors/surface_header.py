@@ -61,20 +61,31 @@ def read_header(lines: Sequence[str], source: str) -> Header:
     """The header among the lines of a surface file.
 
     Raises:
-        UsageError: a key that is misspelt or stated in two ways, a value that cannot be meant; names the line.
+        UsageError: a key that is only there misspelt, or stated in two ways, a value that cannot be meant; names the
+            line.
     """
     stated: dict[str, tuple[int, str]] = {}
+    misspelt: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
-        entry = _entry(line, f"{source}, line {number}") if is_comment(line) else None
+        entry = _entry(line) if is_comment(line) else None
         if entry is None:
             continue
-        key, value = entry
+        key, value, exact = entry
+        if not exact:
+            misspelt[key] = (
+                f"surface {source}, line {number}: {line.strip()[:80]!r} is no header; "
+                f"write '# {key}: {value[:60]}', or '# note: ...' for a comment"
+            )
+            continue
         first, before = stated.setdefault(key, (number, value))
         if value != before:
             raise UsageError(
                 f"surface {source}: {key} is {before[:60]!r} in line {first} and {value[:60]!r} in line {number}; "
                 "delete one of them"
             )
+    for key, message in misspelt.items():
+        if key not in stated:
+            raise UsageError(message)
     values: dict[str, Any] = {
         key: _value(key, text, f"{source}, line {number}") for key, (number, text) in stated.items()
     }
@@ -105,21 +116,14 @@ def stated_number(name: str, text: str, where: str, *, least: float, most: float
     return value
 
 
-def _entry(line: str, where: str) -> tuple[str, str] | None:
-    """Key and value of a header line, None for a comment."""
+def _entry(line: str) -> tuple[str, str, bool] | None:
+    """Key and value of a line like a header's, and whether the key is spelt so; None for a comment."""
     match = _ENTRY.fullmatch(line.strip().lstrip("# \t"))
     if match is None:
         return None
     key, separator, value = (part.strip() for part in match.groups())
     near = difflib.get_close_matches(key.casefold(), [field.name for field in fields(Header)], n=1, cutoff=_ALIKE)
-    if not near:
-        return None
-    if (key, separator) != (near[0], ":"):
-        raise UsageError(
-            f"surface {where}: {line.strip()[:80]!r} is no header; write '# {near[0]}: {value[:60]}', "
-            "or '# note: ...' for a comment"
-        )
-    return key, value
+    return (near[0], value, (key, separator) == (near[0], ":")) if near else None
 
 
 def _value(key: str, text: str, where: str) -> str | float | Point:
