@@ -174,7 +174,14 @@ def test_another_encoding_is_refused(surface, encoding, line):
 
 def test_header_lines_may_stand_anywhere_beside_comments(surface):
     plain, lines = load_surface(surface), surface.read_text().splitlines()
-    notes = ["# note: vram_limit_bytes = 1", "# vram_limit_gib: 1", "# a device of ours", "#", " # cpu_cores: 4", "# 40 GB: the device"]
+    notes = [
+        "# note: vram_limit_bytes = 1",
+        "# vram_limit_gib: 1",
+        "# a device of ours",
+        "#",
+        " # cpu_cores: 4",
+        "# 40 GB: the device",
+    ]
     surface.write_text("\n".join([*lines[7:], *notes, *(f" {line}" for line in lines[:7])]))
     assert (load_surface(surface).rows, load_surface(surface).header) == (plain.rows, plain.header)
 
