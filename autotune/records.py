@@ -210,7 +210,11 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRequest:
-    """Everything an executor needs to measure one point; `checkpoints` are those of a `Recipe`."""
+    """Everything an executor needs to measure one point; `checkpoints` are those of a `Recipe`.
+
+    Attributes:
+        steps_heard: whether a probe of the same run told steps: where this one tells none, its settings are at fault.
+    """
 
     workload: str
     hyperparameters: Mapping[str, Any]
@@ -224,6 +228,7 @@ class ProbeRequest:
     samples_path: str | None = None
     label: str = ""
     checkpoints: Mapping[str, str] = field(default_factory=dict)
+    steps_heard: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

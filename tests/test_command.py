@@ -535,7 +535,9 @@ def test_environment_of_the_program(monkeypatch):
 # --- through the executor, as a probe runs it
 
 
-def probe(folder: Path, point: Point, argv: list[str], plan: MeasurePlan, **hyperparameters: Any):
+def probe(
+    folder: Path, point: Point, argv: list[str], plan: MeasurePlan, *, steps_heard: bool = False, **hyperparameters: Any
+):
     request = ProbeRequest(
         workload="command",
         hyperparameters={"argv": argv} | hyperparameters,
@@ -547,6 +549,7 @@ def probe(folder: Path, point: Point, argv: list[str], plan: MeasurePlan, **hype
         device="auto",
         log_folder=str(folder),
         label="probe",
+        steps_heard=steps_heard,
     )
     return IsolatedExecutor(inspect_device("cpu")).run(request)
 
@@ -573,6 +576,19 @@ def test_a_program_that_ends_within_its_window_is_measured_by_what_it_did(tmp_pa
     short = probe(tmp_path, POINT, python(code.replace("{last}", "10")), plan, counter=COUNTER)
     assert short.status == "crashed" and REFUSED in short.flags, "it forbids nothing heavier"
     assert "the program ended after 900 steps, too early to be measured: while it is tuned let it do" in short.detail
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "flags"),
+    [("not supported", "crashed", (REFUSED,)), ("CUDA out of memory, giving up", "oom", ())],
+)
+def test_a_good_end_without_steps_is_an_answer_about_the_settings_once_steps_were_heard(tmp_path, words, status, flags):
+    code = python(f"print({words!r})")
+    result = probe(tmp_path, POINT, code, PLAN, counter=COUNTER, steps_heard=True)
+    assert (result.status, result.flags) == (status, flags) and words in result.detail
+    if status == "crashed":
+        with pytest.raises(UsageError, match="no line matched --counter"):
+            probe(tmp_path, POINT, code, PLAN, counter=COUNTER)
 
 
 def test_a_probe_of_several_totals_is_marked_and_one_that_stands_still_is_explained(tmp_path):

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,10 +24,11 @@ from autotune.executors import ending
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.executors.process import WorkerProcess
 from autotune.meters import base
+from autotune.probe.grid import run_grid
 from autotune.probe.recipe import command_recipe, load_recipe
 from autotune.probe.run import run_probe
-from autotune.records import Budget, Job, MeasurePlan, Point
-from autotune.runs import Run
+from autotune.records import REFUSED, Budget, Job, MeasurePlan, Point
+from autotune.runs import Run, create_run
 from autotune.store import canonical_json, read_lines
 from autotune.worker.protocol import WorkerTask
 
@@ -248,6 +250,7 @@ def test_workers_die_with_their_parent(tmp_path):
 import os, sys, time
 from pathlib import Path
 from autotune.executors.process import WorkerProcess
+from autotune.probe.grid import run_grid
 from autotune.probe.recipe import command_recipe, load_recipe
 from autotune.records import Point
 from autotune.worker.protocol import WorkerTask
@@ -285,6 +288,18 @@ def test_kill_ends_the_whole_group(tmp_path):
     with pytest.raises(ProcessLookupError):
         os.killpg(worker.pid, 0)
     worker.kill()  # twice is harmless
+
+
+def test_a_resumed_search_has_heard_what_its_history_heard(executor, tmp_path):
+    code = "import sys, time\nif sys.argv[1] == '8': sys.exit(0)\nn = 0\nwhile True:\n"
+    code += "    n += 10; print('steps', n, flush=True); time.sleep(0.01)"
+    recipe = replace(command_recipe([sys.executable, "-c", code, "{num_envs}"], counter=r"steps (\d+)"), quick=PLAN)
+    points, recorded = [Point(num_envs=4, batch_size=64), Point(num_envs=8, batch_size=64)], []
+    grid = partial(run_grid, recipe, points, executor, device=executor.device, grade="quick", record=recorded.append)
+    first, refused = grid(run=create_run(tmp_path, "r-1", finished=False))
+    assert first.ok and (refused.status, refused.flags) == ("crashed", (REFUSED,))
+    _, again = grid(run=create_run(tmp_path, "r-2", finished=False), done={points[0]: first})
+    assert again.flags == (REFUSED,) and len(recorded) == 3
 
 
 def test_a_script_that_counts_nothing_is_misuse_at_once(tmp_path):

@@ -25,7 +25,7 @@ from autotune.executors.window import Step
 from autotune.machine import DeviceInfo
 from autotune.meters.protocol import Meter
 from autotune.meters.summary import first
-from autotune.records import Job, MeasurePlan, Point, ProbeRequest, ProbeResult, Recipe, Status
+from autotune.records import Job, Point, ProbeRequest, ProbeResult, Recipe, Status
 from autotune.worker.checkpoint import load_checkpoint
 from autotune.worker.protocol import Mode, WorkerTask
 from autotune.workloads.command_child import count_oom_kills
@@ -67,7 +67,6 @@ class IsolatedExecutor:
         self.device = device
         self._should_stop = should_stop
         self._start_s = _TYPICAL_START_S
-        self._heard_steps = False
 
     def clock_s(self) -> float:
         """CLOCK_BOOTTIME."""
@@ -206,7 +205,7 @@ class IsolatedExecutor:
             if state.ready_s is not None:
                 time.sleep(_POLL_S)
             for worker, message in receive_all(state.workers, _POLL_S if state.ready_s is None else 0.0):
-                self._take(state, index[id(worker)], message, plan)
+                self._take(state, index[id(worker)], message, request)
             if self._should_stop():
                 raise KeyboardInterrupt
             now_s = time.monotonic()
@@ -226,23 +225,24 @@ class IsolatedExecutor:
                 watched_s = now_s
                 self._watch(request, state)
 
-    def _take(self, state: Evidence, index: int, message: Message, plan: MeasurePlan) -> None:
-        kind = message.get("type")
+    def _take(self, state: Evidence, index: int, message: Message, request: ProbeRequest) -> None:
+        kind, error = message.get("type"), message.get("kind")
+        heard = request.steps_heard or any(state.steps)
         if message.get("peak_memory_bytes") is not None:
             state.peaks[index] = max(state.peaks.get(index, 0), int(message["peak_memory_bytes"]))
         if kind == "ready":
             state.ready[index] = message
         elif kind == "step":
             state.steps[index].append(Step.from_message(message))
-            self._heard_steps = True
-        elif kind == "error" and message["kind"] == "silent" and self._heard_steps:
+        elif kind == "error" and error == "silent" and heard:
             state.fail("timeout", str(message["detail"]), index)
-        elif kind == "error" and message["kind"] in ("misuse", "silent"):
+        elif kind == "error" and (error == "silent" or (error == "misuse" and not (heard and index in state.ready))):
             raise UsageError(message["detail"])
         elif kind == "error":
-            status: Status = "oom" if message["kind"] == "oom" else "crashed"
-            state.fail(status, str(message["detail"]), index, refused=message["kind"] == "refused")
+            status: Status = "oom" if error == "oom" else "crashed"
+            state.fail(status, str(message["detail"]), index, refused=error in ("refused", "misuse"))
         elif kind == "done" and message.get("reason") == "finished":
+            plan = request.plan
             state.opened = window.windows(state.steps, replace(plan, window_s=_ENDED_SHARE_MIN * plan.window_s))
             if state.opened is None:
                 detail = f"{message.get('detail') or 'the program ended'}, too early to be measured: {_MORE_STEPS}"

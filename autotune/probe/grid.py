@@ -116,7 +116,15 @@ def run_grid(
         label, optional = f"{number:04d}", bool(point.extra) and recipe.workload != "command"  # whose progress counts
         try:
             result = run_probe(
-                recipe, point, executor, grade=grade, run=run, label=label, device=device, optional=optional
+                recipe,
+                point,
+                executor,
+                grade=grade,
+                run=run,
+                label=label,
+                device=device,
+                optional=optional,
+                earlier=[*done.values(), *rows],
             )
         except KeyboardInterrupt:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from autotune.errors import UsageError
@@ -21,6 +22,7 @@ def build_request(
     label: str,
     timeout_s: float | None = None,
     device: str = "auto",
+    earlier: Iterable[ProbeResult] = (),
 ) -> ProbeRequest:
     """The request for one point; process i runs job i, `timeout_s` caps the recipe's own."""
     plan = recipe.quick if grade == "quick" else recipe.final
@@ -40,6 +42,7 @@ def build_request(
         samples_path=str(run.path / "samples" / f"{label}.jsonl"),
         label=label,
         checkpoints=recipe.checkpoints,
+        steps_heard=any(result.first_iteration_s is not None for result in earlier),
     )
 
 
@@ -54,6 +57,7 @@ def run_probe(
     timeout_s: float | None = None,
     device: DeviceInfo | None = None,
     optional: bool = False,
+    earlier: Iterable[ProbeResult] = (),
 ) -> ProbeResult:
     """Measure one point and say what limits it.
 
@@ -67,12 +71,15 @@ def run_probe(
         timeout_s: at most this long, whatever the recipe's plan says.
         device: describes the machine for the sentence on what limits the point; also chooses it.
         optional: a value that this device cannot take is an answer about a knob, a crash, and no misuse.
+        earlier: results of the same run; once one told steps, a program that tells none fails at its point.
 
     Raises:
         UsageError: the workload refuses the point, which is not `optional`.
     """
     want = "auto" if device is None else device.kind
-    request = build_request(recipe, point, grade=grade, run=run, label=label, timeout_s=timeout_s, device=want)
+    request = build_request(
+        recipe, point, grade=grade, run=run, label=label, timeout_s=timeout_s, device=want, earlier=earlier
+    )
     try:
         result = executor.run(request)
     except UsageError as error:

@@ -228,6 +228,7 @@ class Search:
                 timeout_s=max(1.0, left_s),
                 device=self.executor.device,
                 optional=step.stage == knobs.STAGE,
+                earlier=[record.result for record in self.records],
             )
         except KeyboardInterrupt:
             self.study.tell(trial, state=TrialState.FAIL)

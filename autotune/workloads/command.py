@@ -281,7 +281,7 @@ class CommandSession:
         code = self._child.exit_code()
         if code == 0 and self._steps:
             return Finished(f"the program ended after {self._steps:,} steps")
-        if code == 0:
+        if code == 0 and not self._tells_out_of_memory():
             missing = "its steps stayed at zero" if self._child.progress.found else self._rule.describe()
             return UsageError(
                 f"the program ended well, but {missing}; correct --counter, --rate or --progress, "
@@ -289,11 +289,14 @@ class CommandSession:
             )
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         message = f"the program ended with {how}; the last lines were:\n{self._last_lines()}"
-        if self._child.killed_for_memory() or _OUT_OF_MEMORY.search(self._child.tail()):
+        if self._child.killed_for_memory() or self._tells_out_of_memory():
             return OutOfMemoryError(message)
         refused = code is not None and 0 < code < _BY_SIGNAL and not self._steps
         refused = refused and not _EXHAUSTED.search(self._child.tail())
         return RefusedError(message) if refused else WorkerError(message)
+
+    def _tells_out_of_memory(self) -> bool:
+        return bool(_OUT_OF_MEMORY.search(self._child.tail()))
 
     def _last_lines(self) -> str:
         return self._child.tail(20) or "(it printed nothing)"
