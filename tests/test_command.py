@@ -22,7 +22,7 @@ from autotune.workloads import command as command_module
 from autotune.workloads.command import CommandSession, CommandWorkload, OutOfMemoryError, child_environment
 from autotune.workloads.command_argv import fill, placeholders
 from autotune.workloads.command_progress import ProgressCounter, ProgressRule, make_rule, parse_number
-from autotune.workloads.protocol import Finished, RefusedError
+from autotune.workloads.protocol import Finished, NoProgressError, RefusedError
 
 DATA = Path(__file__).parent / "data"
 POINT = Point(num_envs=4, batch_size=32, concurrency=1)
@@ -389,6 +389,21 @@ def test_hang_before_any_progress_names_the_pattern(start):
         session.step()
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("print('epoch one')", r"no line matched --counter .* give it a larger --budget\. .*:\nepoch one"),
+        ("pass", "printed nothing"),
+    ],
+)
+def test_before_a_probe_is_cut_by_the_budget_a_program_without_progress_is_told_of(start, code, words):
+    session = start(python(f"import time; {code}; time.sleep(600)"), counter=r"stpes (\d+)")
+    session.hurry(time.monotonic() + command_module._TOLD_S + 1.0)
+    with pytest.raises(NoProgressError, match=words) as told:
+        session.step()
+    assert "larger --budget" in str(told.value)
+
+
 def test_a_probe_takes_silence_for_a_hang_soon_and_a_training_does_not(start, monkeypatch):
     monkeypatch.setattr(command_module, "_SILENCE_MIN_S", 0.5)
     code = "import time; print('steps: 5'); time.sleep(2); print('steps: 6'); time.sleep(600)"
@@ -589,6 +604,14 @@ def test_a_good_end_without_steps_is_an_answer_about_the_settings_once_steps_wer
     if status == "crashed":
         with pytest.raises(UsageError, match="no line matched --counter"):
             probe(tmp_path, POINT, code, PLAN, counter=COUNTER)
+
+
+def test_a_wrong_pattern_is_told_within_a_short_budget_until_steps_were_heard(tmp_path):
+    argv, plan = python("import time; print('steps 5', flush=True); time.sleep(600)"), replace(PLAN, timeout_s=8.0)
+    with pytest.raises(UsageError, match=r"no line matched --counter 'stpes"):
+        probe(tmp_path, POINT, argv, plan, counter=r"stpes (\d+)")
+    slow = probe(tmp_path, POINT, argv, plan, counter=r"stpes (\d+)", steps_heard=True)
+    assert slow.status == "timeout" and "no complete window after" in slow.detail
 
 
 def test_a_probe_of_several_totals_is_marked_and_one_that_stands_still_is_explained(tmp_path):

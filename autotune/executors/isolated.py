@@ -179,7 +179,7 @@ class IsolatedExecutor:
         return replace(result, cost_s=time.monotonic() - started_s, effective=effective)
 
     def _launch(self, request: ProbeRequest, workers: list[WorkerProcess], environment: Mapping[str, str]) -> None:
-        count = request.point.concurrency
+        count, plan = request.point.concurrency, request.plan
         for index, job in enumerate(request.jobs):
             task = WorkerTask(
                 mode="measure",
@@ -191,7 +191,8 @@ class IsolatedExecutor:
                 threads=threads_each(self.device, count),
                 memory_fraction=request.limits.vram_fraction / count if self.device.kind == "cuda" else None,
                 ram_bytes=int(request.limits.ram_fraction * self.device.host.ram_limit_bytes / count),
-                plan=request.plan,
+                plan=plan,
+                end_by_s=None if request.steps_heard else time.monotonic() + plan.timeout_s,
                 checkpoint=request.checkpoints.get(job.id),
             )
             log = Path(request.log_folder) / f"{request.label}-{index}.log"

@@ -122,7 +122,7 @@ def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
         send(ready)
         if task.mode == "measure":
             if hurry := getattr(session, "hurry", None):
-                hurry()
+                hurry(task.end_by_s)
             measure(session, send, commands.go, commands.stop, long_iteration_s=task.plan.long_iteration_s)
         elif task.mode == "ceilings":
             parts = session.ceilings(_CEILING_S) if hasattr(session, "ceilings") else {}

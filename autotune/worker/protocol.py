@@ -69,6 +69,7 @@ class WorkerTask:
         ram_bytes: of host memory that it may count on, None for all that is free.
         jobs: for ``check``: all of them; otherwise one.
         states: for ``check``: by job, the `meta` of the `SessionState` that it is to go on from.
+        end_by_s: for ``measure``: when the parent gives up (`time.monotonic`); None where steps were heard before.
         checkpoint: for ``measure``: a file with the state to begin with, None for a fresh one.
     """
 
@@ -82,6 +83,7 @@ class WorkerTask:
     memory_fraction: float | None = None
     ram_bytes: int | None = None
     plan: MeasurePlan = field(default_factory=MeasurePlan)
+    end_by_s: float | None = None
     steps: int = 0
     train: TrainPlan | None = None
     states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

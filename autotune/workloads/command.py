@@ -6,6 +6,7 @@ braces are written ``{{`` and ``}}``. No shell is involved.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -36,6 +37,8 @@ _OVERSHOOT = 0.02
 _SILENCE_MIN_S, _SILENCE_GAPS = 120.0, 10
 """A probe waits for a sign of progress so many times as long as for any before, at least this: the first update may
 compile."""
+_TOLD_S = 2.0
+"""Before a probe is cut, a program that told no progress so far is told of."""
 _BY_SIGNAL = 128
 """Exit codes from here on are a shell's: of a signal, or of a program that it cannot run."""
 _MIN_STEP_S = 0.02  # a program may tell its progress at every step: more would only make work for the parent
@@ -158,7 +161,7 @@ class CommandSession:
         self._settings, self._rule = settings, rule
         self._steps = 0
         self._longest_s = self._not_before_s = 0.0
-        self._hurried = False
+        self._hurried, self._end_by_s = False, math.inf
         environment = child_environment(settings)
         try:
             self._child = Child(argv, cwd=settings.cwd, environment=environment, rule=rule)
@@ -190,14 +193,20 @@ class CommandSession:
 
     def _timeout_s(self) -> float:
         if not self._steps:
-            return self._settings.progress_timeout_s
+            left_s = self._end_by_s - time.monotonic()
+            return min(self._settings.progress_timeout_s, left_s) if left_s > 0 else math.inf
         if not self._hurried or "hang_timeout_s" in self._settings.model_fields_set:
             return self._settings.hang_timeout_s
         return max(_SILENCE_MIN_S, _SILENCE_GAPS * self._longest_s)
 
-    def hurry(self) -> None:
-        """Take silence for a hang soon: this is a probe, and no training that may evaluate for a while."""
+    def hurry(self, end_by_s: float | None = None) -> None:
+        """Take silence for a hang soon: this is a probe, and no training that may evaluate for a while.
+
+        Args:
+            end_by_s: when it is cut (`time.monotonic`); a program without progress is given up before.
+        """
         self._hurried = True
+        self._end_by_s = math.inf if end_by_s is None else end_by_s - _TOLD_S
 
     def interrupt(self) -> None:
         """End the wait of a `step` or `finish` in another thread."""
@@ -266,14 +275,14 @@ class CommandSession:
         if progress.found:
             longer = "hang_timeout_s among the hyperparameters of a recipe allows more"
             return f"no progress was told within {waited} ({longer}); the last lines were:\n{self._last_lines()}"
+        cut = waited_s < self._settings.progress_timeout_s
+        more = "a larger --budget" if cut else "a progress_timeout_s among the hyperparameters of a recipe"
+        longer = f"If it starts or compiles for longer, give it {more}"
         if not self._child.tail():
-            return (
-                f"the program printed nothing within {waited}. If it starts or compiles for longer, set "
-                "progress_timeout_s among the hyperparameters of a recipe; if it buffers its output, flush it"
-            )
+            return f"the program printed nothing within {waited}. {longer}; if it buffers its output, flush it"
         return (
             f"{self._rule.describe()} within {waited}; correct --counter, --rate or --progress, or call "
-            f"autotune.tick(steps) in the program. The last lines were:\n{self._last_lines()}"
+            f"autotune.tick(steps) in the program. {longer}. The last lines were:\n{self._last_lines()}"
         )
 
     def _ending(self) -> Exception:
