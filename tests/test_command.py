@@ -18,10 +18,12 @@ from autotune.errors import UsageError, WorkerError
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.executors.stability import SEVERAL_TOTALS
 from autotune.records import REFUSED, Budget, Job, Limits, MeasurePlan, Point, ProbeRequest
+from autotune.worker.__main__ import classify
 from autotune.workloads import command as command_module
 from autotune.workloads.command import CommandSession, CommandWorkload, OutOfMemoryError, child_environment
 from autotune.workloads.command_argv import fill, placeholders
 from autotune.workloads.command_progress import ProgressCounter, ProgressRule, make_rule, parse_number
+from autotune.workloads.memory_words import tells_out_of_memory
 from autotune.workloads.protocol import Finished, NoProgressError, RefusedError
 
 DATA = Path(__file__).parent / "data"
@@ -367,11 +369,53 @@ def test_death_by_signal_is_told(start):
         "jaxlib.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate",
         "MemoryError",
         "terminate called after throwing an instance of 'std::bad_alloc'",
+        "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 8.00 PiB for an array with shape (1,)",
+        "Error: Out of memory",
+        "cuda error: CUDA_ERROR_OUT_OF_MEMORY",
+        "ResourceExhaustedError: OOM when allocating tensor with shape[1,2]",
+        "RuntimeError: cudaErrorMemoryAllocation",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. (Cannot allocate memory)",
     ],
 )
 def test_want_of_memory_in_any_framework_s_words(start, text):
     session = start(python(f"import sys; print({text!r}, file=sys.stderr); sys.exit(1)"))
     assert type(step_to_the_end(session)[1]) is OutOfMemoryError
+
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 3, in f\n    step()\n'
+WHILE = "\nDuring handling of the above exception, another exception occurred:\n\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (
+            f"{TRACEBACK}torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB. If it is fragmented ...",
+            True,
+        ),
+        (f"{TRACEBACK}MemoryError\n" + "wandb: synced\n" * 30, True),
+        (f"[rank0]: {TRACEBACK}[rank0]: torch.OutOfMemoryError: CUDA out of memory\nsee the log", True),
+        (f"{TRACEBACK}MemoryError\n{WHILE}{TRACEBACK}RuntimeError: the update failed", True),
+        (f"{TRACEBACK}MemoryError\n{TRACEBACK}EOFError\n", True),
+        (f"{TRACEBACK}x.OutOfMemoryError: no\n{TRACEBACK}torch.distributed.ChildFailedError: \ntrain.py FAILED", True),
+        (f"CUDA out of memory: retrying with less\n{TRACEBACK}ValueError: batch_size must divide", False),
+        (f"{TRACEBACK}MemoryError\nretrying with less\n{TRACEBACK}ValueError: batch_size must divide", False),
+        (f"{TRACEBACK}MemoryError\n{WHILE}{TRACEBACK}ValueError: x\n{TRACEBACK}KeyError: 'y'", False),
+        ("worker 3: out of memory, retrying\nValueError: batch_size must divide", False),
+        ("hint: if you run out of memory, reduce num_envs\ntrain.py: error: batch_size must divide", False),
+        ("To avoid a MemoryError use less\nrefused", False),
+        ("CUDA out of memory, skipping\n" + "a line\n" * 30 + "refused", False),
+        ("", False),
+    ],
+)
+def test_the_end_of_an_output_tells_whether_memory_ran_out(output, told):
+    assert tells_out_of_memory(output) == told
+
+
+def test_a_hint_on_memory_makes_no_later_failure_one_of_memory(start):
+    code = "print('if you run out of memory, use less'); print('steps: 5', flush=True); raise SystemExit('refused')"
+    error = step_to_the_end(start(python(code), counter=COUNTER))[1]
+    assert type(error) is WorkerError and classify(error) == "crashed"
 
 
 def test_killed_by_the_kernel_for_memory(start, monkeypatch):

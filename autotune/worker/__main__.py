@@ -24,6 +24,7 @@ from autotune.errors import AutotuneError, UsageError
 from autotune.worker.measure import measure, run_steps
 from autotune.worker.protocol import WorkerTask
 from autotune.workloads.guards import RAM_VARIABLE
+from autotune.workloads.memory_words import tells_out_of_memory
 from autotune.workloads.protocol import Finished, NoProgressError, RefusedError, Session, Workload
 
 Send = Callable[[dict[str, Any]], None]
@@ -31,7 +32,6 @@ Send = Callable[[dict[str, Any]], None]
 _CEILING_S = 1.5
 _ORPHAN_GRACE_S = 8.0
 _PR_SET_CHILD_SUBREAPER = 36
-_OUT_OF_MEMORY = ("out of memory", "resource_exhausted", "bad_alloc", "cannot allocate memory")
 
 
 class Commands:
@@ -59,8 +59,7 @@ def classify(error: BaseException) -> str:
         if isinstance(error, kind):
             return name
     names = {kind.__name__ for kind in type(error).__mro__}
-    text = str(error).lower()
-    if names & {"OutOfMemoryError", "MemoryError"} or any(words in text for words in _OUT_OF_MEMORY):
+    if names & {"OutOfMemoryError", "MemoryError"} or tells_out_of_memory(str(error)):
         return "oom"
     return "crashed"
 

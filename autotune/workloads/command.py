@@ -23,13 +23,10 @@ from autotune.units import format_duration
 from autotune.workloads.command_argv import fill, placeholders, values_at
 from autotune.workloads.command_child import Child
 from autotune.workloads.command_progress import ProgressRule, make_rule
+from autotune.workloads.memory_words import tells_out_of_memory
 from autotune.workloads.protocol import SEVERAL_TOTALS, Finished, NoProgressError, RefusedError, SessionState
 from autotune.workloads.settings import Settings, parse_settings, workload_knobs
 
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|OutOfMemoryError|RESOURCE_EXHAUSTED|\bMemoryError\b|std::bad_alloc|Cannot allocate memory|"
-    r"ALLOC_FAILED"
-)
 _EXHAUSTED = re.compile(r"can't start new thread|Resource temporarily unavailable|Too many open files|No space left")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _OVERSHOOT = 0.02
@@ -290,7 +287,7 @@ class CommandSession:
         code = self._child.exit_code()
         if code == 0 and self._steps:
             return Finished(f"the program ended after {self._steps:,} steps")
-        if code == 0 and not self._tells_out_of_memory():
+        if code == 0 and not tells_out_of_memory(self._child.tail()):
             missing = "its steps stayed at zero" if self._child.progress.found else self._rule.describe()
             return UsageError(
                 f"the program ended well, but {missing}; correct --counter, --rate or --progress, "
@@ -298,14 +295,11 @@ class CommandSession:
             )
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         message = f"the program ended with {how}; the last lines were:\n{self._last_lines()}"
-        if self._child.killed_for_memory() or self._tells_out_of_memory():
+        if self._child.killed_for_memory() or tells_out_of_memory(self._child.tail()):
             return OutOfMemoryError(message)
         refused = code is not None and 0 < code < _BY_SIGNAL and not self._steps
         refused = refused and not _EXHAUSTED.search(self._child.tail())
         return RefusedError(message) if refused else WorkerError(message)
-
-    def _tells_out_of_memory(self) -> bool:
-        return bool(_OUT_OF_MEMORY.search(self._child.tail()))
 
     def _last_lines(self) -> str:
         return self._child.tail(20) or "(it printed nothing)"

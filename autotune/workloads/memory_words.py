@@ -1,0 +1,41 @@
+"""Whether a program that failed says that it was for want of memory: pure."""
+
+from __future__ import annotations
+
+import re
+
+_WORDS = (
+    r"(?:out[ _]of[ _]memory|OutOfMemory|RESOURCE_?EXHAUSTED|OOM when allocating|MemoryError\b|MemoryAllocation\b|"
+    r"bad_alloc|(?:cannot|can't|unable to) allocate (?:memory|[\d.]+ [kmgtpe]i?b)|ALLOC_FAILED)"
+)
+_MEMORY = re.compile(_WORDS, re.IGNORECASE)
+_HINT = re.compile(rf"\b(?:if|when|unless|in case|avoid|prevent|hint:|tip:)\s[^.:]*?{_WORDS}", re.IGNORECASE)
+_EXCEPTION = re.compile(r"(?:[\[(][^\])]*[\])]:?\s*)*(?:\w+\.)*([A-Za-z_]\w+(?:Error|Exception|Pool))(?=[:(]|\s*$)")
+"""At the start of a line, where a launcher may have put a rank."""
+_TRACEBACK = re.compile(r".*Traceback \(most recent call last\):")
+_OF_ANOTHER = {"BrokenPipeError", "BrokenProcessPool", "CalledProcessError", "ChildFailedError", "ConnectionResetError"}
+_OF_ANOTHER |= {"EOFError"}
+"""Exceptions that tell of the end of another process, which has said why."""
+_CHAINED = ("another exception occurred:", "the direct cause of the following exception:")
+_END_LINES = 20
+
+
+def tells_out_of_memory(output: str) -> bool:
+    """Whether the end of an output, from its last traceback or else 20 lines, says that memory ran out.
+
+    The last line that does so or names another exception decides. A sentence on what to do if memory runs out says
+    nothing; an exception that passes on another (one that was raised from it, the end of a worker) leaves it to that.
+    """
+    *_, traceback = [None, *_TRACEBACK.finditer(output)]
+    before, end = (output[: traceback.start()], output[traceback.end() :]) if traceback else ("", output)
+    lines = [line for line in end.splitlines() if line.strip()]
+    lines = lines if traceback else lines[-_END_LINES:]
+    named = ""
+    for line in reversed(lines):
+        if _MEMORY.search(_HINT.sub("", line)):
+            return True
+        if exception := _EXCEPTION.match(line):
+            named = exception[1]
+            break
+    passed_on = named in _OF_ANOTHER or before.rstrip().endswith(_CHAINED)
+    return traceback is not None and passed_on and tells_out_of_memory(before)
