@@ -311,6 +311,51 @@ def test_a_program_that_resumed_by_itself_did_not_do_it_all_in_a_moment(
     assert max(float(row["sps"]) for row in rows) < 2000, "1,000 steps a second at most, as it was told"
 
 
+KEEPS_ITS_OWN = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+file, total, resumes = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == 'resumes'
+begun = file.exists()
+steps = int(file.read_text()) if begun and resumes else 0
+while steps < total:
+    time.sleep(0.1); steps += 100; print('steps:', steps, flush=True)
+    file.write_text(str(steps))
+    if not begun and sys.argv[3] == 'fails' and steps == 600: sys.exit(1)
+print('saved final')
+"""
+
+
+def test_a_program_that_came_to_its_end_while_it_was_stopped_is_done(tmp_path: Path, device: DeviceInfo) -> None:
+    argv = [sys.executable, "-c", KEEPS_ITS_OWN, str(tmp_path / "own"), "1500", "resumes"]
+    manifest, warnings = own_program(argv, steps=1500, counter=r"steps: (\d+)"), list[str]()
+    stop, run = StopWhen(lambda s: s.jobs[0].env_steps >= 300), a_run(tmp_path, manifest)
+    result = go(manifest, run, device, on_event=stop, should_stop=stop.asked, warn=warnings.append)
+    assert (result.jobs[0].status, result.jobs[0].env_steps, warnings) == ("done", 1500, [])
+    rows = read_metrics(run.train_folder / "jobs" / "run-1" / "metrics.csv")
+    assert int(rows[-1]["env_steps"]) == 1500
+
+
+def test_a_resumed_program_with_nothing_left_to_do_is_done(tmp_path: Path, device: DeviceInfo) -> None:
+    argv = [sys.executable, "-c", KEEPS_ITS_OWN, str(tmp_path / "own"), "600", "resumes"]
+    manifest, warnings = own_program(argv, steps=1500, counter=r"steps: (\d+)"), list[str]()
+    run = a_run(tmp_path, manifest)
+    assert go(manifest, run, device, warn=warnings.append).jobs[0].status == "crashed", "early"
+    (job,) = go(manifest, run, device, warn=warnings.append).jobs
+    assert (job.status, job.env_steps) == ("done", 600)
+    assert "after 0 of 1,500 steps (0% of its budget); when it was started before, it did 600" in warnings[-1]
+    rows = read_metrics(run.train_folder / "jobs" / "run-1" / "metrics.csv")
+    assert int(rows[-1]["env_steps"]) == 600, "its curve stays"
+
+
+def test_a_program_that_counts_its_rest_from_0_is_done_with_both(tmp_path: Path, device: DeviceInfo) -> None:
+    argv = [sys.executable, "-c", KEEPS_ITS_OWN, str(tmp_path / "own"), "800", "fails"]
+    manifest, warnings = own_program(argv, steps=1500, counter=r"steps: (\d+)"), list[str]()
+    run = a_run(tmp_path, manifest)
+    assert go(manifest, run, device, warn=warnings.append).jobs[0].status == "crashed"
+    assert go(manifest, run, device, warn=warnings.append).jobs[0].status == "done"
+    assert "after 800 of 1,500 steps (53% of its budget); when it was started before, it did 600" in warnings[-1]
+
+
 def test_a_killed_worker_is_a_crash_and_resumes(tmp_path: Path, device: DeviceInfo) -> None:
     endless = edited(a_manifest(steps=10**9), ("stability.checkpoint_interval_s", 1.0))
     run, victims = a_run(tmp_path, endless), list[int]()

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from autotune.codec import to_json
-from autotune.errors import BusyError, WorkerError
-from autotune.records import Budget, Work
+from autotune.errors import AutotuneError, BusyError, WorkerError
+from autotune.records import Work
 from autotune.store import make_folder, set_aside
 from autotune.worker.checkpoint import newest_checkpoint, refuse_nonfinite, restore_session, save_checkpoint
 from autotune.worker.metrics import MetricsFile, read_metrics
 from autotune.worker.protocol import TrainPlan, WorkerTask
+from autotune.worker.totals import RETURNS_KEPT, Progress, Totals
 from autotune.workloads.protocol import Finished, Session, SessionState
 
-RETURNS_KEPT = 100
 _MESSAGE_PERIOD_S = 0.5
 _ROW_GROWTH = 1 / 200
 """A row of `metrics.csv` whenever the env steps have grown by so much: the same rows at any speed of the machine."""
@@ -31,80 +29,6 @@ _EARLY_REMEDY = "The same command runs it again; if it was to do no more, lower 
 _PREDECESSOR_S = 20.0  # an orphaned worker saves and ends within less
 
 Send = Callable[[dict[str, Any]], None]
-
-
-@dataclass
-class Progress:
-    """What a job has done since it began, restarts included.
-
-    Attributes:
-        env_steps: agent decisions.
-        episodes: games.
-        seconds: of training, saving included.
-        best_return: of a single game.
-        returns: of the last 100 games.
-    """
-
-    env_steps: int = 0
-    episodes: int = 0
-    seconds: float = 0.0
-    best_return: float | None = None
-    returns: deque[float] = field(default_factory=lambda: deque(maxlen=RETURNS_KEPT))
-
-    def add(self, work: Work) -> None:
-        """Count one iteration's work."""
-        returns = [float(value) for value in work.returns if math.isfinite(value)]
-        self.env_steps += int(work.env_steps)
-        self.episodes += int(work.episodes)
-        self.returns.extend(returns)
-        self.best_return = max((r for r in (self.best_return, *returns) if r is not None), default=None)
-
-    @property
-    def mean_return(self) -> float | None:
-        """Over the last 100 games (fewer at the start)."""
-        return sum(self.returns) / len(self.returns) if self.returns else None
-
-    def meets(self, budget: Budget) -> bool:
-        """Whether the budget is used up."""
-        return self.amount(budget) >= budget.amount
-
-    def amount(self, budget: Budget) -> float:
-        """What is done, in the budget's unit."""
-        return {"steps": self.env_steps, "episodes": self.episodes, "hours": self.seconds / 3600}[budget.unit]
-
-    def to_meta(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {**vars(self), "returns": list(self.returns)}
-
-    @classmethod
-    def from_meta(cls, meta: Mapping[str, Any]) -> Progress:
-        """The inverse of `to_meta`."""
-        return cls(**{**meta, "returns": deque(meta["returns"], maxlen=RETURNS_KEPT)})
-
-
-@dataclass
-class _Totals:
-    """Sums over the iterations since the last message or row."""
-
-    env_steps: int = 0
-    reset_rows: int = 0
-    episodes: int = 0
-    samples: int = 0
-    minibatches: int = 0
-    iterations: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, work: Work) -> None:
-        """Count one iteration's work."""
-        for name in ("env_steps", "reset_rows", "episodes", "samples", "minibatches"):
-            setattr(self, name, getattr(self, name) + int(getattr(work, name)))
-        self.iterations += 1
-        for phase, seconds in work.seconds.items():
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + float(seconds)
-
-    def to_meta(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {**vars(self), "seconds": dict(self.seconds)}
 
 
 def train(session: Session, task: WorkerTask, send: Send, should_stop: Callable[[], bool]) -> None:
@@ -145,10 +69,12 @@ class _Training:
         self._orphaned = False
         self._folder = Path(plan.folder)
         self._job = task.jobs[0]
-        self._message, self._row, self._row_span_s = _Totals(), _Totals(), 0.0
+        self._message, self._row, self._row_span_s = Totals(), Totals(), 0.0
         self._before: list[dict[str, str]] = []
+        self._earlier = Progress()
         self._progress = self._resume()
-        self._metrics = MetricsFile(self._folder / "metrics.csv", env_steps=self._progress.env_steps)
+        kept_steps = max(self._progress.env_steps, self._earlier.env_steps)
+        self._metrics = MetricsFile(self._folder / "metrics.csv", env_steps=kept_steps)
         self._learning: Mapping[str, float] = {}
         self._iterations = 0
         self._saved_steps = self._progress.env_steps
@@ -182,41 +108,70 @@ class _Training:
 
     def _let_finish(self, reason: str) -> tuple[str, str]:
         """Where the session is a program that ends by itself, let it do so; how it ended, and what is to be said."""
-        budget, done = self._job.budget, self._progress.amount(self._job.budget)
-        if reason == "finished" and done < budget.amount:
-            share = f"{done:,.12g} of {budget.amount:,.12g} {budget.unit} ({done / budget.amount:.0%} of its budget)"
-            detail = f"the program ended by itself, with exit code 0, after {share}"
-            if done < _NEARLY * budget.amount:
-                return "early", f"{detail}. {_EARLY_REMEDY}"
-            self._tell("warning", detail=detail)
+        if reason == "finished":
+            return self._judge_end()
+        interrupted = reason == "stopped"
         if reason == "budget" and (finish := getattr(self._session, "finish", None)) and (detail := finish()):
             self._tell("warning", detail=detail)
             reason = "stopped" if self._should_stop() else reason
-        if reason != "finished" and (stop := getattr(self._session, "stop", None)) and (detail := stop()):
-            self._tell("warning", detail=detail)
+        if stop := getattr(self._session, "stop", None):
+            if detail := stop():
+                self._tell("warning", detail=detail)
+            if interrupted and self._came_to_its_end():
+                reason = "finished"
         return reason, ""
+
+    def _came_to_its_end(self) -> bool:
+        """Whether the program met its budget and ended well while it was stopped; what it told is counted."""
+        ended = False
+        try:
+            while (work := self._session.step()).env_steps:
+                self._count(work)
+        except Finished:
+            ended = self._progress.meets(self._job.budget)
+        except AutotuneError:  # ended by a signal, or without a step
+            pass
+        self._flush()
+        return ended
+
+    def _judge_end(self) -> tuple[str, str]:
+        """Whether a program that ended by itself has done its budget, restarts included, and what is to be said."""
+        budget = self._job.budget
+        done, earlier = self._progress.amount(budget), self._earlier.amount(budget)
+        if done >= budget.amount:
+            return "finished", ""
+        detail = "the program ended by itself, with exit code 0, after "
+        detail += f"{done:,.12g} of {budget.amount:,.12g} {budget.unit} ({done / budget.amount:.0%} of its budget)"
+        if earlier:
+            detail += f"; when it was started before, it did {earlier:,.12g}"
+        if not self._before and done + earlier < _NEARLY * budget.amount:
+            return "early", f"{detail}. {_EARLY_REMEDY}"
+        self._tell("warning", detail=detail)
+        return "finished", ""
 
     def _resume(self) -> Progress:
         path = newest_checkpoint(self._folder / "checkpoints", lambda text: self._tell("warning", detail=text))
         if path is None and self._plan.resume_from is not None:
             path = Path(self._plan.resume_from)
         if path is None:
-            if (self._folder / "metrics.csv").exists():
-                rows = read_metrics(self._folder / "metrics.csv")
-                kept = set_aside(self._folder / "metrics.csv", ".before-restart")
-                start = "training starts from the beginning"
-                if hasattr(self._session, "finish"):
-                    start = "the program keeps its own, and what it tells counts from here"
-                    self._before = rows
-                detail = f"no checkpoint in {self._folder}: {start}; its old curve is {kept}"
-                self._tell("warning", detail=detail)
+            if resume := getattr(self._session, "resume", None):
+                self._before = read_metrics(self._folder / "metrics.csv")
+                if self._before:
+                    self._earlier = Progress.from_row(self._before[-1])
+                    resume()
+            elif (self._folder / "metrics.csv").exists():
+                self._set_curve_aside("training starts from the beginning")
             return Progress()
         meta = restore_session(self._session, path)
         progress = Progress.from_meta(meta["progress"])
         if row := meta.get("row"):
-            self._row, self._row_span_s = _Totals(**row["totals"]), float(row["span_s"])
+            self._row, self._row_span_s = Totals(**row["totals"]), float(row["span_s"])
         self._tell("resumed", path=str(path), **self._counts(progress))
         return progress
+
+    def _set_curve_aside(self, start: str) -> None:
+        kept = set_aside(self._folder / "metrics.csv", ".before-restart")
+        self._tell("warning", detail=f"no checkpoint in {self._folder}: {start}; its old curve is {kept}")
 
     def _count(self, work: Work) -> None:
         now_s = time.monotonic()
@@ -226,8 +181,12 @@ class _Training:
         self._now_s = now_s
         self._iterations += 1
         before, self._before = self._before, []
+        if before:
+            self._set_curve_aside("the program keeps its own, and what it tells counts from here")
+            self._metrics = MetricsFile(self._folder / "metrics.csv", env_steps=0)
         if len(before) > 1 and 2 * self._progress.env_steps >= int(before[-1]["env_steps"]):
             # a program that resumed by itself: its first total holds what it did before
+            self._earlier = Progress()
             done = [row for row in before if int(row["env_steps"]) <= self._progress.env_steps]
             self._progress.seconds += float(done[-1]["seconds"]) if done else 0.0
             self._row_span_s, self._told_s = 0.0, now_s
@@ -263,7 +222,7 @@ class _Training:
             **vars(self._message),
             **self._counts(self._progress),
         )
-        self._message, self._told_s = _Totals(), self._now_s
+        self._message, self._told_s = Totals(), self._now_s
 
     def _write_row(self) -> None:
         progress, row, span_s = self._progress, self._row, self._row_span_s
@@ -281,7 +240,7 @@ class _Training:
                 "reset_rows": row.reset_rows,
             }
         )
-        self._row, self._row_span_s = _Totals(), 0.0
+        self._row, self._row_span_s = Totals(), 0.0
 
     def _save(self) -> None:
         """Write a checkpoint; a program that keeps its own (an empty state) has none here.
@@ -321,6 +280,8 @@ class _Training:
             self._tell_step()
 
     def _end(self, reason: str, detail: str) -> None:
+        if self._before:  # the program, started again, told nothing
+            self._progress = self._earlier
         peak = self._session.peak_memory_bytes()
         effective = to_json(self._session.effective)
         facts = {"reason": reason, "detail": detail, "effective": effective, "peak_memory_bytes": peak}

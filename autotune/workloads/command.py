@@ -158,7 +158,7 @@ class CommandSession:
         self._settings, self._rule = settings, rule
         self._steps = 0
         self._longest_s = self._not_before_s = 0.0
-        self._hurried, self._end_by_s = False, math.inf
+        self._hurried, self._end_by_s, self._begun = False, math.inf, False
         environment = child_environment(settings)
         try:
             self._child = Child(argv, cwd=settings.cwd, environment=environment, rule=rule)
@@ -204,6 +204,10 @@ class CommandSession:
         """
         self._hurried = True
         self._end_by_s = math.inf if end_by_s is None else end_by_s - _TOLD_S
+
+    def resume(self) -> None:
+        """Take a good end without a step for that of a training with nothing left to do: it was begun before."""
+        self._begun = True
 
     def interrupt(self) -> None:
         """End the wait of a `step` or `finish` in another thread."""
@@ -285,9 +289,10 @@ class CommandSession:
     def _ending(self) -> Exception:
         """What to raise now that the program has ended."""
         code = self._child.exit_code()
-        if code == 0 and self._steps:
+        starved = self._child.killed_for_memory() or tells_out_of_memory(self._child.tail())
+        if code == 0 and (self._steps or (self._begun and not starved)):
             return Finished(f"the program ended after {self._steps:,} steps")
-        if code == 0 and not tells_out_of_memory(self._child.tail()):
+        if code == 0 and not starved:
             missing = "its steps stayed at zero" if self._child.progress.found else self._rule.describe()
             return UsageError(
                 f"the program ended well, but {missing}; correct --counter, --rate or --progress, "
@@ -295,7 +300,7 @@ class CommandSession:
             )
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         message = f"the program ended with {how}; the last lines were:\n{self._last_lines()}"
-        if self._child.killed_for_memory() or tells_out_of_memory(self._child.tail()):
+        if starved:
             return OutOfMemoryError(message)
         refused = code is not None and 0 < code < _BY_SIGNAL and not self._steps
         refused = refused and not _EXHAUSTED.search(self._child.tail())

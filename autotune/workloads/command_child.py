@@ -82,10 +82,9 @@ class Child:
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             while True:
-                if self._interrupted:
-                    return int(self._progress.steps)
                 due = self._progress_at_s >= not_before_s or time.monotonic() - self._progress_at_s >= _QUIET_S
-                if (due and self._progress.steps >= beyond_steps + 1) or self._ended():
+                told = due and self._progress.steps >= beyond_steps + 1
+                if told or self._ended() or self._interrupted:
                     return int(self._progress.steps)
                 if time.monotonic() >= deadline_s:
                     return None

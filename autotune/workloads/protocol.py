@@ -57,7 +57,8 @@ class Session(Protocol):
     A session may also have `ceilings(seconds) -> Mapping[str, float]`: env steps per second of its
     parts (``env``, ``infer``, ``learn``) working alone; it is thrown away after. One that waits for a program of the
     user's own may have `interrupt()`, called from another thread when there is no more to wait for; `hurry(end_by_s)`,
-    called before a probe; `finish() -> str | None`, called when a training's budget is met, and `stop() -> str | None`,
+    called before a probe; `resume()`, called before a training that goes on without a checkpoint of autotune's;
+    `finish() -> str | None`, called when a training's budget is met, and `stop() -> str | None`,
     called at the end of any training, which return what to tell the user; and `stop_s`, the seconds that `stop` takes
     at most.
 
