@@ -717,6 +717,30 @@ def test_a_daemon_ends_with_the_probe(tmp_path):
     assert wait_until(lambda: gone(int((tmp_path / "pid").read_text())))
 
 
+def test_in_a_probe_a_program_has_time_to_end_its_own_processes(tmp_path):
+    result = probe(tmp_path, POINT, [*python(SAVES), str(tmp_path / "model")], PLAN, counter=COUNTER)
+    assert result.ok and (tmp_path / "model").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a daemon escapes")
+def test_what_is_started_while_a_probe_ends_ends_too(tmp_path):
+    """A daemon that hears no SIGTERM goes on to start processes in sessions of their own."""
+    mark = str(987_000_000 + os.getpid())
+    code = (
+        "import os, signal, subprocess, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    while True:\n"
+        f"        subprocess.Popen(['sleep', '{mark}'], start_new_session=True); time.sleep(0.02)\n"
+        "for n in range(10**6): print('steps:', n, flush=True); time.sleep(0.01)\n"
+    )
+    begin_s = time.monotonic()
+    result = probe(tmp_path, POINT, python(code), PLAN, counter=COUNTER, grace_s=0.5)
+    assert result.ok and time.monotonic() - begin_s < 40
+    assert not [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
+
+
 def test_probe_of_the_own_script_running_out_of_memory(tmp_path):
     result = probe(tmp_path, POINT, [*OWN, "--fail-above", "2"], PLAN)
     assert result.status == "oom" and "CUDA out of memory" in result.detail + result.log_tail

@@ -13,12 +13,14 @@ from autotune.executors.process import WorkerProcess
 from autotune.machine import GpuInfo
 from autotune.meters.protocol import Meter
 from autotune.records import Reading
+from autotune.worker.family import WITHIN_S
 
 T = TypeVar("T")
 END_S = 10.0
 """From the end of the window to the end of the probe, all that may hang included."""
 _START_METERS_S = 6.0
 _STOP_METERS_S = 4.0
+_KILL_S = WITHIN_S + 0.5
 _CLEAN_SLACK_BYTES = 64 * 2**20
 _POLL_S = 0.25
 
@@ -50,13 +52,15 @@ def stop_all(meters: Sequence[Meter], workers: Sequence[WorkerProcess], grace_s:
     Args:
         meters: first, so that what the ending itself does is not read.
         workers: each gets SIGTERM, and SIGKILL after `grace_s` seconds.
-        grace_s: for a program to end by itself.
+        grace_s: for a program to end by itself, shortened to what the bound leaves.
     """
     deadline_s = time.monotonic() + END_S
     taken = side_by_side([meter.stop for meter in meters], _STOP_METERS_S)
     for worker in workers:
         worker.send("stop")
-    side_by_side([partial(worker.kill, grace_s=grace_s) for worker in workers], deadline_s - time.monotonic())
+    left_s = deadline_s - time.monotonic()
+    grace_s = min(grace_s, left_s - _KILL_S)
+    side_by_side([partial(worker.kill, grace_s=grace_s) for worker in workers], left_s)
     return tuple(reading for readings in taken if readings is not None for reading in readings)
 
 

@@ -169,7 +169,7 @@ class IsolatedExecutor:
                 state.fail("crashed", str(error))
             finally:
                 end_by_s = time.monotonic() + END_S
-                readings = stop_all(meters, workers, grace_s=1.0 if request.workload == "command" else 0.0)
+                readings = stop_all(meters, workers, grace_s=END_S if request.workload == "command" else 0.0)
                 state.blame_limit(group)
         wait_clean(self.device.gpu, first(readings, "vram_device_used_bytes"), end_by_s - time.monotonic())
         if request.samples_path:

@@ -22,7 +22,9 @@ from autotune.codec import to_json
 from autotune.errors import WorkerError
 from autotune.executors.environment import worker_environment
 from autotune.store import canonical_json, make_folder
+from autotune.worker.family import end_descendants
 from autotune.worker.protocol import WorkerTask
+from autotune.workloads.command_child import descendants
 
 Message = dict[str, Any]
 
@@ -142,15 +144,19 @@ class WorkerProcess:
         return descendants_of(self.pid)
 
     def kill(self, grace_s: float = 5.0) -> None:
-        """End the whole group: SIGTERM, then SIGKILL after `grace_s`; reaps it and closes the pipes."""
-        family = _every_descendant(self.pid)
-        if grace_s > 0 and self.alive:
-            _signal_group(self.pid, signal.SIGTERM)
+        """End it and all below: SIGTERM to itself, SIGKILL to all after `grace_s`; reaps it and closes the pipes."""
+        family = descendants(self.pid) if grace_s > 0 else []
+        if grace_s > 0:
+            self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_s)
+        if self.alive:
+            self._process.send_signal(signal.SIGSTOP)  # it starts nothing more, and adopts what loses its parent
+            end_descendants(self.pid)
         _signal_group(self.pid, signal.SIGKILL)
-        for pid in family:  # grandchildren that left the group
-            _kill_quietly(pid)
+        for process in family:  # grandchildren that left the group of a worker that died
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_REAP_S)
         self._close()
@@ -191,7 +197,7 @@ def descendants_of(pid: int) -> list[int]:
     By the kernel's lists of children where it keeps them (CONFIG_PROC_CHILDREN): psutil reads all of ``/proc``.
     """
     if not _lists_children():
-        return [pid, *_every_descendant(pid)] if psutil.pid_exists(pid) else []
+        return [pid, *(below.pid for below in descendants(pid))] if psutil.pid_exists(pid) else []
     try:
         children = _listed_children(pid)
     except OSError:  # it ends this moment
@@ -218,24 +224,9 @@ def _listed_children(pid: int) -> list[int]:
     return [int(child) for child in found]
 
 
-def _every_descendant(pid: int) -> list[int]:
-    """Everything below a process, itself left out: surely, and slowly."""
-    try:
-        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
 def _signal_group(group: int, number: signal.Signals) -> None:
     try:
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return
-
-
-def _kill_quietly(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         return
 

@@ -15,12 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from autotune import registry
 from autotune.codec import from_json, to_json
 from autotune.device.host import ram_available_bytes
 from autotune.errors import AutotuneError, UsageError
+from autotune.worker.family import end_descendants
 from autotune.worker.measure import measure, run_steps
 from autotune.worker.protocol import WorkerTask
 from autotune.workloads.guards import RAM_VARIABLE
@@ -43,13 +42,17 @@ class Commands:
         self._grace_s = grace_s
         threading.Thread(target=self._read, args=(pipe,), daemon=True).start()
 
+    def end(self) -> None:
+        """Wait for no further command, and end."""
+        self.stop.set()
+        self.go.set()
+
     def _read(self, pipe: IO[str]) -> None:
         for line in pipe:
             {"go": self.go, "stop": self.stop}.get(line.strip(), threading.Event()).set()
-        self.stop.set()
-        self.go.set()
+        self.end()
         time.sleep(self._grace_s)
-        end_descendants()
+        end_descendants(os.getpid())
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
@@ -68,13 +71,6 @@ def adopt_orphans() -> None:
     """Become the parent of descendants that lose theirs, so that a daemon ends with this process (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def end_descendants() -> None:
-    """Kill whatever still runs below this process; one may have left the group."""
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
 
 
 def check_states(workload: Workload, task: WorkerTask) -> None:
@@ -143,9 +139,9 @@ def main(arguments: list[str]) -> int:
     task: WorkerTask = from_json(WorkerTask, json.loads(command_pipe.readline()))
     adopt_orphans()
     commands = Commands(command_pipe, grace_s=_ORPHAN_GRACE_S if task.mode == "train" else 0.5)
-    if task.mode == "train":
+    if task.mode in ("train", "measure"):
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: commands.stop.set())
+            signal.signal(number, lambda *_: commands.end())
 
     def send(message: dict[str, Any]) -> None:
         message_pipe.write(json.dumps(message) + "\n")
@@ -162,7 +158,7 @@ def main(arguments: list[str]) -> int:
             send({"type": "error", "kind": classify(error), "detail": detail[:2000], "traceback": text[-8000:]})
         return 1
     finally:
-        end_descendants()
+        end_descendants(os.getpid())
     return 0
 
 

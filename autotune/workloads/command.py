@@ -60,7 +60,7 @@ class CommandSettings(Settings):
         environment: further environment variables.
         progress_timeout_s: without a first sign of progress for so long, nothing is being counted.
         hang_timeout_s: without progress for so long after the first, it counts as hung.
-        grace_s: between SIGTERM and SIGKILL.
+        grace_s: between SIGTERM and SIGKILL in a probe, whose end takes 10 s at most.
         save_grace_s: likewise in training, where it may save.
     """
 
