@@ -69,6 +69,13 @@ def step_to_the_end(session: CommandSession) -> tuple[int, Exception]:
         ("1234", 1234),
         ("1,234,567", 1234567),
         ("1_234", 1234),
+        ("80 586", 80586),
+        ("1'080'586.5", 1080586.5),
+        ("1\u2019080\u2019586", 1080586),
+        ("80\u202f586", 80586),
+        ("80\u00a0586 k", 80586e3),
+        ("80 58", None),
+        ("1 234'567", None),
         ("1.5e+06", 1.5e6),
         ("2E3", 2000),
         ("1.5k", 1500),
@@ -213,6 +220,22 @@ def test_of_several_totals_the_largest_counts(behind):
 
 def test_counter_ignores_what_is_no_number_and_colours():
     assert read(rule_of(counter=r"step:? (\S+)"), (0, "step one"), (1, "step: \x1b[32m7\x1b[0m")) == [0, 7]
+
+
+def test_a_suffix_right_after_the_group_is_the_number_s():
+    rule = rule_of(counter=r"step (\d+)")
+    lines = ["step 1k", "step 2M steps", "step 3m20", "step 4 k", "step 5B"]
+    assert read(rule, *enumerate(lines)) == [1e3, 2e6, 2e6, 2e6, 5e9]
+    assert read(rule, (0, "step 7kg"), (1, "step 8")) == [7, 8]
+    assert read(rule_of(counter=r"(\S+k) steps"), (0, "1.5k steps")) == [1500]
+
+
+@pytest.mark.parametrize("end", ["", "time.sleep(600)"])
+def test_what_was_matched_and_is_no_number_is_told(start, end):
+    session = start(
+        python(f"import time; print('at 80;586'); {end or 'pass'}"), counter="at (.*)", progress_timeout_s=0.5
+    )
+    assert "--counter 'at (.*)' matched '80;586', which is no number" in str(step_to_the_end(session)[1])
 
 
 def test_rate_is_integrated_over_the_time_between_lines():

@@ -267,6 +267,7 @@ class CommandSession:
     def _without_progress(self, waited_s: float) -> str:
         waited = format_duration(waited_s)
         progress = self._child.progress
+        described = self._rule.describe(progress.unread)
         if progress.several_totals:
             return (
                 f"no progress was told within {waited}: the largest total read was {progress.largest:,.0f}, and "
@@ -275,14 +276,17 @@ class CommandSession:
             )
         if progress.found:
             longer = "hang_timeout_s among the hyperparameters of a recipe allows more"
-            return f"no progress was told within {waited} ({longer}); the last lines were:\n{self._last_lines()}"
+            matched = f"; {described}" if progress.unread else ""
+            return (
+                f"no progress was told within {waited} ({longer}){matched}; the last lines were:\n{self._last_lines()}"
+            )
         cut = waited_s < self._settings.progress_timeout_s
         more = "a larger --budget" if cut else "a progress_timeout_s among the hyperparameters of a recipe"
         longer = f"If it starts or compiles for longer, give it {more}"
         if not self._child.tail():
             return f"the program printed nothing within {waited}. {longer}; if it buffers its output, flush it"
         return (
-            f"{self._rule.describe()} within {waited}; correct --counter, --rate or --progress, or call "
+            f"{described} within {waited}; correct --counter, --rate or --progress, or call "
             f"autotune.tick(steps) in the program. {longer}. The last lines were:\n{self._last_lines()}"
         )
 
@@ -293,7 +297,9 @@ class CommandSession:
         if code == 0 and (self._steps or (self._begun and not starved)):
             return Finished(f"the program ended after {self._steps:,} steps")
         if code == 0 and not starved:
-            missing = "its steps stayed at zero" if self._child.progress.found else self._rule.describe()
+            progress = self._child.progress
+            found = progress.found and not progress.unread
+            missing = "its steps stayed at zero" if found else self._rule.describe(progress.unread)
             return UsageError(
                 f"the program ended well, but {missing}; correct --counter, --rate or --progress, "
                 f"or call autotune.tick(steps) in it. The last lines were:\n{self._last_lines()}"

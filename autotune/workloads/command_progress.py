@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from autotune.errors import UsageError
 
@@ -32,21 +31,26 @@ _MARKS_MIN = 5
 """Marks before iterations are taken to be of equal size."""
 _CATCH_UP = 32
 """Marks over which a total that was told is caught up with: all at once it would look like a fast iteration."""
-_NUMBER = re.compile(r"\+?((?:\d{1,3}(?:,\d{3})+|\d[\d_]*)(?:\.\d*)?|\.\d+)(e[+-]?\d+)?\s*([kmb]?)", re.IGNORECASE)
+_THOUSANDS = r"\d{1,3}(?P<by>[,_'\u2019 \u00a0\u2009\u202f])\d{3}(?:(?P=by)\d{3})*"
+_NUMBER = re.compile(
+    rf"\+?(?P<digits>(?:{_THOUSANDS}|\d[\d_]*)(?:\.\d*)?|\.\d+)(?P<exponent>e[+-]?\d+)?\s*(?P<suffix>[kmb]?)",
+    re.IGNORECASE,
+)
+_SUFFIX_AFTER = re.compile(r"(?<=[\d.])[kmb](?![a-z\d])", re.IGNORECASE)
 _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def parse_number(text: str) -> float | None:
-    """The number in ``1,234``, ``1_234``, ``1.2e+06``, ``3.4k`` or ``2M``; None where there is none.
+    """The number in ``1,234``, ``1_234``, ``1'234``, ``1 234``, ``1.2e+06``, ``3.4k`` or ``2M``; None where none is.
 
     Commas separate thousands; a trailing one is punctuation.
     """
     match = _NUMBER.fullmatch(text.strip().rstrip(",;."))
     if not match:
         return None
-    digits, exponent, suffix = match.groups()
-    return float(digits.replace(",", "").replace("_", "") + (exponent or "")) * _FACTORS[suffix.lower()]
+    digits = re.sub(r"[^\d.]", "", match["digits"])
+    return float(digits + (match["exponent"] or "")) * _FACTORS[match["suffix"].lower()]
 
 
 def compile_pattern(option: str, pattern: str, *, groups: int = 1) -> re.Pattern[str]:
@@ -83,11 +87,13 @@ class ProgressRule:
         """Whether the script calls `autotune.tick`."""
         return self.counter is None and self.rate is None
 
-    def describe(self) -> str:
-        """What was looked for, for the message that nothing was found."""
+    def describe(self, unread: str | None = None) -> str:
+        """What was looked for, and `unread` if that was matched, for the message that nothing was found."""
         if self.by_tick:
             return "autotune.tick(steps) was not called"
         option, pattern = ("--counter", self.counter) if self.counter else ("--rate", self.rate)
+        if pattern and unread:
+            return f"{option} '{pattern.pattern}' matched {unread!r}, which is no number"
         mark = f" (or none matched the mark '{self.mark.pattern}')" if self.mark else ""
         return f"no line matched {option} '{pattern.pattern}'{mark}" if pattern else ""
 
@@ -234,6 +240,7 @@ class ProgressCounter:
     Attributes:
         steps: done so far, up to the last mark; see `_Batches`.
         found: whether any line told a number.
+        unread: what was matched last, where it is no number.
         numbers: totals read.
         smaller: those of them that were smaller than one before, and no part of a count that began anew.
     """
@@ -241,6 +248,7 @@ class ProgressCounter:
     def __init__(self, rule: ProgressRule) -> None:
         self.steps = 0.0
         self.found = False
+        self.unread: str | None = None
         self.numbers = self.smaller = 0
         self._rule = rule
         self._unmarked_steps = 0.0
@@ -263,9 +271,9 @@ class ProgressCounter:
         text = _ESCAPES.sub("", line)
         if self._rule.counter:
             for match in self._rule.counter.finditer(text):
-                self._read_total(match.groupdict().get(WORKER) or "", _number(match))
+                self._read_total(match.groupdict().get(WORKER) or "", self._number(match))
         elif self._rule.rate:
-            rates = [number for match in self._rule.rate.finditer(text) if (number := _number(match)) is not None]
+            rates = [number for match in self._rule.rate.finditer(text) if (number := self._number(match)) is not None]
             if rates:
                 self._read_rate(rates[-1], t_s)
         if self._rule.mark is None:
@@ -297,7 +305,13 @@ class ProgressCounter:
         self._rate_at_s = t_s
         self.found = True
 
-
-def _number(match: re.Match[str]) -> float | None:
-    text: Any = match[2 if match.re.groupindex.get(WORKER) == 1 else 1]
-    return parse_number(text) if text else None
+    def _number(self, match: re.Match[str]) -> float | None:
+        """The group's number, with a suffix that stands right after it."""
+        group = 2 if match.re.groupindex.get(WORKER) == 1 else 1
+        text: str | None = match[group]
+        if not text:
+            return None
+        suffix = _SUFFIX_AFTER.match(match.string, match.end(group))
+        number = parse_number(text + (suffix[0] if suffix else ""))
+        self.unread = text if number is None else None
+        return number
