@@ -39,11 +39,26 @@ def set_aside(path: Path, mark: str) -> Path:
     Raises:
         FileError: the folder cannot be written to.
     """
-    names = (f"{path.name}{mark}{number}" for number in itertools.chain([""], itertools.count(2)))
-    free = next(place for name in names if not (place := path.with_name(name)).exists())
+    free = _free_place(path, mark)
     with _file_errors(path, "rename"):
         path.rename(free)
     return free
+
+
+def keep_copy(path: Path, mark: str) -> Path:
+    """Copy a file that is replaced next, never changed in place, to where `set_aside` would move it.
+
+    Raises:
+        FileError: it cannot be read, or the folder cannot be written to.
+    """
+    free = _free_place(path, mark)
+    copy_file(path, free, link=True)
+    return free
+
+
+def _free_place(path: Path, mark: str) -> Path:
+    names = (f"{path.name}{mark}{number}" for number in itertools.chain([""], itertools.count(2)))
+    return next(place for name in names if not (place := path.with_name(name)).exists())
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from autotune.train.job import JobRun
 from autotune.train.status import Snapshot, read_snapshot, stamp, status_file, write_snapshot
 from autotune.train.supervisor import Supervisor, supervise
 from autotune.train.throughput import SharedThroughput
-from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
+from autotune.worker.checkpoint import generations, load_checkpoint, newest_checkpoint
 from autotune.worker.metrics import read_metrics
 
 POINT = Point(num_envs=16, batch_size=64, concurrency=2)
@@ -464,10 +464,36 @@ def test_progress_without_a_checkpoint_is_not_lost_in_silence(tmp_path: Path, de
     shutil.rmtree(curve.parent / "checkpoints")
     longer = edited(manifest, ("jobs.0.budget.amount", 8000))
     warnings: list[str] = []
+    refused = go(longer, run, device).jobs[0]
+    assert refused.status == "crashed" and curve.read_text() == before
+    assert "job job-1 saved at env step 4,096, but there is no checkpoint in" in refused.detail
+    assert "Restore a backup, or train from the beginning in a new run with --new" in refused.detail
+    (run.train_folder / "events.jsonl").unlink()
     go(longer, run, device, warn=warnings.append)
     assert any("job-1: no checkpoint in" in text and "from the beginning" in text for text in warnings), warnings
     assert curve.with_name("metrics.csv.before-restart").read_text() == before
     assert "metrics.csv.before-restart" in " ".join(warnings)
+
+
+def test_an_older_checkpoint_is_announced_and_the_curve_kept(tmp_path: Path, device: DeviceInfo) -> None:
+    manifest = edited(
+        a_manifest(jobs=1, point=replace(POINT, concurrency=1), step_overhead_s=1e-2, steps=3000),
+        ("stability.checkpoint_interval_s", 1.0),
+    )
+    run, warnings = a_run(tmp_path, manifest), list[str]()
+    go(manifest, run, device)
+    folder = run.train_folder / "jobs" / "job-1"
+    before = (folder / "metrics.csv").read_text()
+    (older, newest) = generations(folder / "checkpoints")[-2:]
+    newest.path.unlink()
+    longer = edited(manifest, ("jobs.0.budget.amount", newest.env_steps + 500))
+    go(longer, run, device, warn=warnings.append)
+    assert [event["total_env_steps"] for event in events_of(run, "resumed")] == [older.env_steps]
+    told = [text for text in warnings if "goes back to env step" in text]
+    assert len(told) == 1 and f"{older.env_steps:,}: the checkpoint that was saved at {newest.env_steps:,}" in told[0]
+    assert (folder / "metrics.csv.before-fallback").read_text() == before and "before-fallback" in told[0]
+    rows = [int(row["env_steps"]) for row in read_metrics(folder / "metrics.csv")]
+    assert rows == sorted(set(rows)) and rows[-1] > newest.env_steps
 
 
 def test_an_event_of_another_kind_of_file_is_named(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def run(
     stop_at: int | None = None,
     send: Callable[[dict[str, Any]], None] | None = None,
     resume_from: str | None = None,
+    job: str = "j",
+    seed: int = 1,
 ) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     task = WorkerTask(
@@ -103,7 +105,7 @@ def run(
         workload="fake",
         hyperparameters={},
         point=POINT,
-        jobs=(Job(id="j", env="e", seed=1, budget=Budget(unit=unit, amount=amount)),),
+        jobs=(Job(id=job, env="e", seed=seed, budget=Budget(unit=unit, amount=amount)),),
         train=TrainPlan(folder=str(folder), checkpoint_interval_s=interval_s, keep=2, resume_from=resume_from),
     )
     train(session, task, send or messages.append, lambda: stop_at is not None and session.count >= stop_at)  # type: ignore[arg-type]
@@ -170,6 +172,17 @@ def test_a_checkpoint_tells_where_it_comes_from(tmp_path: Path, clock: Clock) ->
     assert meta["point"] == POINT.knobs()
     assert (meta["job"], meta["env"]) == ("j", "e")
     assert meta["progress"]["returns"] == [float(n) for n in range(1, 11)]
+
+
+def test_a_checkpoint_of_another_job_is_refused_and_another_seed_told(tmp_path: Path, clock: Clock) -> None:
+    run(tmp_path, FakeSession(clock), stop_at=3)
+    with pytest.raises(UsageError, match="is a checkpoint of job j, and this is job k"):
+        run(tmp_path, FakeSession(clock), job="k")
+    assert [generation.env_steps for generation in generations(tmp_path / "checkpoints")] == [30]
+    messages = run(tmp_path, FakeSession(clock), seed=2)
+    warnings = [message["detail"] for message in messages if message["type"] == "warning"]
+    assert len(warnings) == 1 and "trained with seed 1, now with seed 2" in warnings[0]
+    assert "warning" not in kinds(run(tmp_path, FakeSession(clock), seed=2, amount=200))
 
 
 def test_resume_from_another_folder(tmp_path: Path, clock: Clock) -> None:

@@ -33,6 +33,7 @@ class JobRun:
         detail: why it stopped or crashed.
         worker: its process, None when it does not run.
         final: the worker's last message, ``done`` or ``error``.
+        recalled_steps: env steps of the last checkpoint that earlier events tell of, None when they tell of none.
         framework_bytes: the framework's own peak of device memory.
         vram_bytes: device memory of its processes, or that peak where the device does not tell.
         ram_bytes: memory of its processes.
@@ -57,11 +58,14 @@ class JobRun:
         self.final: Mapping[str, Any] | None = None
         self.iteration_s = self.stop_s = self._stop_within_s = 0.0
         self.stop_by_s: float | None = None
+        self.recalled_steps: int | None = None
         self._saved_steps: int | None = None
         self._recent: deque[tuple[float, int, int]] = deque()
 
     def recall(self, events: list[Event]) -> None:
         """Take up what the events say of this job; a budget raised since makes a finished job go on."""
+        if kept := last_event(events, {"saved", "migrated", "resumed"}, self.job.id):
+            self.recalled_steps = int(kept["total_env_steps"])
         last = last_event(events, _ENDINGS, self.job.id)
         if last is None:
             return

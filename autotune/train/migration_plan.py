@@ -15,7 +15,7 @@ from autotune.runs import Run
 from autotune.train.events import Event, last_event, read_events
 from autotune.train.migration import Canary, MigratedJob, Migration
 from autotune.train.status import read_snapshot, status_file
-from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
+from autotune.worker.checkpoint import load_checkpoint, lost_checkpoints, newest_checkpoint
 from autotune.worker.metrics import read_metrics
 
 
@@ -97,10 +97,7 @@ def newest_saved(source: Run, job: str, events: list[Event], warn: Callable[[str
     folder = source.train_folder / "jobs" / job / "checkpoints"
     path = newest_checkpoint(folder, lambda text: warn(f"{job}: {text}"), set_aside=False)
     if path is None and (saved := last_event(events, {"saved", "migrated"}, job)):
-        raise FileError(
-            f"job {job} saved at env step {saved['total_env_steps']}, but there is no checkpoint in {folder}. "
-            "Restore a backup; nothing was changed"
-        )
+        raise lost_checkpoints(folder, job, saved["total_env_steps"])
     return path
 
 

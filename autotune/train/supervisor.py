@@ -195,6 +195,7 @@ class Supervisor:
                 folder=str(job.folder),
                 checkpoint_interval_s=manifest.stability.checkpoint_interval_s,
                 keep=manifest.stability.keep,
+                saved_env_steps=job.recalled_steps,
             ),
         )
         return WorkerProcess(task, job.folder / "log", environment=self.environment)

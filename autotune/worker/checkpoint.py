@@ -235,6 +235,14 @@ def newest_checkpoint(
     if lost:
         raise FileError(
             f"no valid checkpoint in {folder} ({lost} found, {lost} failed SHA-256). "
-            "Restore a backup, or move the folder away to train from the start."
+            "Restore a backup, or train from the beginning in a new run with --new."
         )
     return None
+
+
+def lost_checkpoints(folder: Path, job: str, env_steps: int) -> FileError:
+    """What to raise for a job that has saved, at `env_steps`, and whose checkpoints are gone."""
+    return FileError(
+        f"job {job} saved at env step {env_steps:,}, but there is no checkpoint in {folder}. "
+        "Restore a backup, or train from the beginning in a new run with --new"
+    )

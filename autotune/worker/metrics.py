@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import FileError
-from autotune.store import durable_write, sync_file
+from autotune.store import durable_write, keep_copy, sync_file
 
 
 class MetricsFile:
@@ -26,7 +26,7 @@ class MetricsFile:
         self.path = path
         rows = read_metrics(path)
         self._columns: list[str] = list(rows[0]) if rows else []
-        kept = [row for row in rows if _whole(row.get("env_steps")) <= env_steps]
+        kept = _until(rows, env_steps)
         if path.exists():
             self._rewrite(kept)
 
@@ -79,6 +79,20 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
         raise FileError(f"cannot read {path}: {error.strerror or error}. Check its permissions.") from error
     whole = text[: text.rfind("\n") + 1]
     return [row for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row]
+
+
+def keep_later_rows(path: Path, env_steps: int) -> Path | None:
+    """Keep a copy of a `metrics.csv` with rows beyond `env_steps`; returns its place, None when it has none.
+
+    Raises:
+        FileError: it cannot be read, or the folder is read-only or full.
+    """
+    rows = read_metrics(path)
+    return keep_copy(path, ".before-fallback") if len(_until(rows, env_steps)) < len(rows) else None
+
+
+def _until(rows: list[dict[str, str]], env_steps: int) -> list[dict[str, str]]:
+    return [row for row in rows if _whole(row.get("env_steps")) <= env_steps]
 
 
 def _whole(text: str | None) -> int:

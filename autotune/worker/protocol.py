@@ -47,12 +47,14 @@ class TrainPlan:
         checkpoint_interval_s: seconds between checkpoints.
         keep: newest checkpoints that are kept, beside the best.
         resume_from: a checkpoint elsewhere to start from when the folder has none.
+        saved_env_steps: of the last checkpoint that the training's events tell of, None when they tell of none.
     """
 
     folder: str
     checkpoint_interval_s: float = 60.0
     keep: int = 3
     resume_from: str | None = None
+    saved_env_steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,10 @@ from autotune.codec import to_json
 from autotune.errors import AutotuneError, BusyError, WorkerError
 from autotune.records import Work
 from autotune.store import make_folder, set_aside
-from autotune.worker.checkpoint import newest_checkpoint, refuse_nonfinite, restore_session, save_checkpoint
+from autotune.worker.checkpoint import refuse_nonfinite, restore_session, save_checkpoint
 from autotune.worker.metrics import MetricsFile, read_metrics
 from autotune.worker.protocol import TrainPlan, WorkerTask
+from autotune.worker.resume import announce_fallback, check_origin, find_checkpoint
 from autotune.worker.totals import RETURNS_KEPT, Progress, Totals
 from autotune.workloads.protocol import Finished, Session, SessionState
 
@@ -150,9 +151,7 @@ class _Training:
         return "finished", ""
 
     def _resume(self) -> Progress:
-        path = newest_checkpoint(self._folder / "checkpoints", lambda text: self._tell("warning", detail=text))
-        if path is None and self._plan.resume_from is not None:
-            path = Path(self._plan.resume_from)
+        path = find_checkpoint(self._job, self._plan, self._warn)
         if path is None:
             if resume := getattr(self._session, "resume", None):
                 self._before = read_metrics(self._folder / "metrics.csv")
@@ -163,7 +162,9 @@ class _Training:
                 self._set_curve_aside("training starts from the beginning")
             return Progress()
         meta = restore_session(self._session, path)
+        check_origin(meta, self._job, path, self._warn)
         progress = Progress.from_meta(meta["progress"])
+        announce_fallback(self._plan, progress.env_steps, self._warn)
         if row := meta.get("row"):
             self._row, self._row_span_s = Totals(**row["totals"]), float(row["span_s"])
         self._tell("resumed", path=str(path), **self._counts(progress))
@@ -209,6 +210,9 @@ class _Training:
             self._send({"type": kind, **facts})
         except BrokenPipeError:  # the parent is gone: save and end
             self._orphaned = True
+
+    def _warn(self, text: str) -> None:
+        self._tell("warning", detail=text)
 
     def _tell_step(self) -> None:
         self._tell(
@@ -259,10 +263,13 @@ class _Training:
             "progress": progress.to_meta(),
             "point": self._task.point.knobs(),
             "row": {"totals": self._row.to_meta(), "span_s": self._row_span_s},
+            "job": self._job.id,
+            "env": self._job.env,
+            "seed": self._job.seed,
         }
         path = save_checkpoint(
             self._folder / "checkpoints",
-            SessionState(arrays=state.arrays, meta={**meta, "job": self._job.id, "env": self._job.env}),
+            SessionState(arrays=state.arrays, meta=meta),
             env_steps=progress.env_steps,
             keep=self._plan.keep,
             score=progress.mean_return if len(progress.returns) == RETURNS_KEPT else None,
