@@ -277,7 +277,7 @@ def status(run_word: str | None, watch: bool, runs: Path, as_json: bool) -> int:
     run = find_run(runs, run_word)
     print_run(run)
     while watch and is_held(run.path):
-        views.show_status(run)
+        views.show_status(run, stderr=as_json)
         time.sleep(2.0)
     if as_json:
         show_json(views.status_json(run))

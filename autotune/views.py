@@ -252,9 +252,9 @@ def status_json(run: Run) -> dict[str, Any]:
     }
 
 
-def show_status(run: Run) -> None:
+def show_status(run: Run, *, stderr: bool) -> None:
     """Clear the terminal and show the status, for `--watch`."""
-    console = Console()
+    console = Console(stderr=stderr)
     if console.is_terminal:
         console.clear()
     console.print(status_text(run), highlight=False, markup=False)

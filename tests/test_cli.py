@@ -15,7 +15,7 @@ import pytest
 from autotune.cli import main
 from autotune.errors import UsageError
 from autotune.options import parse_counts, parse_knob_value, parse_settings
-from autotune.runs import Run
+from autotune.runs import Run, create_run
 
 FAST = """
 name = "fast"
@@ -116,6 +116,17 @@ def test_probe_rows_and_failures_are_values(here, capsys):
     assert [cell["status"] for cell in cells] == ["ok", "oom"]
     assert json.loads(cells[0]["job_sps"]) == rows[0]["job_sps"]
     assert json.loads(cells[0]["effective"])["num_envs"] == 8
+
+
+def test_a_watched_status_leaves_stdout_to_the_json(here, capsys, monkeypatch):
+    create_run(here / "runs", "r", command="train")
+    held = iter([True, True, False])
+    monkeypatch.setattr("autotune.runs.is_held", lambda _: next(held))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert main(["status", "--watch", "--json"]) == 0
+    out, told = capsys.readouterr()
+    assert json.loads(out)["command"] == "train"
+    assert told.count("train r, created") == 2
 
 
 def test_nothing_stable_is_exit_code_3(here, capsys):
