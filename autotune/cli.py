@@ -313,8 +313,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if context["debug"]:
             say(traceback.format_exc())
         return fail(str(error), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        return fail("stopped", 130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        signalled = error.__cause__ or error  # click raises Abort from it
+        return fail(str(signalled) or "stopped", getattr(signalled, "exit_code", 130))
     except BrokenPipeError:
         return EXIT_ERROR
     except OSError as error:

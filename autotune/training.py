@@ -54,7 +54,7 @@ def run_training(options: dict[str, Any], say: Say) -> EndedTraining:
         discarded_when_refused(run),
         run.hold(),
         hold_device(device),
-        StopSignals() as stop,
+        StopSignals("stopped; the same command goes on from the last checkpoint") as stop,
         live.TrainView() as view,
     ):
         if source and load_migration(run):

@@ -121,7 +121,7 @@ def test_probe_rows_and_failures_are_values(here, capsys):
 def test_a_watched_status_leaves_stdout_to_the_json(here, capsys, monkeypatch):
     create_run(here / "runs", "r", command="train")
     held = iter([True, True, False])
-    monkeypatch.setattr("autotune.runs.is_held", lambda _: next(held))
+    monkeypatch.setattr("autotune.runs.is_held", lambda _: next(held, False))
     monkeypatch.setattr("time.sleep", lambda _: None)
     assert main(["status", "--watch", "--json"]) == 0
     out, told = capsys.readouterr()

@@ -453,6 +453,9 @@ def test_an_exception_of_the_view_leaves_no_process(tmp_path: Path, device: Devi
     assert no_children()
     for job in ("job-1", "job-2"):
         assert newest_checkpoint(run.train_folder / "jobs" / job / "checkpoints") is not None, "they were told to save"
+    assert {event["job"] for event in events_of(run, "stopped")} == {"job-1", "job-2"}
+    assert [event["state"] for event in events_of(run, "ended")] == ["stopped"]
+    assert read_snapshot(run).state == run.state()["training"] == "stopped"
 
 
 def test_progress_without_a_checkpoint_is_not_lost_in_silence(tmp_path: Path, device: DeviceInfo) -> None:

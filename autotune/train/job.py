@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from autotune.device.live_gpu import LiveGpu
 from autotune.errors import FileError
 from autotune.executors.process import WorkerProcess
+from autotune.meters.host import pss_bytes
 from autotune.records import Job, JobResult
 from autotune.train.events import Event, last_event
 from autotune.train.status import JobSnapshot
@@ -88,9 +90,14 @@ class JobRun:
         self.stop_by_s = self._saved_steps = None
         self._recent.clear()
 
-    def stop(self, grace_s: float) -> None:
-        """Tell its worker to save and end, within `grace_s` beside what its iteration or its program takes."""
-        self._stop_within_s = grace_s + self.stop_s + _ITERATIONS_LEFT * self.iteration_s
+    def stop(self, grace_s: float, *, at_once: bool = False) -> None:
+        """Tell its worker to save and end, within `grace_s` beside what its iteration or its program takes.
+
+        Args:
+            grace_s: for saving.
+            at_once: whatever they take.
+        """
+        self._stop_within_s = grace_s + (0.0 if at_once else self.stop_s + _ITERATIONS_LEFT * self.iteration_s)
         self.stop_by_s = time.monotonic() + self._stop_within_s
         if self.worker:
             self.worker.send("stop")
@@ -131,6 +138,14 @@ class JobRun:
         self._recent.append((t, self.env_steps, self.episodes))
         while len(self._recent) > 2 and self._recent[0][0] < t - _RECENT_S:
             self._recent.popleft()
+
+    def read_memory(self, gpu: LiveGpu | None) -> None:
+        """Read what its processes take now."""
+        pids = self.worker.descendants() if self.worker else []
+        sizes = [size for pid in pids if (size := pss_bytes(pid)) is not None]
+        self.ram_bytes = sum(sizes) if sizes else None
+        used = gpu.process_bytes(pids) if gpu else None
+        self.vram_bytes = used if used is not None else self.framework_bytes
 
     def counts(self) -> dict[str, Any]:
         """Totals, as events carry them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,20 +11,20 @@ from autotune.codec import to_json
 from autotune.device.inspect import child_environment
 from autotune.device.live_gpu import LiveGpu
 from autotune.device.mps import shared_if_possible
-from autotune.executors.isolated import IsolatedExecutor, threads_each
+from autotune.errors import FileError
+from autotune.executors.isolated import IsolatedExecutor
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, check_manifest, manifest_hash
-from autotune.meters.host import pss_bytes
 from autotune.records import MeasurePlan, TrainResult
 from autotune.runs import Run
 from autotune.store import write_json
 from autotune.train.events import EventLog, last_event, read_events
 from autotune.train.job import JobRun
+from autotune.train.launch import training_task
 from autotune.train.migration import refuse_migrated
 from autotune.train.status import Snapshot, State, stamp, write_snapshot
 from autotune.train.throughput import SharedThroughput
-from autotune.worker.protocol import TrainPlan, WorkerTask
 
 STOP_GRACE_S = 20.0
 _NOTICED_S = 3.0
@@ -31,6 +32,7 @@ _POLL_S = 0.25
 _VIEW_PERIOD_S = 0.5
 _STATUS_PERIOD_S = 2.0
 _EXIT_S = 10.0
+_ABANDON_S = 5.0
 _LOG_LINES = 5
 
 
@@ -111,30 +113,48 @@ class Supervisor:
     def run(self, on_event: Callable[[Snapshot], None], should_stop: Callable[[], bool]) -> TrainResult:
         """Train to the end, or until told to stop."""
         self._open()
+        try:
+            self._train(on_event, should_stop)
+        except BaseException:
+            self._abandon()
+            raise
+        return self._close_run(on_event)
+
+    def _train(self, on_event: Callable[[Snapshot], None], should_stop: Callable[[], bool]) -> None:
         self._show(on_event)
         while self._active() or (not self._stopping and self._waiting()):
             if not self._stopping and should_stop():
                 self._stop()
             if not self._stopping:
                 self._fill()
-            workers = {id(job.worker): job for job in self._active()}
-            for worker, message in receive_all([job.worker for job in self._active() if job.worker], _POLL_S):
-                self._take(workers[id(worker)], message)
-            self._reap()
+            self._listen()
             self._notice_stop()
             self._show(on_event)
-        return self._close_run(on_event)
+
+    def _abandon(self) -> None:
+        """After an interrupt or an error: what runs has a moment to save, and the run says that it stopped."""
+        self._stopping = True
+        for job in self._active():
+            job.stop(_ABANDON_S, at_once=True)
+        with contextlib.suppress(FileError):  # a full disk may be the reason
+            while self._active():
+                self._listen()
+            self._close_run(lambda _: None)
 
     def close(self) -> None:
         """Leave no process behind, whatever happened."""
         for job in self._active():
             if job.worker:
-                job.worker.send("stop")
-        for job in self._active():
-            if job.worker:
-                job.worker.kill(grace_s=5.0)
+                job.worker.kill(grace_s=0.0)
         if self._gpu:
             self._gpu.close()
+
+    def _listen(self) -> None:
+        """Take what workers say, waiting a little for it, and end those that have gone or are late."""
+        workers = {id(job.worker): job for job in self._active()}
+        for worker, message in receive_all([job.worker for job in self._active() if job.worker], _POLL_S):
+            self._take(workers[id(worker)], message)
+        self._reap()
 
     def _active(self) -> list[JobRun]:
         return [job for job in self._jobs if job.worker is not None]
@@ -175,30 +195,9 @@ class Supervisor:
 
     def _fill(self) -> None:
         for job in self._waiting()[: self._point.concurrency - len(self._active())]:
-            job.start(self._launch(job))
+            task = training_task(self._manifest, self._device, job)
+            job.start(WorkerProcess(task, job.folder / "log", environment=self.environment))
             self._events.record("started", job=job.job.id, pid=job.worker.pid if job.worker else None, **job.counts())
-
-    def _launch(self, job: JobRun) -> WorkerProcess:
-        manifest, count = self._manifest, self._point.concurrency
-        on_gpu = self._device.kind == "cuda"
-        task = WorkerTask(
-            mode="train",
-            workload=manifest.workload.name,
-            hyperparameters=manifest.workload.hyperparameters,
-            point=self._point,
-            jobs=(job.job,),
-            device=self._device.kind,
-            threads=threads_each(self._device, count),
-            memory_fraction=manifest.stability.vram_fraction / count if on_gpu else None,
-            ram_bytes=int(manifest.stability.ram_fraction * self._device.host.ram_limit_bytes / count),
-            train=TrainPlan(
-                folder=str(job.folder),
-                checkpoint_interval_s=manifest.stability.checkpoint_interval_s,
-                keep=manifest.stability.keep,
-                saved_env_steps=job.recalled_steps,
-            ),
-        )
-        return WorkerProcess(task, job.folder / "log", environment=self.environment)
 
     def _stop(self) -> None:
         self._stopping = True
@@ -298,11 +297,7 @@ class Supervisor:
 
     def _read_memory(self) -> None:
         for job in self._active():
-            pids = job.worker.descendants() if job.worker else []
-            sizes = [size for pid in pids if (size := pss_bytes(pid)) is not None]
-            job.ram_bytes = sum(sizes) if sizes else None
-            used = self._gpu.process_bytes(pids) if self._gpu else None
-            job.vram_bytes = used if used is not None else job.framework_bytes
+            job.read_memory(self._gpu)
 
     def _snapshot(self, state: State) -> Snapshot:
         rates = [job.sps for job in self._jobs if job.sps is not None]

@@ -111,7 +111,7 @@ def test_a_signal_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
     command += ["train", str(file), "--device", "cpu", "--runs", str(runs)]
     run = Run(runs / "kill-1")
     before = {"a": 0, "b": 0}
-    for number, exit_code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for number, exit_code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
         training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         wait_until(lambda: has_gone_on(run, before), "steps beyond those saved")
         training.send_signal(number)
@@ -122,3 +122,24 @@ def test_a_signal_saves_and_the_same_command_resumes(tmp_path: Path) -> None:
         before.update(saved_steps(run))
         assert before == {job.id: job.env_steps for job in read_snapshot(run).jobs}, "all that was done is saved"
     assert [path.name for path in runs.glob("kill-*")] == ["kill-1"]
+
+
+def test_a_second_signal_ends_it_soon_and_the_run_says_so(tmp_path: Path) -> None:
+    file, run = tmp_path / "kill.json", Run(tmp_path / "runs" / "kill-1")
+    save_manifest(file, a_manifest(10**9))
+    command = [sys.executable, "-c", "import autotune.cli; autotune.cli.entry()"]
+    command += ["train", str(file), "--device", "cpu", "--runs", str(run.path.parent)]
+    training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: has_gone_on(run, {"a": 0, "b": 0}), "steps")
+    for pid in workers(run):
+        os.kill(pid, signal.SIGSTOP)
+    training.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    training.send_signal(signal.SIGTERM)
+    _, told = training.communicate(timeout=30)
+    assert training.returncode == 143
+    assert "autotune: stopped; the same command goes on from the last checkpoint" in told
+    assert "Traceback" not in told
+    assert read_snapshot(run).state == run.state()["training"] == "stopped"
+    assert [event["kind"] for event in read_events(run)][-3:] == ["stopped", "stopped", "ended"]
+    assert not any(alive(pid) for pid in workers(run))
