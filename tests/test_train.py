@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -34,6 +35,7 @@ from autotune.runs import Run, create_run
 from autotune.train.events import EventLog, read_events
 from autotune.train.folder import open_training_run
 from autotune.train.job import JobRun
+from autotune.train.silence import Patience, Silence
 from autotune.train.status import Snapshot, read_snapshot, stamp, status_file, write_snapshot
 from autotune.train.supervisor import Supervisor, supervise
 from autotune.train.throughput import SharedThroughput
@@ -394,6 +396,60 @@ def test_a_deaf_worker_is_killed_after_the_grace(tmp_path: Path, device: DeviceI
     result = go(manifest, a_run(tmp_path, manifest), device, on_event=stop, should_stop=stop.asked, stop_grace_s=0.5)
     assert result.jobs[0].status == "stopped" and "did not save within 0.5" in result.jobs[0].detail
     assert no_children()
+
+
+@pytest.mark.parametrize("how", ["hang", "stopped"])
+def test_a_worker_that_hangs_is_killed_and_the_same_command_goes_on(
+    tmp_path: Path, device: DeviceInfo, how: str
+) -> None:
+    hanging = {"fail": "hang", "fail_after_iterations": 1} if how == "hang" else {"step_overhead_s": 5e-3}
+    endless = a_manifest(jobs=1, point=replace(POINT, concurrency=1), steps=10**9, **hanging)
+    manifest = edited(endless, ("stability.checkpoint_interval_s", 1.0))
+    run, warnings, stopped = a_run(tmp_path, manifest), list[str](), list[int]()
+
+    def stop_it(_: Snapshot) -> None:
+        if how == "stopped" and not stopped and events_of(run, "saved"):
+            stopped.append(events_of(run, "started")[0]["pid"])
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    patience = Patience(start_s=60.0, silence_s=3.0)
+    result = go(manifest, run, device, patience=patience, on_event=stop_it, warn=warnings.append)
+    assert result.jobs[0].status == "crashed" and no_children()
+    assert re.search(r"environment hangs: it said nothing for \d+ s .*, and was killed; the same command", warnings[0])
+    crashed = events_of(run, "crashed")[0]
+    on = f"goes on at env step {events_of(run, 'saved')[-1]['total_env_steps']:,}" if stopped else "begins anew"
+    assert crashed["error"] == "hang" and on in crashed["detail"]
+
+
+def test_silence_is_a_hang_when_it_is_longer_than_anything_before() -> None:
+    patience, silence = Patience(start_s=100.0, silence_s=20.0, factor=10.0), Silence()
+    silence.wait(90.0)
+    assert silence.stale and not silence.hang(patience), "it may compile"
+    silence.end()
+    silence.wait(101.0)
+    assert silence.hang(patience) == "it did not end its first iteration within 101 s"
+    silence.end(1.0)
+    silence.wait(19.0)
+    assert silence.stale and not silence.hang(patience)
+    silence.wait(2.0)
+    assert silence.hang(patience) == "it said nothing for 21 s (1 s was the longest until then)"
+    silence.end()
+    assert not silence.stale and not silence.hang(patience)
+    silence.wait(209.0)
+    assert not silence.hang(patience), "21 s were nothing to worry about"
+    silence.wait(2.0)
+    assert silence.hang(patience)
+
+
+def test_a_rate_that_is_old_is_unknown() -> None:
+    job = JobRun(Job(id="a", env="e", seed=1, budget=Budget(unit="steps", amount=300)), Path("x"))
+    job.status = "running"
+    for second in range(3):
+        totals = {"total_env_steps": second, "total_episodes": 0, "total_seconds": float(second)}
+        job.take_step({"t": float(second), "started": second - 1.0, "iterations": 1, **totals})
+    assert job.sps == pytest.approx(1.0) and job.eta_s is not None
+    job.silence.wait(11.0)
+    assert job.sps is None and job.eta_s is None
 
 
 def test_an_iteration_longer_than_the_grace_ends_and_is_saved(tmp_path: Path, device: DeviceInfo) -> None:

@@ -15,6 +15,7 @@ from autotune.executors.process import WorkerProcess
 from autotune.meters.host import pss_bytes
 from autotune.records import Job, JobResult
 from autotune.train.events import Event, last_event
+from autotune.train.silence import Patience, Silence
 from autotune.train.status import JobSnapshot
 from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
 
@@ -39,6 +40,7 @@ class JobRun:
         framework_bytes: the framework's own peak of device memory.
         vram_bytes: device memory of its processes, or that peak where the device does not tell.
         ram_bytes: memory of its processes.
+        silence: of its worker.
         iteration_s: how long its iterations take at present, 0.0 before the first.
         stop_s: seconds that its program, told to stop, may take to save and end.
         stop_by_s: when its worker, told to stop, is late (`time.monotonic`); None while it is not told.
@@ -58,6 +60,7 @@ class JobRun:
         self.ram_bytes: int | None = None
         self.worker: WorkerProcess | None = None
         self.final: Mapping[str, Any] | None = None
+        self.silence = Silence()
         self.iteration_s = self.stop_s = self._stop_within_s = 0.0
         self.stop_by_s: float | None = None
         self.recalled_steps: int | None = None
@@ -86,6 +89,7 @@ class JobRun:
     def start(self, worker: WorkerProcess) -> None:
         """A worker trains it from now on."""
         self.worker, self.final, self.status, self.detail = worker, None, "running", ""
+        self.silence = Silence()
         self.iteration_s = self.stop_s = 0.0
         self.stop_by_s = self._saved_steps = None
         self._recent.clear()
@@ -108,6 +112,14 @@ class JobRun:
         if self._saved_steps is not None and self.env_steps > self._saved_steps:
             detail += f": {self.env_steps - self._saved_steps:,} env steps after its last checkpoint are lost"
         return detail
+
+    def hang_detail(self, patience: Patience) -> str:
+        """What to say when its worker hangs; empty while it does not, or is ending anyway."""
+        if self.stop_by_s is not None or self.final is not None or not (hang := self.silence.hang(patience)):
+            return ""
+        saved = self.recalled_steps if self._saved_steps is None else self._saved_steps
+        on = "begins anew, since nothing was saved" if saved is None else f"goes on at env step {saved:,}"
+        return f"its process or its environment hangs: {hang}, and was killed; the same command {on}"
 
     def end(self, status: JobStatus, detail: str = "") -> None:
         """Its worker has gone."""
@@ -135,6 +147,7 @@ class JobRun:
             self.framework_bytes = int(message["peak_memory_bytes"])
         t = float(message["t"])
         self.iteration_s = (t - float(message["started"])) / max(1, int(message["iterations"]))
+        self.silence.end(self.iteration_s)
         self._recent.append((t, self.env_steps, self.episodes))
         while len(self._recent) > 2 and self._recent[0][0] < t - _RECENT_S:
             self._recent.popleft()
@@ -165,14 +178,14 @@ class JobRun:
 
     @property
     def sps(self) -> float | None:
-        """Env steps per second over the last half minute, None when it does not run."""
+        """Env steps per second over the last half minute, None when it does not run or says nothing."""
         return self._rate(1)
 
     @property
     def eta_s(self) -> float | None:
         """Seconds to the end of the budget at the present rate, None when that is unknown."""
         budget, left = self.job.budget, 1.0 - self.fraction
-        if self.status != "running":
+        if self.status != "running" or self.silence.stale:
             return None
         if budget.unit == "hours":
             return left * budget.amount * 3600
@@ -180,7 +193,7 @@ class JobRun:
         return left * budget.amount / rate if rate else None
 
     def _rate(self, column: int) -> float | None:
-        if len(self._recent) < 2:
+        if len(self._recent) < 2 or self.silence.stale:
             return None
         first, last = self._recent[0], self._recent[-1]
         return (last[column] - first[column]) / (last[0] - first[0]) if last[0] > first[0] else None

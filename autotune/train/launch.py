@@ -1,12 +1,39 @@
-"""What a training's supervisor tells the worker of a job."""
+"""The beginning and the end of a training's workers: whether jobs can run, what a worker is told, how it ended."""
 
 from __future__ import annotations
 
-from autotune.executors.isolated import threads_each
+from collections.abc import Sequence
+
+from autotune.executors.isolated import IsolatedExecutor, threads_each
+from autotune.executors.process import WorkerProcess
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest
 from autotune.train.job import JobRun
 from autotune.worker.protocol import TrainPlan, WorkerTask
+
+_LOG_LINES = 5
+
+
+def tuned_elsewhere(manifest: Manifest, device: DeviceInfo) -> str:
+    """What to say of a manifest that was tuned on another device; empty for one that was not."""
+    if manifest.device is None or manifest.device.fingerprint == device.fingerprint:
+        return ""
+    return (
+        f"the manifest was tuned on {manifest.device.fingerprint}, this is {device.fingerprint}: "
+        "it runs, but another point may be faster here (`autotune search`)"
+    )
+
+
+def check_jobs(manifest: Manifest, device: DeviceInfo, runs: Sequence[JobRun], *, with_states: bool) -> None:
+    """Ask a worker whether jobs can run here, and with `with_states` whether their checkpoints fit them.
+
+    Raises:
+        UsageError: the workload refuses a value, a job or a checkpoint.
+    """
+    workload, jobs = manifest.workload, tuple(run.job for run in runs)
+    states = {run.job.id: meta for run in runs if with_states and (meta := run.saved_meta()) is not None}
+    point = manifest.point.record()
+    IsolatedExecutor(device).ask("check", workload.name, workload.hyperparameters, jobs, point, states=states)
 
 
 def training_task(manifest: Manifest, device: DeviceInfo, job: JobRun) -> WorkerTask:
@@ -29,3 +56,10 @@ def training_task(manifest: Manifest, device: DeviceInfo, job: JobRun) -> Worker
             saved_env_steps=job.recalled_steps,
         ),
     )
+
+
+def describe_end(worker: WorkerProcess) -> str:
+    """How a process ended that gave no reason, with the last lines of its log."""
+    code, tail = worker.returncode or 0, worker.log_tail(_LOG_LINES)
+    ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"its process ended with {ending}" + (f":\n{tail}" if tail else "")

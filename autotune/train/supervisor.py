@@ -12,7 +12,6 @@ from autotune.device.inspect import child_environment
 from autotune.device.live_gpu import LiveGpu
 from autotune.device.mps import shared_if_possible
 from autotune.errors import FileError
-from autotune.executors.isolated import IsolatedExecutor
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, check_manifest, manifest_hash
@@ -21,8 +20,9 @@ from autotune.runs import Run
 from autotune.store import write_json
 from autotune.train.events import EventLog, last_event, read_events
 from autotune.train.job import JobRun
-from autotune.train.launch import training_task
+from autotune.train.launch import check_jobs, describe_end, training_task, tuned_elsewhere
 from autotune.train.migration import refuse_migrated
+from autotune.train.silence import Patience
 from autotune.train.status import Snapshot, State, stamp, write_snapshot
 from autotune.train.throughput import SharedThroughput
 
@@ -33,7 +33,9 @@ _VIEW_PERIOD_S = 0.5
 _STATUS_PERIOD_S = 2.0
 _EXIT_S = 10.0
 _ABANDON_S = 5.0
-_LOG_LINES = 5
+_LISTENING_S = 5.0
+"""Of the time between two looks at the workers, at most so much counts as their silence: more is a machine that slept,
+or a slow disk."""
 
 
 def supervise(
@@ -47,6 +49,7 @@ def supervise(
     plan: MeasurePlan | None = None,
     stop_grace_s: float = STOP_GRACE_S,
     only: frozenset[str] | None = None,
+    patience: Patience | None = None,
 ) -> TrainResult:
     """Train every unfinished job of a manifest at its point; the same call resumes.
 
@@ -60,6 +63,7 @@ def supervise(
         plan: what the measured rate leaves out as warm-up.
         stop_grace_s: seconds that workers get to save before they are killed, beside those of their iteration.
         only: ids of the jobs that may run, None for all.
+        patience: with workers that say nothing.
 
     Raises:
         UsageError: the workload refuses the point, a hyperparameter or a job, or another run goes on with this one.
@@ -67,7 +71,9 @@ def supervise(
     """
     refuse_migrated(run)
     check_manifest(manifest)
-    supervisor = Supervisor(manifest, run, device, warn, plan or MeasurePlan(), stop_grace_s, only=only)
+    supervisor = Supervisor(
+        manifest, run, device, warn, plan or MeasurePlan(), stop_grace_s, only=only, patience=patience
+    )
     with shared_if_possible(device, manifest.point.record(), warn) as shared:
         supervisor.environment, supervisor.sharing = shared
         try:
@@ -94,6 +100,7 @@ class Supervisor:
         stop_grace_s: float,
         *,
         only: frozenset[str] | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._manifest, self._run, self._device, self._warn = manifest, run, device, warn
         self._stop_grace_s = stop_grace_s
@@ -106,6 +113,8 @@ class Supervisor:
         at_once = self._point.concurrency if only is None else min(self._point.concurrency, len(only))
         self._throughput = SharedThroughput(at_once, plan)
         self._gpu = LiveGpu(device.gpu) if device.gpu else None
+        self._patience = patience or Patience()
+        self._listened_s = self._started_s
         self._stopping = False
         self._notice_s: float | None = None
         self._viewed_s = self._written_s = -_STATUS_PERIOD_S
@@ -152,7 +161,11 @@ class Supervisor:
     def _listen(self) -> None:
         """Take what workers say, waiting a little for it, and end those that have gone or are late."""
         workers = {id(job.worker): job for job in self._active()}
-        for worker, message in receive_all([job.worker for job in self._active() if job.worker], _POLL_S):
+        messages = receive_all([job.worker for job in self._active() if job.worker], _POLL_S)
+        before_s, self._listened_s = self._listened_s, time.monotonic()
+        for job in self._active():
+            job.silence.wait(min(self._listened_s - before_s, _LISTENING_S))
+        for worker, message in messages:
             self._take(workers[id(worker)], message)
         self._reap()
 
@@ -168,23 +181,15 @@ class Supervisor:
         before = read_events(self._run)
         for job in self._jobs:
             job.recall(before)
-        told = self._manifest.device
-        if told and told.fingerprint != self._device.fingerprint:
-            self._warn(
-                f"the manifest was tuned on {told.fingerprint}, this is {self._device.fingerprint}: "
-                "it runs, but another point may be faster here (`autotune search`)"
-            )
+        if elsewhere := tuned_elsewhere(self._manifest, self._device):
+            self._warn(elsewhere)
         content = manifest_hash(self._manifest)
         facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint, **self.sharing}
         last = last_event(before, {"opened"})
         edited = last if last is not None and last["manifest"] != content else None
         checked = self._jobs if edited else self._waiting()
         if checked:  # done jobs, too: of another game now they would not be
-            jobs, workload = tuple(job.job for job in checked), self._manifest.workload
-            states = {job.job.id: meta for job in checked if edited and (meta := job.saved_meta()) is not None}
-            IsolatedExecutor(self._device).ask(
-                "check", workload.name, workload.hyperparameters, jobs, self._point, states=states
-            )
+            check_jobs(self._manifest, self._device, checked, with_states=edited is not None)
         if edited:
             self._events.record("edited", manifest=content, point_before=edited["point"], **facts)
             self._warn(f"the manifest was edited: training goes on at {self._point.label()}")
@@ -219,6 +224,7 @@ class Supervisor:
 
     def _take(self, job: JobRun, message: Message) -> None:
         kind = message.get("type")
+        job.silence.end()
         if kind == "step":
             job.take_step(message)
             self._throughput.add(job.job.id, message)
@@ -241,23 +247,24 @@ class Supervisor:
             job.final = {**message, "by_s": time.monotonic() + _EXIT_S}
 
     def _reap(self) -> None:
-        """End jobs whose worker has gone, said it is done, or did not stop in time."""
-        now_s = time.monotonic()
+        """End jobs whose worker has gone, said it is done, hangs, or did not stop in time."""
+        now_s, watched = time.monotonic(), self._manifest.workload.name != "command"  # which has its hang_timeout_s
         for job in self._active():
             worker = job.worker
             if worker is None:
                 continue
             late = job.stop_by_s is not None and now_s > job.stop_by_s
             said = job.final is not None and now_s > job.final["by_s"]
-            if not (worker.ended or not worker.alive or late or said):
+            hang = job.hang_detail(self._patience) if watched else ""
+            if not (worker.ended or not worker.alive or late or said or hang):
                 continue
             for message in worker.receive(0.0):
                 self._take(job, message)
             self._throughput.leave(job.job.id)
-            worker.kill(grace_s=0.0 if late else 2.0)
-            self._conclude(job, worker, late=late)
+            worker.kill(grace_s=0.0 if late or hang else 2.0)
+            self._conclude(job, worker, late=late, hang=hang)
 
-    def _conclude(self, job: JobRun, worker: WorkerProcess, *, late: bool) -> None:
+    def _conclude(self, job: JobRun, worker: WorkerProcess, *, late: bool, hang: str = "") -> None:
         final = job.final or {}
         reason = final.get("reason")  # of a worker that ended well
         if reason in ("budget", "finished"):
@@ -271,12 +278,10 @@ class Supervisor:
             self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
             self._warn(f"{job.job.id} was {job.detail}")
         else:
-            code = worker.returncode or 0
-            ending = f"signal {-code}" if code < 0 else f"exit code {code}"
-            tail = worker.log_tail(_LOG_LINES)
-            detail = final.get("detail") or f"its process ended with {ending}" + (f":\n{tail}" if tail else "")
+            detail = final.get("detail") or hang or describe_end(worker)
             job.end("crashed", detail)
-            facts = {"error": final.get("kind") or reason or "crashed", "exit_code": code, "detail": detail}
+            kind = final.get("kind") or reason or ("hang" if hang else "crashed")
+            facts = {"error": kind, "exit_code": worker.returncode or 0, "detail": detail}
             self._events.record("crashed", job=job.job.id, **facts, **job.counts())
             others = ", the rest goes on" if len(self._jobs) > 1 else ""
             self._warn(f"{job.job.id} crashed{others}: {detail}\n(log: {worker.log})")
