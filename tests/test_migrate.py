@@ -219,7 +219,7 @@ def test_what_cannot_be_resumed_is_named(tmp_path: Path, device: DeviceInfo) -> 
         refused(BusyError, r"run .*old-1 is in use by PID")
     with pytest.MonkeyPatch.context() as patch, FileLock(source.train_folder / "jobs" / "a" / ".lock"):
         patch.setattr(migrate_module, "_ORPHANS_S", 0.05)
-        refused(BusyError, "a worker still trains in")
+        refused(BusyError, "another worker still trains in")
     with pytest.raises(UsageError, match=r"is the manifest of run .*old-1 itself"):
         open_migrated_run(source.manifest_file, a_manifest(), source, tmp_path)
 

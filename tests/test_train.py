@@ -18,6 +18,7 @@ from typing import Any, cast
 import psutil
 import pytest
 
+from autotune.device.host import process_identity
 from autotune.device.inspect import inspect_device
 from autotune.errors import FileError, UsageError
 from autotune.machine import DeviceInfo
@@ -32,7 +33,7 @@ from autotune.records import (
     TrainResult,
 )
 from autotune.runs import Run, create_run
-from autotune.train.events import EventLog, read_events
+from autotune.train.events import EventLog, last_worker, read_events
 from autotune.train.folder import open_training_run
 from autotune.train.job import JobRun
 from autotune.train.silence import Patience, Silence
@@ -410,6 +411,7 @@ def test_a_worker_that_hangs_is_killed_and_the_same_command_goes_on(
     def stop_it(_: Snapshot) -> None:
         if how == "stopped" and not stopped and events_of(run, "saved"):
             stopped.append(events_of(run, "started")[0]["pid"])
+            assert last_worker(read_events(run), "job-1") == process_identity(stopped[0])
             os.kill(stopped[0], signal.SIGSTOP)
 
     patience = Patience(start_s=60.0, silence_s=3.0)

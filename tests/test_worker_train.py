@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,10 +14,12 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from autotune.device.host import process_identity
 from autotune.errors import BusyError, FileError, UsageError, WorkerError
 from autotune.records import Budget, Job, Point, Work
 from autotune.worker import train as train_module
 from autotune.worker.checkpoint import best_checkpoint, generations, load_checkpoint
+from autotune.worker.lock import lock_job
 from autotune.worker.metrics import MetricsFile, read_metrics
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.worker.train import train
@@ -249,6 +254,29 @@ def test_two_workers_never_train_in_one_folder(tmp_path: Path, clock: Clock, mon
     monkeypatch.setattr(train_module, "_PREDECESSOR_S", 0.05)
     with FileLock(tmp_path / ".lock"), pytest.raises(BusyError, match="another worker"):
         run(tmp_path, FakeSession(clock))
+
+
+def test_a_predecessor_that_was_stopped_is_killed_and_a_stranger_never(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, filelock\n"
+        "with filelock.FileLock(sys.argv[1]):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(99)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / ".lock")]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert holder.stdout and holder.stdout.readline() == b"held\n"
+        holder.send_signal(signal.SIGSTOP)
+        boot, pid, ticks = process_identity(holder.pid) or ("", 0, 0)
+        for other in ((), ("another boot", pid, ticks), (boot, pid, ticks + 1)):
+            with pytest.raises(BusyError, match="another worker still trains"):
+                lock_job(tmp_path, other, grace_s=0.05)
+        assert holder.poll() is None
+        lock_job(tmp_path, (boot, pid, ticks), grace_s=0.05).release()
+        assert holder.wait(10) == -signal.SIGKILL
+    finally:
+        holder.kill()
 
 
 def test_without_a_plan_or_with_a_foreign_state(tmp_path: Path, clock: Clock) -> None:

@@ -60,3 +60,10 @@ def read_events(run: Run) -> list[Event]:
 def last_event(events: list[Event], kinds: set[str], job: str | None = None) -> Event | None:
     """The newest event of these kinds (of a job), None when there is none."""
     return next((e for e in reversed(events) if e["kind"] in kinds and (job is None or e["job"] == job)), None)
+
+
+def last_worker(events: list[Event], job: str) -> tuple[Any, ...]:
+    """Boot id, pid and start ticks of the worker that trained a job last; empty when the events do not tell."""
+    started = last_event(events, {"started"}, job) or {}
+    identity = tuple(started.get(name) for name in ("boot_id", "pid", "start_ticks"))
+    return () if None in identity else identity

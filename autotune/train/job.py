@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from autotune.device.host import process_identity
 from autotune.device.live_gpu import LiveGpu
 from autotune.errors import FileError
 from autotune.executors.process import WorkerProcess
 from autotune.meters.host import pss_bytes
 from autotune.records import Job, JobResult
-from autotune.train.events import Event, last_event
+from autotune.train.events import Event, last_event, last_worker
 from autotune.train.silence import Patience, Silence
 from autotune.train.status import JobSnapshot
 from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
@@ -37,6 +38,7 @@ class JobRun:
         worker: its process, None when it does not run.
         final: the worker's last message, ``done`` or ``error``.
         recalled_steps: env steps of the last checkpoint that earlier events tell of, None when they tell of none.
+        predecessor: boot id, pid and start ticks of the worker that trained it last; empty when unknown.
         framework_bytes: the framework's own peak of device memory.
         vram_bytes: device memory of its processes, or that peak where the device does not tell.
         ram_bytes: memory of its processes.
@@ -64,11 +66,13 @@ class JobRun:
         self.iteration_s = self.stop_s = self._stop_within_s = 0.0
         self.stop_by_s: float | None = None
         self.recalled_steps: int | None = None
+        self.predecessor: tuple[Any, ...] = ()
         self._saved_steps: int | None = None
         self._recent: deque[tuple[float, int, int]] = deque()
 
     def recall(self, events: list[Event]) -> None:
         """Take up what the events say of this job; a budget raised since makes a finished job go on."""
+        self.predecessor = last_worker(events, self.job.id)
         if kept := last_event(events, {"saved", "migrated", "resumed"}, self.job.id):
             self.recalled_steps = int(kept["total_env_steps"])
         last = last_event(events, _ENDINGS, self.job.id)
@@ -93,6 +97,12 @@ class JobRun:
         self.iteration_s = self.stop_s = 0.0
         self.stop_by_s = self._saved_steps = None
         self._recent.clear()
+
+    def process(self) -> dict[str, Any]:
+        """What tells its worker from any other process, beside this boot."""
+        pid = self.worker.pid if self.worker else -1
+        identity = process_identity(pid)
+        return {"pid": pid, "start_ticks": identity.start_ticks if identity else None}
 
     def stop(self, grace_s: float, *, at_once: bool = False) -> None:
         """Tell its worker to save and end, within `grace_s` beside what its iteration or its program takes.

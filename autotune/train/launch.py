@@ -54,6 +54,7 @@ def training_task(manifest: Manifest, device: DeviceInfo, job: JobRun) -> Worker
             checkpoint_interval_s=manifest.stability.checkpoint_interval_s,
             keep=manifest.stability.keep,
             saved_env_steps=job.recalled_steps,
+            predecessor=job.predecessor,
         ),
     )
 

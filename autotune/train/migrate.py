@@ -15,16 +15,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from autotune.errors import BusyError, UsageError
+from autotune.errors import FileError, UsageError
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest
 from autotune.runs import Run
 from autotune.store import append_line, copy_file, sync_file, sync_folder
 from autotune.train.backup import back_up, restore
-from autotune.train.events import make_event
+from autotune.train.events import Event, last_worker, make_event, read_events
 from autotune.train.migration import (
     BACKUP,
     MARK,
@@ -40,6 +38,7 @@ from autotune.train.migration import (
 )
 from autotune.train.migration_plan import plan_migration
 from autotune.worker.checkpoint import load_checkpoint
+from autotune.worker.lock import lock_job
 
 _ROLLED_BACK = "rolled-back"
 _ORPHANS_S = 20.0  # workers whose supervisor was killed save and end within less
@@ -182,13 +181,11 @@ def _give_back(run: Run, source: Run) -> Run:
 
 @contextlib.contextmanager
 def _without_orphans(run: Run) -> Iterator[None]:
-    """Wait for workers that outlived their supervisor, and let none start."""
+    """Wait for workers that outlived their supervisor, end those that cannot end by themselves, and let none start."""
     with contextlib.ExitStack() as locks:
+        events = list[Event]()
+        with contextlib.suppress(FileError):  # damaged: then nobody is killed
+            events = read_events(run)
         for folder in sorted((run.train_folder / "jobs").glob("*")):
-            try:
-                locks.enter_context(FileLock(folder / ".lock").acquire(timeout=_ORPHANS_S))
-            except Timeout:
-                raise BusyError(
-                    f"a worker still trains in {folder}. Find it with `fuser {folder / '.lock'}` and stop it."
-                ) from None
+            locks.enter_context(lock_job(folder, last_worker(events, folder.name), grace_s=_ORPHANS_S))
         yield

@@ -202,7 +202,7 @@ class Supervisor:
         for job in self._waiting()[: self._point.concurrency - len(self._active())]:
             task = training_task(self._manifest, self._device, job)
             job.start(WorkerProcess(task, job.folder / "log", environment=self.environment))
-            self._events.record("started", job=job.job.id, pid=job.worker.pid if job.worker else None, **job.counts())
+            self._events.record("started", job=job.job.id, **job.process(), **job.counts())
 
     def _stop(self) -> None:
         self._stopping = True

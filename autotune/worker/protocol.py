@@ -48,6 +48,7 @@ class TrainPlan:
         keep: newest checkpoints that are kept, beside the best.
         resume_from: a checkpoint elsewhere to start from when the folder has none.
         saved_env_steps: of the last checkpoint that the training's events tell of, None when they tell of none.
+        predecessor: boot id, pid and start ticks of the worker that trained the job last; empty when unknown.
     """
 
     folder: str
@@ -55,6 +56,7 @@ class TrainPlan:
     keep: int = 3
     resume_from: str | None = None
     saved_env_steps: int | None = None
+    predecessor: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

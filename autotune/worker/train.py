@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from autotune.codec import to_json
-from autotune.errors import AutotuneError, BusyError, WorkerError
+from autotune.errors import AutotuneError, WorkerError
 from autotune.records import Work
 from autotune.store import make_folder, set_aside
 from autotune.worker.checkpoint import refuse_nonfinite, restore_session, save_checkpoint
+from autotune.worker.lock import lock_job
 from autotune.worker.metrics import MetricsFile, read_metrics
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.worker.resume import announce_fallback, check_origin, find_checkpoint
@@ -46,17 +45,8 @@ def train(session: Session, task: WorkerTask, send: Send, should_stop: Callable[
     if task.train is None:
         raise WorkerError("a task of mode train needs a TrainPlan")
     folder = make_folder(Path(task.train.folder))
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=_PREDECESSOR_S)
-    except Timeout:
-        raise BusyError(
-            f"another worker still trains in {folder}. Find it with `fuser {folder / '.lock'}` and stop it."
-        ) from None
-    try:
+    with lock_job(folder, task.train.predecessor, grace_s=_PREDECESSOR_S):
         _Training(session, task, task.train, send, should_stop).run()
-    finally:
-        lock.release()
 
 
 class _Training:

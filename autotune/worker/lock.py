@@ -1,0 +1,58 @@
+"""One worker in a job's folder: waits for a predecessor that saves and ends, and kills one that no longer can."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from autotune.device.host import process_identity
+from autotune.errors import BusyError
+
+_KILLED_S = 5.0
+
+
+def lock_job(folder: Path, predecessor: Sequence[Any], *, grace_s: float) -> FileLock:
+    """Be the only one that trains in a job's folder.
+
+    Args:
+        folder: of the job.
+        predecessor: boot id, pid and start ticks of the worker that trained there last; empty when unknown. If it
+            still does after `grace_s`, it was stopped or hangs without a supervisor: it is killed with its group,
+            and nobody else ever is.
+        grace_s: within which a worker without a supervisor saves and ends.
+
+    Returns:
+        The lock, held.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    for wait_s in (grace_s, _KILLED_S):
+        try:
+            lock.acquire(timeout=wait_s)
+        except Timeout:
+            if not _kill_group(predecessor):
+                break
+        else:
+            return lock
+    raise BusyError(f"another worker still trains in {folder}. Find it with `fuser {folder / '.lock'}` and stop it.")
+
+
+def _kill_group(leader: Sequence[Any]) -> bool:
+    """Kill a process and its group if it is still the same one and leads it; whether it was."""
+    if len(leader) != 3:
+        return False
+    pid = int(leader[1])
+    try:
+        if process_identity(pid) != tuple(leader) or os.getpgid(pid) != pid:
+            return False
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
