@@ -95,6 +95,7 @@ def test_equal_trainings_are_bit_identical_and_a_killed_one_up_to_its_checkpoint
     assert killed != undisturbed, "EnvPool cannot put running games back: other games follow"
     steps = [int(row["env_steps"]) for row in killed]
     assert steps == sorted(set(steps)) and sum(int(row["iterations"]) for row in killed) >= 23
+    assert [float(row["elapsed_steps"]) for row in killed] == steps, "EnvPool's own count goes on as well"
     rates = [float(row["learning_rate"]) for row in killed]
     assert rates == [pytest.approx(1e-3 * (1 - count / 5000)) for count in steps], "one schedule over the restart"
 

@@ -65,7 +65,7 @@ class PPOSession:
             for _ in range(1 + settings.overlap)
         ]
         self._next: Rollout | None = None  # collected, and not learnt from yet
-        self.env_steps = self._counted_steps = 0
+        self.env_steps = self._counted_steps = self._restored_steps = 0
         self._iterations = 0
         self._episodes = 0
         self.effective: Mapping[str, Any] = self._read_effective()
@@ -92,7 +92,7 @@ class PPOSession:
             self._count_steps()
         self._iterations += 1
         if environment.elapsed_steps is not None:
-            metrics["elapsed_steps"] = environment.elapsed_steps
+            metrics["elapsed_steps"] = self._restored_steps + environment.elapsed_steps
         if self._device.type == "cuda":
             metrics["alloc_retries"] = torch.cuda.memory_stats_as_nested_dict(self._device).get("num_alloc_retries", 0)
         returns, lengths = environment.take_games()
@@ -147,7 +147,7 @@ class PPOSession:
         """
         refuse_foreign_state(state.meta.get("identity", {}), identity(self._spec, self.settings))
         self._learner.load(state.arrays, state.meta, self._seed)
-        self.env_steps = int(state.meta["env_steps"])
+        self.env_steps = self._restored_steps = int(state.meta["env_steps"])
         self._iterations = int(state.meta["iterations"])
         self._episodes = int(state.meta["episodes"])
         self.environment.close()
