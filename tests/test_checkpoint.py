@@ -11,6 +11,7 @@ import pytest
 
 from autotune import store
 from autotune.errors import FileError, UsageError
+from autotune.worker import checkpoint
 from autotune.worker.checkpoint import (
     best_checkpoint,
     generations,
@@ -233,3 +234,25 @@ def test_a_full_disk_leaves_the_older_generations(tmp_path: Path, monkeypatch: p
             save_checkpoint(tmp_path, a_state(2), env_steps=2)
     assert steps_of(tmp_path) == [1]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_best_pointer_that_cannot_be_written_is_a_warning_and_room_is_made_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for steps in (1, 2):
+        save_checkpoint(tmp_path, a_state(steps), env_steps=steps, keep=1, score=float(steps))
+    left, warnings = list[list[int]](), list[str]()
+
+    def full(*_: object) -> None:
+        left.append(steps_of(tmp_path))
+        raise FileError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_json", full)
+        save_checkpoint(tmp_path, a_state(3), env_steps=3, keep=1, score=3.0)
+        save_checkpoint(tmp_path, a_state(4), env_steps=4, keep=1, score=4.0, warn=warnings.append)
+    assert left == [[2, 3], [2, 4]] and steps_of(tmp_path) == [2, 4], "the best that is noted, and the newest"
+    assert warnings == ["the checkpoint is saved, but not noted as the best one: No space left on device"]
+    save_checkpoint(tmp_path, a_state(5), env_steps=5, keep=1, score=5.0)
+    best = best_checkpoint(tmp_path)
+    assert best is not None and best[1] == 5.0 and steps_of(tmp_path) == [5]

@@ -516,6 +516,20 @@ def test_an_exception_of_the_view_leaves_no_process(tmp_path: Path, device: Devi
     assert read_snapshot(run).state == run.state()["training"] == "stopped"
 
 
+def test_a_status_that_cannot_be_written_is_told_once_and_ends_no_training(
+    tmp_path: Path, device: DeviceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise FileError("cannot write status.json: No space left on device")
+
+    monkeypatch.setattr("autotune.train.status.write_snapshot", full)
+    monkeypatch.setattr("autotune.train.supervisor._STATUS_PERIOD_S", 0.0)
+    manifest, warnings = a_manifest(), list[str]()
+    result = go(manifest, a_run(tmp_path, manifest), device, warn=warnings.append)
+    assert {job.status for job in result.jobs} == {"done"}
+    assert len(warnings) == 1 and "training goes on" in warnings[0] and "No space left" in warnings[0]
+
+
 def test_progress_without_a_checkpoint_is_not_lost_in_silence(tmp_path: Path, device: DeviceInfo) -> None:
     manifest = a_manifest(jobs=1, point=replace(POINT, concurrency=1))
     run = a_run(tmp_path, manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,6 +98,23 @@ def write_snapshot(run: Run, snapshot: Snapshot) -> None:
         FileError: the folder is read-only or full.
     """
     write_json(status_file(run), to_json(snapshot))
+
+
+class StatusFile:
+    """The run's snapshot, as its supervisor writes it: that it cannot is said once, and ends no training."""
+
+    def __init__(self, run: Run, warn: Callable[[str], None]) -> None:
+        self._run, self._warn, self._told = run, warn, False
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Replace the run's snapshot if possible."""
+        try:
+            write_snapshot(self._run, snapshot)
+            self._told = False
+        except FileError as error:
+            if not self._told:
+                self._warn(f"training goes on, but `autotune status` does not see it: {error}")
+            self._told = True
 
 
 def read_snapshot(run: Run) -> Snapshot:

@@ -23,7 +23,7 @@ from autotune.train.job import JobRun
 from autotune.train.launch import check_jobs, describe_end, training_task, tuned_elsewhere
 from autotune.train.migration import refuse_migrated
 from autotune.train.silence import Patience
-from autotune.train.status import Snapshot, State, stamp, write_snapshot
+from autotune.train.status import Snapshot, State, StatusFile, stamp
 from autotune.train.throughput import SharedThroughput
 
 STOP_GRACE_S = 20.0
@@ -115,7 +115,7 @@ class Supervisor:
         self._gpu = LiveGpu(device.gpu) if device.gpu else None
         self._patience = patience or Patience()
         self._listened_s = self._started_s
-        self._stopping = False
+        self._status, self._stopping = StatusFile(run, warn), False
         self._notice_s: float | None = None
         self._viewed_s = self._written_s = -_STATUS_PERIOD_S
 
@@ -295,7 +295,7 @@ class Supervisor:
             self._read_memory()
         snapshot = self._snapshot(state)
         if write:
-            write_snapshot(self._run, snapshot)
+            self._status.write(snapshot)
             self._written_s = now_s
         self._viewed_s = now_s
         on_event(snapshot)

@@ -126,7 +126,13 @@ def refuse_nonfinite(state: SessionState, folder: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, state: SessionState, *, env_steps: int, keep: int = 3, score: float | None = None
+    folder: Path,
+    state: SessionState,
+    *,
+    env_steps: int,
+    keep: int = 3,
+    score: float | None = None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write a new generation durably, then remove those beyond the newest `keep` and the best.
 
@@ -136,6 +142,7 @@ def save_checkpoint(
         env_steps: agent decisions trained so far.
         keep: newest generations to keep, at least 1.
         score: how good this state is (higher is better); the best scored generation is kept too.
+        warn: takes the sentence that the best generation could not be noted: the new one is safe all the same.
 
     Returns:
         The new file, on the disk when this returns.
@@ -152,10 +159,14 @@ def save_checkpoint(
     path = folder / f"{number:08d}-{env_steps}-{content_hash(raw)}.safetensors"
     durable_write(path, raw)
     best = best_checkpoint(folder)
+    _rotate(folder, keep, best[0] if best else None)  # makes room first
     if score is not None and (best is None or score >= best[1]):
-        write_json(folder / _BEST, {"file": path.name, "score": score})
-        best = (path, score)
-    _rotate(folder, keep, best[0] if best else None)
+        try:
+            write_json(folder / _BEST, {"file": path.name, "score": score})
+        except FileError as error:
+            warn(f"the checkpoint is saved, but not noted as the best one: {error}")
+        else:
+            _rotate(folder, keep, path)
     return path
 
 

@@ -263,6 +263,7 @@ class _Training:
             env_steps=progress.env_steps,
             keep=self._plan.keep,
             score=progress.mean_return if len(progress.returns) == RETURNS_KEPT else None,
+            warn=self._warn,
         )
         self._saved_steps = progress.env_steps
         took_s = time.monotonic() - self._saved_s
