@@ -19,6 +19,8 @@ from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
 from autotune.units import counted, format_bytes, format_count, format_duration
 
+_DETAIL_MAX = 160
+
 
 def describe(result: ProbeResult) -> str:
     """One line for a measured or failed point: ``num_envs=8 ...: 412 SPS +- 3 %``."""
@@ -207,27 +209,35 @@ def status_text(run: Run) -> str:
     lines = [f"{state.get('command', 'run')} {run.name}, created {state.get('created', 'unknown')[:16]} UTC"]
     if run.study_file.exists():
         lines.append(_search_status(run, state))
+    if state.get("training") == "rolled back":
+        lines.append(f"training: rolled back; what was trained lies in {run.path / 'rolled-back'}")
     if status_file(run).exists():
         snapshot = read_snapshot(run)
-        rows = [
-            [
-                job.id,
-                job.status,
-                f"{job.env_steps:,}",
-                f"{job.episodes:,}",
-                f"{job.fraction:.0%}",
-                "" if job.sps is None else format_count(job.sps),
-                "" if job.mean_return is None else f"{job.mean_return:.1f}",
-                format_bytes(job.vram_bytes) if job.vram_bytes is not None else "unknown",
-                "" if job.eta_s is None else format_duration(job.eta_s),
-            ]
-            for job in snapshot.jobs
-        ]
-        headers = ["job", "status", "env steps", "games", "done", "SPS", "return (100)", "VRAM", "left"]
-        lines += [f"training: {snapshot.state} at {snapshot.point}", tabulate(rows, headers, disable_numparse=True)]
+        lines += [f"training: {snapshot.state} at {snapshot.point}", _jobs_table(snapshot.jobs)]
         if snapshot.measured_sps is not None and snapshot.predicted_sps:
             lines.append(_against_prediction(snapshot.measured_sps, snapshot.predicted_sps))
     return "\n".join(lines)
+
+
+def _jobs_table(jobs: Sequence[JobSnapshot]) -> str:
+    headers = ["job", "status", "env steps", "games", "done", "SPS", "return (100)", "VRAM", "left", "detail"]
+    rows = [
+        [
+            job.id,
+            job.status,
+            f"{job.env_steps:,}",
+            f"{job.episodes:,}",
+            f"{job.fraction:.0%}",
+            "" if job.sps is None else format_count(job.sps),
+            "" if job.mean_return is None else f"{job.mean_return:.1f}",
+            format_bytes(job.vram_bytes) if job.vram_bytes is not None else "unknown",
+            "" if job.eta_s is None else format_duration(job.eta_s),
+            brief(job.detail)[:_DETAIL_MAX],
+        ]
+        for job in jobs
+    ]
+    shown = len(headers) - (not any(job.detail for job in jobs))
+    return tabulate([row[:shown] for row in rows], headers[:shown], disable_numparse=True)
 
 
 def _search_status(run: Run, state: dict[str, Any]) -> str:

@@ -3,7 +3,10 @@
 from report_run import result
 
 from autotune.records import Point
-from autotune.views import probe_table
+from autotune.runs import create_run
+from autotune.store import make_folder
+from autotune.train.status import JobSnapshot, Snapshot, write_snapshot
+from autotune.views import probe_table, status_text
 
 GIB = 2**30
 SMALL, LARGE = Point(num_envs=8, batch_size=256), Point(num_envs=16, batch_size=256)
@@ -45,3 +48,33 @@ def test_a_knob_of_some_probes_only():
     assert header.split()[3:5] == ["precision", "status"]
     assert "bf16" not in first
     assert "bf16" in second
+
+
+def a_job(name: str, status: str, detail: str = "") -> JobSnapshot:
+    counts = {"env_steps": 1234, "episodes": 5, "seconds": 6.0, "fraction": 0.5}
+    unknown = dict.fromkeys(("sps", "mean_return", "best_return", "vram_bytes", "ram_bytes", "eta_s"))
+    return JobSnapshot(id=name, env="e", status=status, detail=detail, **counts, **unknown)
+
+
+def status_of(root, state: str, *jobs: JobSnapshot, **facts) -> str:
+    run = create_run(root, f"r{len(list(root.iterdir()))}", command="train", **facts)
+    if jobs:
+        make_folder(run.train_folder)
+        figures = {"sps": None, "measured_sps": None, "predicted_sps": None, "elapsed_s": 1.0, "updated": ""}
+        write_snapshot(run, Snapshot(run=run.name, state=state, jobs=jobs, point="num_envs=8", **figures))
+    return status_text(run)
+
+
+def test_status_says_why_a_job_is_not_running(tmp_path):
+    crashed = a_job("a", "crashed", "CartPole-v1 raised RuntimeError after 2684 steps: boom\nTraceback\nlast line")
+    text = status_of(tmp_path, "crashed", crashed, a_job("b", "done"))
+    assert "detail" in text
+    assert "CartPole-v1 raised RuntimeError after 2684 steps: boom last line" in text
+    assert "detail" not in status_of(tmp_path, "done", a_job("a", "done"))
+    killed = status_of(tmp_path, "running", a_job("a", "running"))
+    assert "its supervisor was killed; the same command resumes" in killed
+
+
+def test_status_says_that_a_run_was_rolled_back(tmp_path):
+    text = status_of(tmp_path, "", training="rolled back")
+    assert f"rolled back; what was trained lies in {tmp_path / 'r0' / 'rolled-back'}" in text
