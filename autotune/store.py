@@ -208,7 +208,9 @@ def read_lines(path: Path) -> list[Any]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise FileError(f"{path}, line {number} is damaged ({error})") from error
+            raise FileError(
+                f"{path}, line {number} is damaged ({error}): remove that line, or restore the file"
+            ) from error
     return rows
 
 

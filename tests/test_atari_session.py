@@ -403,9 +403,17 @@ def test_nan_loss_names_update_and_term():
 
 
 @pytest.mark.parametrize(
-    ("broken", "message"), [(np.nan, r"not finite in environment 1 after"), ("shape", r"shape \(5,\), expected \(4,\)")]
+    ("broken", "message"),
+    [
+        (np.nan, r"not finite in environment 1 after"),
+        ("shape", r"shape \(5,\), expected \(4,\)"),
+        ("reward", r"CartPole-v1 returned a reward that is not finite in environment 2 after 0 steps"),
+        (MemoryError(), r"CartPole-v1 raised MemoryError after 0 steps, and gave no reason"),
+        (SystemExit("bye"), r"CartPole-v1 raised SystemExit after 0 steps: bye"),
+        (KeyboardInterrupt(), r"CartPole-v1 raised KeyboardInterrupt after 0 steps"),
+    ],
 )
-def test_broken_observations_are_named(broken, message):
+def test_broken_environments_are_named(broken, message):
     session = open_session()
     pool = session.environment.parts[0]._pool
 
@@ -413,6 +421,10 @@ def test_broken_observations_are_named(broken, message):
         def step(self, actions):
             observations, *rest = pool.step(actions)
             observations = np.array(observations)
+            if isinstance(broken, BaseException):
+                raise broken
+            if broken == "reward":
+                return observations, np.where(np.arange(4) == 2, np.nan, rest[0]), *rest[1:]
             if broken == "shape":
                 observations = np.zeros((4, 5), np.float32)
             else:

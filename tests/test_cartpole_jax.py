@@ -447,6 +447,10 @@ class Broken:
         self._steps += 1
         if self._steps == 2 and self._how == "raise":
             raise ValueError("out of world")
+        if self._steps == 2 and self._how == "exit":
+            raise SystemExit(4)
+        if self._steps == 2 and self._how == "reward":
+            return obs, np.where(np.arange(len(obs)) == 1, np.inf, rest[0]), *rest[1:]
         if self._steps == 2:
             obs = np.zeros((len(obs), 7)) if self._how == "shape" else np.where(np.arange(4) == 3, np.nan, obs)
         return obs, *rest
@@ -456,6 +460,8 @@ class Broken:
     ("how", "message"),
     [
         ("raise", r"CartPole-v1 raised ValueError after 8 steps: out of world"),
+        ("exit", r"CartPole-v1 raised SystemExit after 8 steps: 4"),
+        ("reward", r"CartPole-v1 returned a reward that is not finite in environment 1 after 8 steps"),
         ("shape", r"shape \(7,\), expected \(4,\), after 8 steps"),
         ("nan", r"not finite in environment 0 after 8 steps"),
     ],

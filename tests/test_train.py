@@ -171,6 +171,17 @@ def test_the_edited_manifest_is_what_runs_and_keeps_its_progress(tmp_path: Path,
     assert resumed == {job.id: job.env_steps for job in first.jobs}, "nothing was thrown away"
 
 
+def test_jobs_that_an_edited_manifest_lacks_are_named(tmp_path: Path, device: DeviceInfo) -> None:
+    manifest, warnings = a_manifest(steps=500), list[str]()
+    run = a_run(tmp_path, manifest)
+    go(manifest, run, device)
+    go(edited(manifest, ("jobs.0.id", "other"), ("jobs.1.budget.amount", 400)), run, device, warn=warnings.append)
+    assert "the manifest was edited" in warnings[0]
+    assert warnings[1:] == [
+        f"the manifest has no job job-1 any more: what it trained stays in {run.train_folder / 'jobs'}"
+    ]
+
+
 def test_a_start_that_was_killed_before_its_manifest_was_written_keeps_its_name(tmp_path: Path) -> None:
     manifest = a_manifest()
     create_run(tmp_path, "mine", command="train", finished=False)
@@ -577,6 +588,9 @@ def test_an_event_of_another_kind_of_file_is_named(tmp_path: Path) -> None:
     (run.train_folder / "events.jsonl").write_text('{"kind": "ended", "job": null}\n3\n')
     with pytest.raises(FileError, match=r"events\.jsonl is damaged: 3 is no event. Move the file away"):
         read_events(run)
+    (run.train_folder / "events.jsonl").write_text('{bad\n{"kind": "ended", "job": null}\n')
+    with pytest.raises(FileError, match=r"events\.jsonl, line 1 is damaged .*: remove that line, or restore the file"):
+        read_events(run)
 
 
 def test_what_can_never_run_is_refused_before_anything_starts(tmp_path: Path, device: DeviceInfo) -> None:
@@ -702,7 +716,7 @@ def test_a_snapshot_whose_writer_is_gone_is_killed(tmp_path: Path) -> None:
         write_snapshot(run, a_snapshot(writer=writer, state="done"))
         assert read_snapshot(run).state == "done"
     status_file(run).write_text('{"state": "running"}')
-    with pytest.raises(FileError, match="damaged"):
+    with pytest.raises(FileError, match=r"status\.json is damaged, it is no whole snapshot: the next `autotune train`"):
         read_snapshot(run)
 
 

@@ -340,6 +340,31 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path, clock: Clock)
     assert run(tmp_path, FakeSession(clock, step_s=1.0))[0]["total_env_steps"] == 60
 
 
+def test_a_failure_says_what_the_same_command_goes_on_from(tmp_path: Path, clock: Clock) -> None:
+    for folder, stop_at, way_on in (
+        ("new", None, "nothing was saved before, and the same command begins anew"),
+        ("kept", 2, "the last good checkpoint is of env step 20, and the same command goes on from it"),
+    ):
+        if stop_at:
+            run(tmp_path / folder, FakeSession(clock), stop_at=stop_at)
+        with pytest.raises(WorkerError, match=f"^e raised; {way_on}$"):
+            run(tmp_path / folder, FakeSession(clock, at={4: WorkerError("e raised")}))
+
+
+def test_a_curve_that_is_none_is_set_aside(tmp_path: Path, clock: Clock) -> None:
+    run(tmp_path, FakeSession(clock), stop_at=2)
+    (tmp_path / "metrics.csv").write_bytes(b"\x93\xff,\x00\n1,2\n")
+    messages = run(tmp_path, FakeSession(clock))
+    assert [m["detail"].split(":")[0] for m in messages if m["type"] == "warning"] == [
+        f"{tmp_path / 'metrics.csv'} is damaged, since it has no column env_steps"
+    ]
+    assert (tmp_path / "metrics.csv.damaged").read_bytes() == b"\x93\xff,\x00\n1,2\n"
+    assert [row["env_steps"] for row in read_metrics(tmp_path / "metrics.csv")] == [str(n) for n in range(30, 101, 10)]
+    (tmp_path / "metrics.csv").write_text('env_steps\n"' + "x" * 200_000 + "\n")
+    with pytest.raises(FileError, match=r"metrics\.csv is damaged .*: move it away"):
+        read_metrics(tmp_path / "metrics.csv")
+
+
 def test_metrics_file_survives_torn_lines_new_columns_and_lost_work(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     file = MetricsFile(path, env_steps=0)

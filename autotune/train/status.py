@@ -133,7 +133,9 @@ def read_snapshot(run: Run) -> Snapshot:
     try:
         snapshot: Snapshot = from_json(Snapshot, read_json(path))
     except (TypeError, AttributeError, KeyError) as error:
-        raise FileError(f"{path} is damaged ({error}): the next `autotune train` writes it anew") from error
+        raise FileError(
+            f"{path} is damaged, it is no whole snapshot: the next `autotune train` writes it anew"
+        ) from error
     if snapshot.state != "running" or _alive(snapshot.writer):
         return snapshot
     return replace(snapshot, state="killed", sps=None, jobs=tuple(_orphaned(job) for job in snapshot.jobs))

@@ -111,7 +111,7 @@ def decode(raw: bytes) -> SessionState:
         raise ValueError(f"not a checkpoint: {error}") from error
 
 
-def refuse_nonfinite(state: SessionState, folder: Path) -> None:
+def refuse_nonfinite(state: SessionState) -> None:
     """Refuse a state with NaN or infinity in an array: it must not push good generations out.
 
     Raises:
@@ -120,8 +120,7 @@ def refuse_nonfinite(state: SessionState, folder: Path) -> None:
     for name, array in state.arrays.items():
         if np.asarray(array).dtype.kind in "fc" and not np.isfinite(array).all():
             raise WorkerError(
-                f"{name} is not finite any more: nothing was saved, the checkpoints in {folder} are good; "
-                "lower learning_rate or use precision = 'fp32', then go on from the last one with the same command"
+                f"{name} is not finite any more: nothing was saved; lower learning_rate or use precision = 'fp32'"
             )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from autotune.errors import FileError
-from autotune.store import durable_write, keep_copy, sync_file
+from autotune.store import durable_write, keep_copy, set_aside, sync_file
 
 
 class MetricsFile:
@@ -69,7 +69,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     """The complete rows of a `metrics.csv`, oldest first; none when there is no such file.
 
     Raises:
-        FileError: it cannot be read.
+        FileError: it cannot be read, or is no CSV.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -78,7 +78,21 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}. Check its permissions.") from error
     whole = text[: text.rfind("\n") + 1]
-    return [row for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row]
+    try:
+        return [row for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row]
+    except csv.Error as error:
+        raise FileError(f"{path} is damaged ({error}): move it away, and a new one begins") from error
+
+
+def set_aside_damaged(path: Path, warn: Callable[[str], None]) -> None:
+    """Set a `metrics.csv` whose rows do not tell their env steps aside, and say so.
+
+    Raises:
+        FileError: it cannot be read, or the folder cannot be written to.
+    """
+    if any("env_steps" not in row for row in read_metrics(path)[:1]):
+        kept = set_aside(path, ".damaged")
+        warn(f"{path} is damaged, since it has no column env_steps: it is kept as {kept}, and a new one begins")
 
 
 def keep_later_rows(path: Path, env_steps: int) -> Path | None:

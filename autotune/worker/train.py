@@ -14,7 +14,7 @@ from autotune.records import Work
 from autotune.store import make_folder, set_aside
 from autotune.worker.checkpoint import refuse_nonfinite, restore_session, save_checkpoint
 from autotune.worker.lock import lock_job
-from autotune.worker.metrics import MetricsFile, read_metrics
+from autotune.worker.metrics import MetricsFile, read_metrics, set_aside_damaged
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.worker.resume import announce_fallback, check_origin, find_checkpoint
 from autotune.worker.totals import RETURNS_KEPT, Progress, Totals
@@ -46,7 +46,12 @@ def train(session: Session, task: WorkerTask, send: Send, should_stop: Callable[
         raise WorkerError("a task of mode train needs a TrainPlan")
     folder = make_folder(Path(task.train.folder))
     with lock_job(folder, task.train.predecessor, grace_s=_PREDECESSOR_S):
-        _Training(session, task, task.train, send, should_stop).run()
+        training = _Training(session, task, task.train, send, should_stop)
+        try:
+            training.run()
+        except WorkerError as error:
+            error.args = ("; ".join(filter(None, (str(error), training.way_on()))),)
+            raise
 
 
 class _Training:
@@ -63,6 +68,7 @@ class _Training:
         self._message, self._row, self._row_span_s = Totals(), Totals(), 0.0
         self._before: list[dict[str, str]] = []
         self._earlier = Progress()
+        self._kept_steps: int | None = None  # of the newest checkpoint
         self._progress = self._resume()
         kept_steps = max(self._progress.env_steps, self._earlier.env_steps)
         self._metrics = MetricsFile(self._folder / "metrics.csv", env_steps=kept_steps)
@@ -96,6 +102,12 @@ class _Training:
                 self._save()
         self._flush()
         self._end(*self._let_finish(reason))
+
+    def way_on(self) -> str:
+        """What the same command goes on from after a failure; empty for a program that keeps its own checkpoints."""
+        if self._kept_steps is not None:
+            return f"the last good checkpoint is of env step {self._kept_steps:,}, and the same command goes on from it"
+        return "" if hasattr(self._session, "finish") else "nothing was saved before, and the same command begins anew"
 
     def _let_finish(self, reason: str) -> tuple[str, str]:
         """Where the session is a program that ends by itself, let it do so; how it ended, and what is to be said."""
@@ -141,6 +153,7 @@ class _Training:
         return "finished", ""
 
     def _resume(self) -> Progress:
+        set_aside_damaged(self._folder / "metrics.csv", self._warn)
         path = find_checkpoint(self._job, self._plan, self._warn)
         if path is None:
             if resume := getattr(self._session, "resume", None):
@@ -155,6 +168,7 @@ class _Training:
         check_origin(meta, self._job, path, self._warn)
         progress = Progress.from_meta(meta["progress"])
         announce_fallback(self._plan, progress.env_steps, self._warn)
+        self._kept_steps = progress.env_steps
         if row := meta.get("row"):
             self._row, self._row_span_s = Totals(**row["totals"]), float(row["span_s"])
         self._tell("resumed", path=str(path), **self._counts(progress))
@@ -246,7 +260,7 @@ class _Training:
         state, progress = self._session.state(), self._progress
         if not state.arrays and not state.meta:
             return
-        refuse_nonfinite(state, self._folder)
+        refuse_nonfinite(state)
         self._metrics.sync()
         meta = {
             "session": state.meta,
@@ -265,7 +279,7 @@ class _Training:
             score=progress.mean_return if len(progress.returns) == RETURNS_KEPT else None,
             warn=self._warn,
         )
-        self._saved_steps = progress.env_steps
+        self._saved_steps = self._kept_steps = progress.env_steps
         took_s = time.monotonic() - self._saved_s
         self._tell("saved", path=str(path), env_steps=progress.env_steps, seconds=took_s, **self._counts(progress))
 

@@ -55,23 +55,36 @@ def checked_observations(
     if observations.shape[1:] != shape:
         raise WorkerError(
             f"{environment} returned observations of shape {observations.shape[1:]}, expected {shape}, after "
-            f"{env_steps} steps; the environment changed its shape while running, the last checkpoint is good"
+            f"{env_steps} steps; the environment changed its shape while running"
         )
     if observations.dtype.kind == "f" and not np.isfinite(observations).all():
         bad = np.flatnonzero(~np.isfinite(observations).reshape(len(observations), -1).all(axis=1))
         raise WorkerError(
             f"{environment} returned an observation that is not finite in environment {int(bad[0])} after "
-            f"{env_steps} steps; the environment is broken, the last checkpoint is good"
+            f"{env_steps} steps; the environment is broken"
         )
     return observations
 
 
-def broken_environment(environment: str, env_steps: int, error: Exception) -> WorkerError:
+def checked_rewards(rewards: np.ndarray[Any, Any], environment: str, env_steps: int) -> np.ndarray[Any, Any]:
+    """The rewards (num_envs,) of a vector step, as they are.
+
+    Raises:
+        WorkerError: NaN or infinity.
+    """
+    finite = np.isfinite(rewards)
+    if not finite.all():
+        raise WorkerError(
+            f"{environment} returned a reward that is not finite in environment {int(np.argmin(finite))} after "
+            f"{env_steps} steps; the environment is broken"
+        )
+    return rewards
+
+
+def broken_environment(environment: str, env_steps: int, error: BaseException) -> WorkerError:
     """What to raise for an exception of the environment's own."""
-    return WorkerError(
-        f"{environment} raised {type(error).__name__} after {env_steps} steps: {error}; "
-        "the last checkpoint is good, and the same command goes on from it"
-    )
+    why = f": {error}" if str(error) else ", and gave no reason"
+    return WorkerError(f"{environment} raised {type(error).__name__} after {env_steps} steps{why}")
 
 
 def free_ram_bytes() -> int | None:

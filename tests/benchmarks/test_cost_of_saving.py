@@ -31,7 +31,7 @@ def test_a_checkpoint_of_breakout(benchmark, session):
 
         def save():
             state = session.state()
-            refuse_nonfinite(state, Path(folder))
+            refuse_nonfinite(state)
             whole = SessionState(arrays=state.arrays, meta={"session": state.meta})
             return save_checkpoint(Path(folder), whole, env_steps=session.env_steps, score=1.0)
 

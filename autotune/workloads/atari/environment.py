@@ -13,7 +13,7 @@ import numpy as np
 
 from autotune.errors import UsageError
 from autotune.workloads.atari.settings import Option, PPOSettings
-from autotune.workloads.guards import broken_environment, checked_observations
+from autotune.workloads.guards import broken_environment, checked_observations, checked_rewards
 
 Array = np.ndarray[Any, Any]
 
@@ -184,12 +184,13 @@ class VectorEnvironment:
         """Send one action per environment, shape (num_envs,), and wait for all rows.
 
         Raises:
-            WorkerError: the environment raised, or an observation is not finite or changed its shape.
+            WorkerError: the environment raised, an observation or reward is not finite, or it changed its shape.
         """
         try:
             observations, rewards, terminated, truncated, info = self._pool.step(actions)
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # the worker takes its own signals
             raise broken_environment(self.spec.name, self.executed_steps, error) from error
+        checked_rewards(rewards, self.spec.name, self.executed_steps)
         done = terminated | truncated
         valid = ~self._previous_done
         executed = int(np.count_nonzero(valid))

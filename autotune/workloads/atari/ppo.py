@@ -154,5 +154,5 @@ def refuse_nonfinite(terms: np.ndarray[Any, Any], first_update: int) -> None:
     named = [f"{LossTerms._fields[i]} ({terms[row, i]})" for i in np.flatnonzero(~finite[row])]
     raise WorkerError(
         f"the loss is not finite at update {first_update + row}: {', '.join(named)}; "
-        "go back to the last good checkpoint, and lower learning_rate, or use precision = 'fp32' if it is lower"
+        "lower learning_rate, or use precision = 'fp32' if it is lower"
     )

@@ -22,6 +22,7 @@ from autotune.workloads.guards import (
     broken_environment,
     check_memory,
     checked_observations,
+    checked_rewards,
     free_ram_bytes,
     refuse_foreign_state,
 )
@@ -140,7 +141,7 @@ class CartpoleJaxSession:
             named = [f"{name} ({value})" for name, value in figures.items() if not math.isfinite(value)]
             raise WorkerError(
                 f"the loss is not finite at update {updates + bad}: {', '.join(named)}; "
-                "go back to the last good checkpoint, and lower learning_rate or max_grad_norm"
+                "lower learning_rate or max_grad_norm"
             )
         env_steps = int(columns["valid"].sum())
         self._env_steps += env_steps
@@ -201,13 +202,13 @@ class CartpoleJaxSession:
         return {name: np.stack([row[name] for row in table]) for name in table[0]}, returns, lengths
 
     def _act(self, actions: Array) -> tuple[Array, Array, Array, Array]:
-        """One vector step: observations (N, D) that are whole and finite, rewards, terminated, truncated."""
+        """One vector step: observations (N, D) and rewards that are whole and finite, terminated, truncated."""
         try:
             obs, rewards, terminated, truncated, _ = self._pool.step(actions)
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # the worker takes its own signals
             raise broken_environment(self._job.env, self._executed, error) from error
         found = checked_observations(np.asarray(obs, np.float32), (self._obs_size,), self._job.env, self._executed)
-        return found, rewards, terminated, truncated
+        return found, checked_rewards(rewards, self._job.env, self._executed), terminated, truncated
 
     def _learning_rate(self) -> float:
         horizon = self._settings.schedule_horizon_steps
