@@ -176,7 +176,7 @@ class _Training:
 
     def _set_curve_aside(self, start: str) -> None:
         kept = set_aside(self._folder / "metrics.csv", ".before-restart")
-        self._tell("warning", detail=f"no checkpoint in {self._folder}: {start}; its old curve is {kept}")
+        self._warn(f"no checkpoint in {self._folder}: {start}; its old curve is {kept}")
 
     def _count(self, work: Work) -> None:
         now_s = time.monotonic()
