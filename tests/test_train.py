@@ -311,7 +311,8 @@ def test_a_program_that_resumed_by_itself_did_not_do_it_all_in_a_moment(
         "steps = int(file.read_text()) if file.exists() else 0\n"
         "while True:\n"
         "    time.sleep(0.1); steps += 100; print('steps:', steps, flush=True)\n"
-        f"    file.write_text(str((steps // 400) * 400 * {int(resumes)}))\n"
+        f"    new = file.with_suffix('.new'); new.write_text(str((steps // 400) * 400 * {int(resumes)}))\n"
+        "    new.replace(file)\n"
     )
     argv = [sys.executable, str(script), str(tmp_path / "own")]
     manifest, warnings = own_program(argv, steps=1e6, counter=r"steps: (\d+)"), list[str]()
