@@ -200,3 +200,39 @@ def test_failure_bounds() -> None:
     assert failure_rate_bound_per_hour(0, 2.0) == pytest.approx(-math.log(0.05) / 2)  # 3/T
     assert failure_rate_bound_per_hour(2, 1.0) == pytest.approx(6.296, abs=0.001)  # Garwood's table, 95 % one-sided
     assert failure_rate_mean_per_hour(2, 5.0) == 0.5
+
+
+def test_jobs_left_at_the_end_have_the_speed_measured_with_so_few() -> None:
+    """100 beside 10: 20 end after 10 h at 1 each, then 90 alone at 1, at 1.5 (measured) or at 2 (sharing the whole)."""
+    jobs = [steps_job("long", 100 * 3600), steps_job("short", 10 * 3600)]
+    unknown = project(jobs, Quantity(value=1, low=0.9, high=1.1), 2)
+    assert unknown.hours is not None and unknown.least is not None and unknown.tail and unknown.open_end
+    assert (unknown.hours.value, unknown.least.value) == pytest.approx((100, 10 + 90 / 2))
+    assert unknown.hours.low == pytest.approx(100 / 1.1)
+    known = project(jobs, Quantity(value=1, low=0.9, high=1.1), 2, fewer={1: Quantity(value=1.5, low=1.4, high=1.6)})
+    assert known.hours is not None and known.least is not None and known.tail and not known.open_end
+    assert known.hours.value == known.least.value == pytest.approx(10 + 90 / 1.5)
+    assert known.hours.high == pytest.approx(10 / 0.9 + 90 / 1.4)
+    level = project([jobs[1], steps_job("other", 10 * 3600)], Quantity(value=1), 2)
+    assert not level.tail and not level.open_end
+
+
+def test_no_saving_is_overstated_by_a_reference_with_more_at_once() -> None:
+    """One job at an eighth of 1,600 against one at 4,000: 2.5 times the speed, and a saving of 60 %, not of 95 %."""
+    job = [steps_job("only", 36e6)]
+    crowded = project(job, Quantity(value=200, low=196, high=204), 8)
+    alone = project(job, Quantity(value=4000, low=3900, high=4100), 1)
+    saved = savings(crowded, alone)
+    assert saved is not None and not saved.tied
+    assert saved.fraction.value == pytest.approx(1 - 1600 / 4000)
+    assert saved.fraction.high == pytest.approx(0.95, abs=0.003)
+    turned = savings(alone, crowded)
+    assert turned is not None and not turned.tied and turned.fraction.value == pytest.approx(1 - 4000 / 1600)
+    unclear = savings(project(job, Quantity(value=1000, low=990, high=1010), 1), crowded)
+    assert unclear is not None and unclear.tied, "0.6 to 5 times the hours"
+
+
+def test_a_job_in_hours_takes_them_beside_any_other() -> None:
+    jobs = [Job(id="h", env="x", seed=0, budget=Budget(unit="hours", amount=3)), steps_job("s", 3600)]
+    plan = project(jobs, Quantity(value=1, low=0.9, high=1.1), 2, fewer={1: Quantity(value=2, low=1.9, high=2.1)})
+    assert plan.hours == Quantity(value=3, low=3, high=3) and plan.least == plan.hours

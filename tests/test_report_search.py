@@ -118,3 +118,31 @@ def test_the_json_holds_starts_and_flags(tmp_path: Path, own_device: DeviceInfo)
     rows = report_json(priced_facts(make_run(tmp_path, trials, own_device=own_device)))["trials"]
     assert (rows[-1]["startup_s"], rows[-1]["first_iteration_s"], rows[-1]["flags"]) == (6.14, 21.3, ["shared cpu"])
     assert rows[0]["startup_s"] is None
+
+
+def unequal(long: float) -> list[Job]:
+    """One long job, then three of a million steps."""
+    amounts = (long, 1e6, 1e6, 1e6)
+    return [
+        Job(id=f"{n}", env="Game-v5", seed=n, budget=Budget(unit="steps", amount=amount))
+        for n, amount in enumerate(amounts)
+    ]
+
+
+def test_what_is_left_at_the_end_of_a_plan_is_said_for_every_plan_that_has_one(tmp_path: Path) -> None:
+    """Alone the tuned settings were measured; the baseline's four at once were not measured at fewer."""
+    crowded = recipe(unequal(100e6), baseline=Point(num_envs=8, batch_size=256, concurrency=4))
+    trials = [("baseline", result(crowded.baseline, 2000.0)), *search_trials()[1:]]
+    run = make_run(tmp_path, trials, own_recipe=crowded)
+    text, first = section(run, "cost"), section(run, "summary")
+    assert (
+        "- The baseline point runs up to 4 jobs at once; when fewer are left they would run faster, which was " in text
+    )
+    assert ": 2d 7h if each keeps its speed, 14h 18m if those left share the whole." in text
+    assert (
+        "- The tuned point runs up to 2 jobs at once; when fewer are left they would run faster, which is counted"
+        in text
+    )
+    # 6 million steps at 8,050, then 97 million at the 5,014 of one process
+    assert "**How long:** 5h 34m (5h 25m to 5h 45m) for 4 jobs, 2 at a time." in first
+    assert "17.45 USD and 8h 43m (61 %; 59 % to 90 %)" in first

@@ -29,6 +29,8 @@ def test_the_planned_training_is_the_makespan_of_its_jobs():
     assert training_s(four, at(4, 160.0), None) == pytest.approx(25)
     assert training_s(four, at(3, 150.0), None) == pytest.approx(40), "two rounds of 20 s"
     assert training_s(jobs(Budget(unit="hours", amount=2)), at(1, 100.0), None) == 7200
+    assert training_s(four, at(3, 150.0), None, [at(1, 100.0)]) == pytest.approx(30), "the last one runs alone"
+    assert training_s(four, at(3, 150.0), None, shared=True) == pytest.approx(80 / 3), "and with the speed of all"
     episodes = jobs(Budget(unit="episodes", amount=10))
     assert training_s(episodes, at(1, 100.0), 50.0) == pytest.approx(5)
     assert training_s(episodes, at(1, 100.0), None) is None

@@ -17,7 +17,7 @@ from autotune.records import Job, Point, ProbeResult, Recipe
 from autotune.report.projection import Projection, Quantity, project
 from autotune.report.training import Training, load_training
 from autotune.runs import Run, load_device
-from autotune.search.confirm import published, winner
+from autotune.search.confirm import at_fewer, published, winner
 from autotune.search.model import measured
 from autotune.search.outcome import found_in
 from autotune.search.result import StudyResult
@@ -53,6 +53,7 @@ class Measured:
         launches: behind `sps`.
         failures: launches at this point, of any grade, that failed.
         observed_s: seconds that processes ran at this point, from ready to end, over all launches.
+        fewer: aggregate env steps per second of the same settings, by how many processes, fewer than the point's.
     """
 
     role: str
@@ -62,6 +63,7 @@ class Measured:
     launches: int
     failures: int
     observed_s: float
+    fewer: Mapping[int, Quantity] = field(default_factory=dict)
 
     @property
     def job_sps(self) -> Quantity | None:
@@ -146,6 +148,7 @@ class Facts:
             measured.point.concurrency,
             price_usd_per_hour=self.price.usd_per_hour if self.price else None,
             steps_per_episode=self.steps_per_episode,
+            fewer=measured.fewer,
         )
 
 
@@ -257,16 +260,22 @@ def measure_role(role: str, point: Point | None, history: Sequence[ProbeResult])
     good = measured(own)
     finals = [result for result in good if result.grade == "final"]
     result = published(own, point) if good else own[-1]
-    sps = Quantity(value=result.sps, low=finite(result.sps_low), high=finite(result.sps_high)) if result.sps else None
     return Measured(
         role=role,
         point=point,
         result=result,
-        sps=sps if good else None,
+        sps=_sps(result) if good else None,
         launches=len(finals) or min(1, len(good)),
         failures=sum(not each.ok for each in own),
         observed_s=sum(max(0.0, each.cost_s - (each.startup_s or 0.0)) for each in own),
+        fewer={each.requested.concurrency: sps for each in at_fewer(history, point) if (sps := _sps(each))},
     )
+
+
+def _sps(result: ProbeResult) -> Quantity | None:
+    if not result.sps:
+        return None
+    return Quantity(value=result.sps, low=finite(result.sps_low), high=finite(result.sps_high))
 
 
 def staged_point(stage: str, records: Sequence[TrialRecord]) -> Point | None:

@@ -85,6 +85,7 @@ def _measured(facts: Facts, measured: Measured | None) -> dict[str, Any] | None:
 def _projection(plan: Projection) -> dict[str, Any]:
     return {
         **_ends("hours", plan.hours),
+        "hours_least": plan.least.value if plan.least else None,
         **_ends("usd", plan.usd),
         "days": plan.days,
         "concurrency": plan.slots,

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 
 from autotune.errors import UsageError
 from autotune.records import Budget, Job
-from autotune.search.worth import job_steps, makespan
+from autotune.search.worth import job_speeds, job_steps, spans
 
 HOUR_S = 3600.0
 DAY_HOURS = 24.0
+_SAME = 1e-9
+_OPPOSITE = {"value": "value", "low": "high", "high": "low"}
+"""The end of a speed's interval that makes an end of the hours'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,10 @@ class Projection:
     Attributes:
         jobs: in the order in which they start.
         slots: jobs that run at once.
-        hours: wall hours from the first start to the last end, None when a job's are not known.
+        hours: wall hours from the first start to the last end, None when a job's are not known. Jobs that are left
+            while fewer than `slots` run have the speed measured with so few, else the one that they had before.
+        least: the same if those left share the whole speed where it was not measured with so few.
+        tail: fewer jobs than may run at once are left at the end.
         price_usd_per_hour: of the whole machine, None when not known.
         unknown: ids of the jobs whose length is not known.
     """
@@ -74,6 +80,8 @@ class Projection:
     jobs: tuple[JobProjection, ...]
     slots: int
     hours: Quantity | None
+    least: Quantity | None
+    tail: bool
     price_usd_per_hour: float | None
     unknown: tuple[str, ...] = ()
 
@@ -85,14 +93,28 @@ class Projection:
     @property
     def usd(self) -> Quantity | None:
         """What the machine costs over `hours`."""
-        if self.hours is None or self.price_usd_per_hour is None:
-            return None
-        return self.hours.scaled(self.price_usd_per_hour)
+        return self._cost(self.hours)
+
+    @property
+    def least_usd(self) -> Quantity | None:
+        """What it costs over `least`."""
+        return self._cost(self.least)
+
+    @property
+    def open_end(self) -> bool:
+        """Whether fewer jobs are left at the end, with a speed that was not measured."""
+        return bool(self.hours and self.least and self.least.value < self.hours.value * (1 - _SAME))
+
+    def _cost(self, hours: Quantity | None) -> Quantity | None:
+        return hours.scaled(self.price_usd_per_hour) if hours and self.price_usd_per_hour is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Savings:
     """What one projection saves against another; negative when it costs more.
+
+    Where the speed of the jobs left at the end of either was not measured, the values are the least that is saved
+    (or lost), and the intervals reach from the least to the most.
 
     Attributes:
         hours: wall hours saved.
@@ -113,7 +135,7 @@ def job_hours(budget: Budget, job_sps: Quantity, steps_per_episode: float | None
     An interval of the speed that reaches down to 0 leaves the hours without an upper end.
     """
     if budget.unit == "hours":
-        return Quantity(value=budget.amount, low=budget.amount, high=budget.amount)
+        return _exactly(budget.amount)
     steps = job_steps(budget, steps_per_episode)
     if steps is None or job_sps.value <= 0:
         return None
@@ -129,6 +151,7 @@ def project(
     *,
     price_usd_per_hour: float | None = None,
     steps_per_episode: Mapping[str, float] | float | None = None,
+    fewer: Mapping[int, Quantity] | None = None,
 ) -> Projection:
     """Hours and cost of all jobs when each runs at `job_sps`, `slots` at a time.
 
@@ -138,6 +161,7 @@ def project(
         slots: jobs that run at once.
         price_usd_per_hour: of the whole machine.
         steps_per_episode: measured, by environment or one for all.
+        fewer: agent steps per second of fewer jobs together, by how many run.
     """
 
     def lookup(job: Job) -> float | None:
@@ -149,7 +173,7 @@ def project(
     for job in jobs:
         known = job_steps(job.budget, lookup(job))
         steps[job.id] = job_sps.value * HOUR_S * job.budget.amount if job.budget.unit == "hours" else known
-    return _projection(budgets, hours, steps, slots, price_usd_per_hour)
+    return _projection(budgets, hours, steps, {**(fewer or {}), slots: job_sps.scaled(slots)}, price_usd_per_hour)
 
 
 def project_episode_rates(
@@ -178,45 +202,69 @@ def project_episode_rates(
             raise UsageError(f"episodes per hour of {job!r} must be above zero, not {rate}")
     hours: dict[str, Quantity | None] = {}
     for job, amount in episodes.items():
-        exact = amount / rates[job]
-        hours[job] = Quantity(value=exact, low=exact, high=exact)
+        hours[job] = _exactly(amount / rates[job])
     budgets = {job: Budget(unit="episodes", amount=amount) for job, amount in episodes.items()}
-    return _projection(budgets, hours, dict.fromkeys(episodes), slots, price_usd_per_hour)
+    return _projection(budgets, hours, dict.fromkeys(episodes), {slots: _exactly(slots)}, price_usd_per_hour)
+
+
+def _exactly(value: float) -> Quantity:
+    return Quantity(value=value, low=value, high=value)
 
 
 def _projection(
     budgets: Mapping[str, Budget],
     hours: Mapping[str, Quantity | None],
     steps: Mapping[str, float | None],
-    slots: int,
+    speeds: Mapping[int, Quantity],
     price_usd_per_hour: float | None,
 ) -> Projection:
-    slots = max(1, min(slots, len(budgets)))
-    total = _total_hours([hours[job] for job in budgets], slots)
+    """The plan of jobs that take `hours` each while as many run as the largest number in `speeds`."""
+    unknown = tuple(job for job, length in hours.items() if length is None)
+    own, total, least = dict(hours), None, None
+    if not unknown and hours:
+        lengths = {job: length for job, length in hours.items() if length is not None}
+        timed = [budgets[job].unit == "hours" for job in lengths]
+        plan = _schedules(list(lengths.values()), timed, speeds)
+        own = {job: _taken(plan, index) for index, job in enumerate(lengths)}
+        total, least = _last(plan), _last(_schedules(list(lengths.values()), timed, speeds, shared=True))
     usd = total.value * price_usd_per_hour if total and price_usd_per_hour is not None else None
-    job_hours_sum = sum(each.value for each in hours.values() if each)
+    job_hours_sum = sum(each.value for each in own.values() if each)
     parts = []
     for job, budget in budgets.items():
-        own = hours[job]
-        share = usd * own.value / job_hours_sum if usd is not None and own and job_hours_sum > 0 else None
-        parts.append(JobProjection(id=job, budget=budget, steps=steps[job], hours=own, usd=share))
-    unknown = tuple(job for job, own in hours.items() if own is None)
+        mine = own[job]
+        share = usd * mine.value / job_hours_sum if usd is not None and mine and job_hours_sum > 0 else None
+        parts.append(JobProjection(id=job, budget=budget, steps=steps[job], hours=mine, usd=share))
     return Projection(
-        jobs=tuple(parts), slots=slots, hours=total, price_usd_per_hour=price_usd_per_hour, unknown=unknown
+        jobs=tuple(parts),
+        slots=max(1, min(max(speeds), len(budgets))),
+        hours=total,
+        least=least,
+        tail=total is not None and job_hours_sum < max(speeds) * total.value * (1 - _SAME),
+        price_usd_per_hour=price_usd_per_hour,
+        unknown=unknown,
     )
 
 
-def _total_hours(hours: Sequence[Quantity | None], slots: int) -> Quantity | None:
-    known = [each for each in hours if each is not None]
-    if not known or len(known) < len(hours):
-        return None
-    lows = [each.low for each in known if each.low is not None]
-    highs = [each.high for each in known if each.high is not None]
-    return Quantity(
-        value=makespan([each.value for each in known], slots),
-        low=makespan(lows, slots) if len(lows) == len(known) else None,
-        high=makespan(highs, slots) if len(highs) == len(known) else None,
-    )
+def _schedules(
+    lengths: Sequence[Quantity], timed: Sequence[bool], speeds: Mapping[int, Quantity], *, shared: bool = False
+) -> dict[str, list[tuple[float, float]]]:
+    """Starts and ends of the jobs at the value and at the ends of its interval, those that are known."""
+    found = {}
+    for end, opposite in _OPPOSITE.items():
+        own = [getattr(length, end) for length in lengths]
+        sps = {count: getattr(speed, opposite) or speed.value for count, speed in speeds.items()}
+        if None not in own:
+            each = job_speeds(sps, shared=shared)
+            found[end] = spans(own, [speed / each[-1] for speed in each], timed)
+    return found
+
+
+def _taken(plan: Mapping[str, Sequence[tuple[float, float]]], index: int) -> Quantity:
+    return Quantity(**{end: ends[index][1] - ends[index][0] for end, ends in plan.items()})
+
+
+def _last(plan: Mapping[str, Sequence[tuple[float, float]]]) -> Quantity:
+    return Quantity(**{end: max(ended for _, ended in ends) for end, ends in plan.items()})
 
 
 def ratio(a: Quantity, b: Quantity) -> Quantity:
@@ -252,14 +300,19 @@ def tied(comparison: Quantity) -> bool:
 
 def savings(reference: Projection, tuned: Projection) -> Savings | None:
     """What `tuned` saves against `reference`, None when either length is not known."""
-    if reference.hours is None or tuned.hours is None or reference.hours.value <= 0 or tuned.hours.value <= 0:
+    if not (reference.hours and reference.least and tuned.hours and tuned.least):
         return None
-    hours = difference(reference.hours, tuned.hours)
-    left = ratio(tuned.hours, reference.hours)
+    if min(reference.least.value, tuned.least.value) <= 0:
+        return None
+    worst, best = (reference.least, tuned.hours), (reference.hours, tuned.least)
+    before, after = worst if worst[1].value <= worst[0].value else best
+    slowest, fastest = ratio(worst[1], worst[0]), ratio(best[1], best[0])
     fraction = Quantity(
-        value=1 - left.value,
-        low=None if left.high is None else 1 - left.high,
-        high=None if left.low is None else 1 - left.low,
+        value=1 - after.value / before.value,
+        low=None if slowest.high is None else 1 - slowest.high,
+        high=None if fastest.low is None else 1 - fastest.low,
     )
+    hours = Quantity(value=before.value - after.value, low=difference(*worst).low, high=difference(*best).high)
     usd = hours.scaled(tuned.price_usd_per_hour) if tuned.price_usd_per_hour is not None else None
-    return Savings(hours=hours, usd=usd, fraction=fraction, tied=tied(left))
+    unclear = fraction.low is None or fraction.high is None or fraction.low <= 0 <= fraction.high
+    return Savings(hours=hours, usd=usd, fraction=fraction, tied=unclear)

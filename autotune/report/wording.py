@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from autotune.report.facts import Facts, Measured
-from autotune.report.projection import HOUR_S, Quantity, Savings, savings
+from autotune.report.projection import HOUR_S, Projection, Quantity, Savings, savings
 from autotune.search.result import ratio
 from autotune.units import counted, format_count, format_duration, format_usd
 
@@ -82,6 +82,20 @@ def hours(value: Quantity | None, *, interval: bool = True) -> str:
         return shown
     low, high = format_duration(value.low * HOUR_S), format_duration(value.high * HOUR_S)
     return shown if low == high else f"{shown} ({low} to {high})"
+
+
+def plan_hours(plan: Projection, *, interval: bool = True) -> str:
+    """Hours of all jobs; from the least to the most where the speed of those left at the end was not measured."""
+    if plan.open_end and plan.least and plan.hours:
+        return " to ".join(format_duration(each.value * HOUR_S) for each in (plan.least, plan.hours))
+    return hours(plan.hours, interval=interval)
+
+
+def plan_dollars(plan: Projection, *, interval: bool = True) -> str:
+    """What all jobs cost, as `plan_hours`."""
+    if plan.open_end and plan.least_usd and plan.usd:
+        return f"{plan.least_usd.value:,.2f} to {format_usd(plan.usd.value)}"
+    return dollars(plan.usd, interval=interval)
 
 
 def money(usd: float) -> str:

@@ -189,6 +189,13 @@ def published(history: Sequence[ProbeResult], point: Point) -> ProbeResult:
     return _flagged(last, counted(len(finals), "launch", "launches"))
 
 
+def at_fewer(history: Sequence[ProbeResult], point: Point) -> tuple[ProbeResult, ...]:
+    """What is stated for the same settings at fewer processes, where they were measured as stable."""
+    stable = {entry.point for entry in pool(history)}
+    narrower = (replace(point, concurrency=count) for count in range(1, point.concurrency))
+    return tuple(published(history, each) for each in narrower if each in stable)
+
+
 def _flagged(result: ProbeResult, flag: str) -> ProbeResult:
     kept = tuple(f for f in result.flags if f not in ("one launch", flag))
     return replace(result, flags=(*kept, flag))

@@ -9,7 +9,7 @@ from typing import get_args
 
 from autotune.errors import InfeasibleError
 from autotune.machine import DeviceInfo
-from autotune.records import Point, ProbeResult, Recipe
+from autotune.records import Job, Point, ProbeResult, Recipe
 from autotune.runs import Run
 from autotune.search import confirm, knobs
 from autotune.search.memory import memory_limits
@@ -129,14 +129,22 @@ def conclude(recipe: Recipe, problem: Problem, account: Account, *, thumb: Point
         ended=account.ended,
         skipped=tuple(too_costly(problem, history)),
         observed_s=confirm.observed_s(every, best.point),
-        training_s=training_s(jobs, result, length),
-        baseline_training_s=training_s(jobs, baseline, length),
-        rule_of_thumb_training_s=training_s(jobs, rule_of_thumb, length),
+        training_s=training_s(jobs, result, length, confirm.at_fewer(every, best.point)),
+        baseline_training_s=_least_s(jobs, baseline, length, history),
+        rule_of_thumb_training_s=_least_s(jobs, rule_of_thumb, length, history),
         launch_fraction=launch_fraction(history),
         knobs=knobs.concluded(recipe, tuning) if tuning else (),
         sharing=sharing_gain(history),
         learning=learning_change(recipe, result, baseline),
     )
+
+
+def _least_s(
+    jobs: Sequence[Job], reference: ProbeResult | None, length: float | None, history: Sequence[ProbeResult]
+) -> float | None:
+    """Seconds of the planned training at a reference, at least: what is saved against it is not overstated."""
+    fewer = confirm.at_fewer(history, reference.requested) if reference else ()
+    return training_s(jobs, reference, length, fewer, shared=True)
 
 
 def learning_change(recipe: Recipe, tuned: ProbeResult, baseline: ProbeResult | None) -> LearningChange | None:

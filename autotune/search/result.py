@@ -43,8 +43,8 @@ class StudyResult:
             predicted seconds.
         observed_s: seconds for which the recommended point's processes ran.
         training_s: seconds of the planned training there, None where the jobs' length is not known.
-        baseline_training_s: at the baseline.
-        rule_of_thumb_training_s: at the rule of thumb.
+        baseline_training_s: at the baseline, if the jobs left at its end share its whole speed.
+        rule_of_thumb_training_s: at the rule of thumb, likewise.
         launch_fraction: launch-to-launch deviation over the repeats, 1.5 % until known.
         knobs: what was found of every other value of the recipe's further knobs.
         sharing: several processes against one, None unless both were measured as stable.
@@ -166,7 +166,8 @@ def _saved(name: str, found: StudyResult, other: ProbeResult | None, other_s: fl
         return ""
     compared = ratio(found.result, other)
     saved_s = other_s - found.training_s
-    if compared is None or compared[1] <= 1 <= compared[2]:
+    unclear = saved_s < 0 and other.requested.concurrency > 1  # it counts the reference's least
+    if unclear or compared is None or compared[1] <= 1 <= compared[2]:
         return f"no saving against {name} is shown"
     verb = "saves" if saved_s >= 0 else "loses"
     return f"that {verb} {_amount(found, abs(saved_s))} against {name}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from autotune.errors import UsageError
 from autotune.records import Budget, Job, ProbeResult
@@ -11,6 +10,8 @@ from autotune.records import Budget, Job, ProbeResult
 HOUR_S = 3600.0
 SOAK_SHARE = 0.02
 """Share of the planned training for which the winner may be observed beyond what the search needed."""
+_TOGETHER = 1e-9
+"""Jobs whose ends differ by less than this fraction end together."""
 
 
 def job_steps(budget: Budget, steps_per_episode: float | None) -> float | None:
@@ -22,42 +23,94 @@ def job_steps(budget: Budget, steps_per_episode: float | None) -> float | None:
     return None
 
 
-def makespan(lengths: Sequence[float], slots: int) -> float:
-    """When the last job ends if each starts, in order, as soon as one of `slots` is free.
+def job_speeds(sps: Mapping[int, float], *, shared: bool = False) -> list[float]:
+    """Steps per second of each job while 1, 2, ... of them run.
 
-    List scheduling (Graham 1969, "Bounds on Multiprocessing Timing Anomalies"). A job keeps its
-    length when fewer than `slots` are left, though it would then run faster: the answer errs
-    towards too long.
+    Args:
+        sps: of all jobs together, by how many run: the most that may, and those fewer that were measured.
+        shared: what jobs do while so few are left that it was not measured: share the whole speed of the next larger
+            number, about the most that they can gain; else each keeps the speed that it had, which is the least.
+    """
+    speeds = []
+    for running in range(1, max(sps) + 1):
+        near = min(count for count in sps if count >= running)
+        speeds.append(sps[near] / (running if shared else near))
+    return speeds
+
+
+def spans(
+    lengths: Sequence[float], speeds: Sequence[float], timed: Sequence[bool] | None = None
+) -> list[tuple[float, float]]:
+    """When each job starts and ends if each starts, in order, as soon as one of the places is free.
+
+    List scheduling (Graham 1969, "Bounds on Multiprocessing Timing Anomalies").
+
+    Args:
+        lengths: of each job, in what `speeds` are per unit of time; of a timed one its time.
+        speeds: of each job while 1, 2, ... run; as many may run at once.
+        timed: whether a job takes its time at any speed.
+    """
+    left, now = list(lengths), 0.0
+    begun: dict[int, float] = {}
+    ended: dict[int, float] = {}
+    while len(ended) < len(left):
+        running = [job for job in begun if job not in ended]
+        joining = range(len(begun), min(len(left), len(begun) + len(speeds) - len(running)))
+        begun.update(dict.fromkeys(joining, now))
+        running += joining
+        speed = speeds[len(running) - 1]
+        needs = {job: left[job] / (1.0 if timed and timed[job] else speed) for job in running}
+        passed = min(needs.values())
+        now += passed
+        for job, need in needs.items():
+            left[job] *= max(0.0, 1 - passed / need) if need else 0.0
+            if need <= passed * (1 + _TOGETHER):
+                ended[job] = now
+    return [(begun[job], ended[job]) for job in range(len(left))]
+
+
+def makespan(lengths: Sequence[float], slots: int) -> float:
+    """When the last of `spans` ends if every job keeps its length.
 
     Raises:
         UsageError: `slots` below 1.
     """
     if slots < 1:
         raise UsageError(f"jobs at once must be at least 1, not {slots}")
-    free_at = [0.0] * min(slots, max(1, len(lengths)))
-    for length in lengths:
-        heapq.heappush(free_at, heapq.heappop(free_at) + length)
-    return max(free_at)
+    return max((end for _, end in spans(lengths, [1.0] * slots)), default=0.0)
 
 
-def training_s(jobs: Sequence[Job], result: ProbeResult | None, steps_per_episode: float | None) -> float | None:
+def training_s(
+    jobs: Sequence[Job],
+    result: ProbeResult | None,
+    steps_per_episode: float | None,
+    fewer: Sequence[ProbeResult] = (),
+    *,
+    shared: bool = False,
+) -> float | None:
     """Wall seconds that all jobs take at a measured point, None where a job's length or the speed is not known.
 
     Jobs with a budget in hours take those, however fast they run.
+
+    Args:
+        jobs: in the order in which they start.
+        result: of the point.
+        steps_per_episode: measured.
+        fewer: of the same settings at fewer processes.
+        shared: see `job_speeds`.
     """
     if result is None or not result.sps or not jobs:
         return None
-    slots = result.requested.concurrency
-    lengths = [_job_s(job.budget, result.sps / slots, steps_per_episode) for job in jobs]
+    lengths = [_length(job.budget, steps_per_episode) for job in jobs]
     known = [length for length in lengths if length is not None]
-    return makespan(known, slots) if len(known) == len(lengths) else None
+    if len(known) < len(lengths):
+        return None
+    speeds = job_speeds({each.requested.concurrency: each.sps for each in (*fewer, result) if each.sps}, shared=shared)
+    return max(end for _, end in spans(known, speeds, [job.budget.unit == "hours" for job in jobs]))
 
 
-def _job_s(budget: Budget, job_sps: float, steps_per_episode: float | None) -> float | None:
-    if budget.unit == "hours":
-        return budget.amount * HOUR_S
-    steps = job_steps(budget, steps_per_episode)
-    return None if steps is None else steps / job_sps
+def _length(budget: Budget, steps_per_episode: float | None) -> float | None:
+    return budget.amount * HOUR_S if budget.unit == "hours" else job_steps(budget, steps_per_episode)
 
 
 def episode_steps(history: Sequence[ProbeResult]) -> float | None:

@@ -10,17 +10,18 @@ from autotune.report.wording import (
     UNKNOWN,
     code,
     counts,
-    dollars,
     hours,
     money,
     percent,
+    plan_dollars,
+    plan_hours,
     plus_minus,
     table,
     text,
 )
 from autotune.search.result import ENDINGS
 from autotune.train.trained import where
-from autotune.units import format_count, format_duration, format_usd
+from autotune.units import counted, format_count, format_duration, format_usd
 
 _DOWNTIMES = (0.01, 0.05, 0.17)
 
@@ -42,8 +43,8 @@ def _totals(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
             code(measured.point.label()),
             plus_minus(measured.sps),
             counts(measured.job_sps.value if measured.job_sps else None),
-            hours(plan.hours),
-            dollars(plan.usd) if facts.price else "needs `--price`",
+            plan_hours(plan),
+            plan_dollars(plan) if facts.price else "needs `--price`",
         ]
         for measured, plan in plans
     ]
@@ -59,8 +60,8 @@ def _jobs(plans: list[tuple[Measured, Projection]]) -> str:
         cells = [hours(plan.jobs[index].hours, interval=False) for _, plan in plans[:-1]]
         cells += [hours(job.hours), *([money(job.usd) if job.usd is not None else UNKNOWN] if priced else [])]
         rows.append([text(job.id), _budget(job.budget), _steps(job), *cells])
-    total = [hours(plan.hours, interval=False) for _, plan in plans[:-1]] + [hours(tuned.hours)]
-    rows.append(["**all**", "", "", *total, *([dollars(tuned.usd, interval=False)] if priced else [])])
+    total = [plan_hours(plan, interval=False) for _, plan in plans[:-1]] + [plan_hours(tuned)]
+    rows.append(["**all**", "", "", *total, *([plan_dollars(tuned, interval=False)] if priced else [])])
     share = [f"cost, {roles[-1]}"] if priced else []
     return table(["job", "budget", "env steps", *(f"time, {role}" for role in roles), *share], rows)
 
@@ -78,10 +79,8 @@ def _notes(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
     notes = []
     if plan.slots > 1:
         each = counts(measured.job_sps.value if measured.job_sps else None)
-        notes.append(
-            f"{plan.slots} jobs run at once, each at {each} SPS; when fewer are left they would run faster, "
-            "which is not counted."
-        )
+        notes.append(f"{plan.slots} jobs run at once, each at {each} SPS.")
+    notes += [_tail(each.role, each.point.concurrency, own) for each, own in plans if own.tail]
     notes += _episode_notes(facts)
     if any(job.budget.unit == "hours" for job in facts.jobs):
         notes.append("A job with a budget in hours takes those hours at any settings: faster ones give it more steps.")
@@ -92,6 +91,18 @@ def _notes(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
         notes.append(note + (f"; its first iteration took {format_duration(first_s)}." if first_s else "."))
     notes += [*_search_notes(facts), *_price_notes(facts, plan)]
     return "\n".join(f"- {note}" for note in notes)
+
+
+def _tail(role: str, places: int, plan: Projection) -> str:
+    """What the hours of a plan assume of the jobs that are left while fewer run than may."""
+    begin = f"The {role} point runs up to {counted(places, 'job')} at once; when fewer are left they would run faster"
+    if not plan.open_end or not plan.least or not plan.hours:
+        return f"{begin}, which is counted by what was measured with fewer."
+    least, most = (hours(each, interval=False) for each in (plan.least, plan.hours))
+    return (
+        f"{begin}, which was not measured: {most} if each keeps its speed, {least} if those left share the whole. "
+        "Savings are the least that these leave."
+    )
 
 
 def _policies(facts: Facts) -> str:

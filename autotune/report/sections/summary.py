@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.report.facts import Facts, Measured
 from autotune.report.learning import checked, learning_of, loud_change
 from autotune.report.projection import HOUR_S
-from autotune.report.wording import UNKNOWN, against, code, counts, dollars, hours, speed, text
+from autotune.report.wording import UNKNOWN, against, code, counts, plan_dollars, plan_hours, speed, text
 from autotune.search.learning import remedy, sentences
 from autotune.stats import failure_rate_bound_per_hour
 from autotune.units import counted, format_duration, format_usd
@@ -54,10 +54,11 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
     together = f", {plan.slots} at a time" if plan.slots > 1 else ""
     count = len(plan.jobs)
     jobs = f"{count} jobs{together}" if count > 1 else "the one job"
-    lines = [f"**How long:** {hours(plan.hours)} for {jobs}{_episodes(facts)}."]
+    open_end = ", for how fast those left at the end are was not measured" if plan.open_end else ""
+    lines = [f"**How long:** {plan_hours(plan)} for {jobs}{open_end}{_episodes(facts)}."]
     if facts.price and plan.usd:
         at = f"at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})"
-        lines.append(f"**What it costs:** {dollars(plan.usd)} {at}.")
+        lines.append(f"**What it costs:** {plan_dollars(plan)} {at}.")
     else:
         lines.append(
             "**What it costs:** no price is known for this machine; give what an hour of it costs with `--price`, "
