@@ -146,3 +146,31 @@ def test_what_is_left_at_the_end_of_a_plan_is_said_for_every_plan_that_has_one(t
     # 6 million steps at 8,050, then 97 million at the 5,014 of one process
     assert "**How long:** 5h 34m (5h 25m to 5h 45m) for 4 jobs, 2 at a time." in first
     assert "17.45 USD and 8h 43m (61 %; 59 % to 90 %)" in first
+
+
+def test_a_measured_point_that_ends_unequal_jobs_sooner_is_named_at_once(tmp_path: Path) -> None:
+    """100 and 3 times 1 million steps: 14,306 s at 7,200 alone, at 8,050 two at a time anything from 12,795 s on."""
+    alone = Point(num_envs=32, batch_size=256)
+    rest = [row for row in search_trials() if row[1].requested != replace(BEST, concurrency=1)]
+    run = make_run(tmp_path, [("model", result(alone, 7200.0)), *rest], own_recipe=recipe(unequal(100e6)))
+    said = (
+        "**These jobs may end sooner at `num_envs=32 batch_size=256 concurrency=1`:** in 3h 58m (3h 51m to 4h 5m) and "
+    )
+    text = section(run, "summary")
+    assert said + "7.95 USD (7.72 to 8.19); the point above takes 3h 33m to 6h 54m, by how fast those left" in text
+    assert "What to do: search again with `concurrency = [1]` under `[knobs]`" in text
+    later = make_run(
+        tmp_path, [("model", result(alone, 7200.0)), *rest], own_recipe=recipe(unequal(100e6)[::-1]), name="later"
+    )
+    assert "What to do: put the longest job first, or search again" in section(later, "summary")
+    known = [*rest, ("model", result(replace(BEST, concurrency=1), 4100.0))]
+    measured = make_run(
+        tmp_path,
+        [("model", result(alone, 7200.0)), *known],
+        own_recipe=recipe(unequal(100e6)),
+        tuned=known[-2][1],
+        name="known",
+    )
+    assert "**These jobs end sooner at `num_envs=32 batch_size=256 concurrency=1`:**" in section(measured, "summary")
+    level = make_run(tmp_path, [("model", result(alone, 7200.0)), *rest], name="level")
+    assert "sooner" not in section(level, "summary")

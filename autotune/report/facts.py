@@ -14,10 +14,10 @@ from autotune.manifest import load_manifest
 from autotune.manifest_schema import Manifest
 from autotune.probe.recipe import load_recipe, rule_of_thumb
 from autotune.records import Job, Point, ProbeResult, Recipe
-from autotune.report.projection import Projection, Quantity, project
+from autotune.report.projection import Projection, Quantity, project, ratio
 from autotune.report.training import Training, load_training
 from autotune.runs import Run, load_device
-from autotune.search.confirm import at_fewer, published, winner
+from autotune.search.confirm import at_fewer, pool, published, winner
 from autotune.search.model import measured
 from autotune.search.outcome import found_in
 from autotune.search.result import StudyResult
@@ -89,6 +89,7 @@ class Facts:
         jobs: of the manifest, else of the recipe.
         hyperparameters: likewise.
         tuned: the manifest's point, else the best measured; None without a measurement.
+        stable: every point that was stable each time it was measured.
         tied: points whose intervals overlap the tuned one's.
         refused: points that were not run because the memory rule predicts a failure.
         edited: the manifest's point was never measured here (edited by hand, or from elsewhere).
@@ -111,6 +112,7 @@ class Facts:
     tuned: Measured | None = None
     baseline: Measured | None = None
     rule_of_thumb: Measured | None = None
+    stable: tuple[Measured, ...] = ()
     tied: tuple[Point, ...] = ()
     refused: int = 0
     edited: bool = False
@@ -137,6 +139,18 @@ class Facts:
         """Different points that were measured and stable."""
         stable = self.trials[self.trials["status"] == "ok"]
         return len(stable[["num_envs", "batch_size", "concurrency", "extra"]].drop_duplicates())
+
+    @property
+    def soonest(self) -> Measured | None:
+        """The stable point that ends the jobs soonest (by the upper end), None unless clearly before the tuned one."""
+        planned = self.projection(self.tuned)
+        plans = [(each, plan.hours) for each in self.stable if (plan := self.projection(each)) and plan.hours]
+        bounded = [(each, hours) for each, hours in plans if hours.high is not None]
+        best, hours = min(bounded, key=lambda pair: pair[1].high or 0.0, default=(None, None))
+        if hours is None or planned is None or planned.hours is None:
+            return None
+        left = ratio(hours, planned.hours)
+        return best if left.high is not None and left.high < 1 else None
 
     def projection(self, measured: Measured | None) -> Projection | None:
         """Hours and cost of all jobs at a measured point, None when it failed or there are no jobs."""
@@ -187,6 +201,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         jobs=jobs,
         hyperparameters=manifest.workload.hyperparameters if manifest else recipe.hyperparameters if recipe else {},
         tuned=tuned,
+        stable=tuple(each for entry in pool(history) if (each := measure_role("stable", entry.point, history))),
         tied=best[1] if best and best[0] == chosen else (),
         baseline=measure_role(
             "baseline", staged_point("baseline", records) or (recipe.baseline if recipe else None), history

@@ -15,8 +15,8 @@ def render(facts: Facts) -> str:
     """The answer for the one who pays."""
     if facts.tuned is None or facts.tuned.sps is None:
         return _nothing_tuned(facts)
-    lines = [*_what(facts, facts.tuned), *_projected(facts, facts.tuned), *_saved(facts), *_sure(facts, facts.tuned)]
-    lines.append(_next(facts))
+    lines = [*_what(facts, facts.tuned), *_projected(facts, facts.tuned), *_sooner(facts), *_saved(facts)]
+    lines += [*_sure(facts, facts.tuned), _next(facts)]
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -54,7 +54,7 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
     together = f", {plan.slots} at a time" if plan.slots > 1 else ""
     count = len(plan.jobs)
     jobs = f"{count} jobs{together}" if count > 1 else "the one job"
-    open_end = ", for how fast those left at the end are was not measured" if plan.open_end else ""
+    open_end = " (how fast those left at its end are was not measured)" if plan.open_end else ""
     lines = [f"**How long:** {plan_hours(plan)} for {jobs}{open_end}{_episodes(facts)}."]
     if facts.price and plan.usd:
         at = f"at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})"
@@ -65,6 +65,24 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
             "such as `autotune report --price 2.0`."
         )
     return lines
+
+
+def _sooner(facts: Facts) -> list[str]:
+    """What ends the jobs before the recommended point does, for that one makes the most steps in all, not the first."""
+    other, plan = facts.soonest, facts.projection(facts.tuned)
+    sooner = facts.projection(other)
+    if other is None or plan is None or sooner is None:
+        return []
+    usd = f" and {plan_dollars(sooner)}" if facts.price else ""
+    unsure = ", by how fast those left at its end are, which was not measured" if plan.open_end else ""
+    lengths = [job.hours.value for job in plan.jobs if job.hours]
+    order = "" if lengths[0] == max(lengths) else "put the longest job first, or "
+    return [
+        f"**These jobs {'may ' if plan.open_end else ''}end sooner at {code(other.point.label())}:** in "
+        f"{plan_hours(sooner)}{usd}; the point above takes {plan_hours(plan)}{unsure}. It makes the most steps per "
+        f"second with all places taken, and these jobs leave some empty. What to do: {order}search again with "
+        f"`concurrency = [{other.point.concurrency}]` under `[knobs]` in the recipe."
+    ]
 
 
 def _episodes(facts: Facts) -> str:
