@@ -174,3 +174,13 @@ def test_a_measured_point_that_ends_unequal_jobs_sooner_is_named_at_once(tmp_pat
     assert "**These jobs end sooner at `num_envs=32 batch_size=256 concurrency=1`:**" in section(measured, "summary")
     level = make_run(tmp_path, [("model", result(alone, 7200.0)), *rest], name="level")
     assert "sooner" not in section(level, "summary")
+
+
+def test_search_and_report_state_the_same_interval(tmp_path: Path) -> None:
+    """The launch-to-launch spread is pooled over all points, not of each point alone."""
+    final = ("final", result(Point(num_envs=8, batch_size=256), 1010.0, width=0.02, grade="final"))
+    facts = priced_facts(make_run(tmp_path, [*search_trials()[:-1], final, *changed(sps=8600.0)[-1:]]))
+    assert facts.search is not None and facts.search.baseline is not None
+    assert facts.baseline is not None and facts.baseline.sps is not None
+    assert facts.baseline.sps.low == facts.search.baseline.sps_low
+    assert facts.baseline.sps.high == facts.search.baseline.sps_high

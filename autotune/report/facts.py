@@ -274,7 +274,7 @@ def measure_role(role: str, point: Point | None, history: Sequence[ProbeResult])
         return None
     good = measured(own)
     finals = [result for result in good if result.grade == "final"]
-    result = published(own, point) if good else own[-1]
+    result = published(history, point) if good else own[-1]
     return Measured(
         role=role,
         point=point,
