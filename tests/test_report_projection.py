@@ -3,7 +3,7 @@ import math
 import pytest
 
 from autotune.errors import UsageError
-from autotune.records import Budget, Job
+from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.report.availability import (
     availability,
     best_checkpoint_interval_s,
@@ -18,6 +18,7 @@ from autotune.report.projection import (
     savings,
     tied,
 )
+from autotune.search.result import ratio as measured_ratio
 from autotune.search.worth import makespan
 from autotune.stats import failure_rate_bound_per_hour, failure_rate_mean_per_hour
 
@@ -236,3 +237,24 @@ def test_a_job_in_hours_takes_them_beside_any_other() -> None:
     jobs = [Job(id="h", env="x", seed=0, budget=Budget(unit="hours", amount=3)), steps_job("s", 3600)]
     plan = project(jobs, Quantity(value=1, low=0.9, high=1.1), 2, fewer={1: Quantity(value=2, low=1.9, high=2.1)})
     assert plan.hours == Quantity(value=3, low=3, high=3) and plan.least == plan.hours
+
+
+@pytest.mark.parametrize("times", [1.02, 1.05, 1.07, 1.1, 1.3, 2.0])
+@pytest.mark.parametrize("errors", [(0.03, 0.05), (0.2, 0.03), (0.9, 0.2), (1.2, 0.1)])
+def test_search_and_report_agree_about_ties(times: float, errors: tuple[float, float]) -> None:
+    speeds = [(1000 * times, errors[0]), (1000.0, errors[1])]
+    tuned, reference = (
+        ProbeResult(
+            requested=Point(num_envs=8, batch_size=32), status="ok", grade="quick",
+            sps=sps, sps_low=max(0.0, sps * (1 - error)), sps_high=sps * (1 + error),
+        )
+        for sps, error in speeds
+    )  # fmt: skip
+    compared = measured_ratio(tuned, reference)
+    assert compared is not None
+    plans = [
+        project([steps_job("a", 1e8)], Quantity(value=each.sps or 0, low=each.sps_low, high=each.sps_high), 1)
+        for each in (reference, tuned)
+    ]
+    saved = savings(*plans)
+    assert saved is not None and saved.tied == (compared[1] <= 1 <= compared[2])

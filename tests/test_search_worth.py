@@ -9,6 +9,7 @@ from analytic_surface import write_surface
 from autotune.executors.replay import ReplayExecutor, surface_recipe
 from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.runs import create_run
+from autotune.search.precision import stated_error
 from autotune.search.result import economy
 from autotune.search.study import run_study
 from autotune.search.worth import pays, training_s
@@ -87,3 +88,8 @@ def test_what_the_search_cost_and_saves_is_said(tmp_path):
     assert f"({saved_usd:,.2f} USD) against the baseline" in text
     assert "against the rule of thumb" in text
     assert "no failure in" in text and "per hour" in text
+
+
+def test_an_interval_that_ends_at_0_is_as_wide_as_its_upper_half():
+    wide = replace(at(1, 100.0), sps_low=0.0, sps_high=296.0)
+    assert stated_error(wide) == pytest.approx(1.0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from autotune.errors import UsageError
 from autotune.records import Budget, Job
 from autotune.search.worth import job_speeds, job_steps, spans
+from autotune.stats import log_ratio
 
 HOUR_S = 3600.0
 DAY_HOURS = 24.0
@@ -268,17 +269,8 @@ def _last(plan: Mapping[str, Sequence[tuple[float, float]]]) -> Quantity:
 
 
 def ratio(a: Quantity, b: Quantity) -> Quantity:
-    """How many times `b` is `a`; the two are independent, so the errors of their logarithms add in quadrature.
-
-    Each end keeps its own distance (MOVER: Donner & Zou 2012, "Closed-form confidence intervals for
-    functions of the normal mean and standard deviation", on the logarithms).
-    """
-    value = a.value / b.value
-    low = high = None
-    if a.low and b.high:
-        low = value * math.exp(-math.hypot(math.log(a.value / a.low), math.log(b.high / b.value)))
-    if a.high and b.low:
-        high = value * math.exp(math.hypot(math.log(a.high / a.value), math.log(b.value / b.low)))
+    """How many times `b` is `a`, see `stats.log_ratio`."""
+    value, low, high = log_ratio((a.value, a.low, a.high), (b.value, b.low, b.high))
     return Quantity(value=value, low=low, high=high)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from autotune.records import Point, ProbeResult
-from autotune.stats import LAUNCH_FRACTION, launch_spread
+from autotune.stats import LAUNCH_FRACTION, Interval, launch_spread
 
 NORMAL_95 = 1.96
 DEFAULT_ERROR = 0.03
@@ -16,10 +16,21 @@ EPOCH_FLAG = "epoch "
 
 
 def stated_error(result: ProbeResult) -> float:
-    """Standard error of a result as a fraction, from its 95 % interval; 3 % where it states none."""
+    """Standard error of a result as a fraction, from its 95 % interval; 3 % where it states none.
+
+    From the upper half, for the lower one ends at 0 at the latest.
+    """
     if result.sps is None or result.sps_low is None or result.sps_high is None or result.sps <= 0:
         return DEFAULT_ERROR
-    return max(_LEAST, (result.sps_high - result.sps_low) / (2 * NORMAL_95 * result.sps))
+    return max(_LEAST, (result.sps_high - result.sps) / (NORMAL_95 * result.sps))
+
+
+def interval_of(result: ProbeResult) -> Interval:
+    """A result's throughput with its 95 % interval, by `stated_error` where it states none."""
+    sps = result.sps or 0.0
+    half = NORMAL_95 * DEFAULT_ERROR * sps
+    known = result.sps_low is not None and result.sps_high is not None
+    return (sps, result.sps_low, result.sps_high) if known else (sps, sps - half, sps + half)
 
 
 def window_error(result: ProbeResult) -> float:

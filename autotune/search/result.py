@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.records import STATUSES, Point, ProbeResult
 from autotune.search.knobs import KnobDecision
 from autotune.search.plan import Ending
-from autotune.search.precision import NORMAL_95, stated_error
+from autotune.search.precision import interval_of
 from autotune.search.sharing import SharingGain
 from autotune.search.trials import TrialRecord
-from autotune.stats import LAUNCH_FRACTION, failure_rate_bound_per_hour
+from autotune.stats import LAUNCH_FRACTION, failure_rate_bound_per_hour, log_ratio
 from autotune.units import counted, format_count, format_duration, format_usd
 from autotune.workloads.learning import LearningChange
 
@@ -97,15 +98,11 @@ class StudyResult:
 
 
 def ratio(tuned: ProbeResult, other: ProbeResult) -> tuple[float, float, float] | None:
-    """The tuned throughput over another's with its 95 % interval; None when either is unknown.
-
-    The logarithms' errors add in quadrature (independent launches).
-    """
+    """The tuned throughput over another's with its 95 % interval (`stats.log_ratio`); None when either is unknown."""
     if not tuned.sps or not other.sps:
         return None
-    value = tuned.sps / other.sps
-    error = NORMAL_95 * (stated_error(tuned) ** 2 + stated_error(other) ** 2) ** 0.5
-    return value, max(0.0, value * (1 - error)), value * (1 + error)
+    value, low, high = log_ratio(interval_of(tuned), interval_of(other))
+    return value, low or 0.0, high or math.inf
 
 
 def sentence(found: StudyResult) -> str:
