@@ -46,3 +46,21 @@ def test_a_single_job_is_searched_with_one_process():
     assert one.baseline.concurrency == 1
     stubborn = with_jobs(replace(recipe, knobs={**recipe.knobs, "concurrency": (2, 4)}), recipe.jobs[:1])
     assert {point.concurrency for point in space_of(stubborn).points} == {1}
+
+
+def test_the_recommended_point_is_compared_not_a_lucky_one():
+    """Four processes look fastest in one noisy window; the two that are recommended gain clearly."""
+    lucky, sure = measured(4, 1500, half=0.3), measured(2, 1400, half=0.03)
+    history = [measured(1, 1000), lucky, sure]
+    assert sharing_gain(history, sure.requested).sentence.startswith("sharing pays here: 2 processes reach 1.40x [")
+    assert sharing_gain(history).point == sure.requested, "the best lower end"
+    alone = measured(1, 900, num_envs=8)
+    assert sharing_gain([*history, alone], alone.requested).alone == alone.requested
+
+
+def test_no_verdict_stands_beside_a_recommendation_that_it_contradicts():
+    alone, two = measured(1, 1000), measured(2, 1020)
+    tied = sharing_gain([alone, two], two.requested, [alone.requested])
+    assert tied.sentence.startswith("sharing does not pay here: ")
+    untied = sharing_gain([alone, two], two.requested)
+    assert untied.sentence.startswith("whether sharing pays here is not settled: 2 processes reach 1.02x [")

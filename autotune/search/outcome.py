@@ -134,7 +134,7 @@ def conclude(recipe: Recipe, problem: Problem, account: Account, *, thumb: Point
         rule_of_thumb_training_s=_least_s(jobs, rule_of_thumb, length, history),
         launch_fraction=launch_fraction(history),
         knobs=knobs.concluded(recipe, tuning) if tuning else (),
-        sharing=sharing_gain(history),
+        sharing=sharing_gain(history, best.point, [entry.point for entry in tied]),
         learning=learning_change(recipe, result, baseline),
     )
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autotune.records import Point, ProbeResult
-from autotune.search.confirm import pool
-from autotune.search.precision import NORMAL_95
+from autotune.search.confirm import Pooled, pool
+from autotune.stats import log_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +37,35 @@ class SharingGain:
         return self.low > 1
 
 
-def sharing_gain(history: Sequence[ProbeResult]) -> SharingGain | None:
+def sharing_gain(
+    history: Sequence[ProbeResult], recommended: Point | None = None, tied: Sequence[Point] = ()
+) -> SharingGain | None:
     """What sharing the device gains, None unless both ways were measured as stable.
 
-    The logarithms' errors add in quadrature (independent launches); both sides are the best of several points.
+    Either side is the recommended point where it is of that kind, else the one with the best lower end of its
+    interval: the highest of many noisy measurements is usually a lucky one.
+
+    Args:
+        history: what was measured.
+        recommended: by the search.
+        tied: with it.
     """
     entries = pool(history)
-    together = next((entry for entry in entries if entry.point.concurrency > 1), None)
-    alone = next((entry for entry in entries if entry.point.concurrency == 1), None)
+    together = _best([entry for entry in entries if entry.point.concurrency > 1], recommended)
+    alone = _best([entry for entry in entries if entry.point.concurrency == 1], recommended)
     if together is None or alone is None:
         return None
-    gain = together.sps / alone.sps
-    spread = math.exp(NORMAL_95 * math.hypot(together.error_sps / together.sps, alone.error_sps / alone.sps))
-    low, high = gain / spread, gain * spread
+    gain, low, high = log_ratio(*((entry.sps, entry.low, entry.high) for entry in (together, alone)))
+    low, high = low or 0.0, high or math.inf
     reach = f"{together.point.concurrency} processes reach {gain:.2f}x [{low:.2f}, {high:.2f}] of one"
-    verdict = "sharing pays here" if low > 1 else "sharing does not pay here"
+    chosen = recommended is not None and min(point.concurrency for point in (recommended, *tied)) > 1
+    against = "whether sharing pays here is not settled" if chosen else "sharing does not pay here"
+    verdict = "sharing pays here" if low > 1 else against
     return SharingGain(
         point=together.point, alone=alone.point, gain=gain, low=low, high=high, sentence=f"{verdict}: {reach}"
     )
+
+
+def _best(entries: Sequence[Pooled], recommended: Point | None) -> Pooled | None:
+    own = [entry for entry in entries if entry.point == recommended]
+    return max(own or entries, key=lambda entry: entry.low, default=None)
