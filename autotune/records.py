@@ -253,7 +253,9 @@ class ProbeResult:
         iterations: in the window, over all processes.
         phase_seconds: seconds per env step by phase, mean over processes.
         reset_fraction: reset rows / all rows in the window.
-        episode_steps: mean env steps per finished game in the window.
+        episode_steps: mean env steps of a game, over the processes of `game_steps`.
+        games: that ended since its start, by process.
+        game_steps: mean env steps of a game by process (`stats.game_steps`), None where too few ended.
         vram_peak_bytes: all processes, framework and context included, None without a GPU.
         framework_peak_bytes: the framework's own peak, summed over processes.
         vram_process_bytes: peak of what NVML attributes to the probe's processes, None where it does not.
@@ -293,6 +295,8 @@ class ProbeResult:
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
     reset_fraction: float | None = None
     episode_steps: float | None = None
+    games: tuple[int, ...] = ()
+    game_steps: tuple[float | None, ...] = ()
     vram_peak_bytes: int | None = None
     framework_peak_bytes: int | None = None
     vram_process_bytes: int | None = None

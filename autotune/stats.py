@@ -14,6 +14,8 @@ Interval = tuple[float, float | None, float | None]
 LAUNCH_FRACTION = 0.015
 """Launch-to-launch deviation until repeats show it: Breakout on two CPU cores shows 1.8 % (15 launches) and 2.7 % (20),
 and intervals that assume 1 % cover 29 of those 35, with 1.5 % 31."""
+GAMES_PER_ENV = 2.0
+"""Games that must have ended in each environment, on average, before their length is stated."""
 _BATCHES = 12
 _SINGLE_BELOW = 16
 _PRIOR_CORRELATION = 0.4
@@ -201,6 +203,31 @@ def log_ratio(a: Interval, b: Interval) -> Interval:
     if a[2] and b[1] and b[1] > 0:
         high = value * math.exp(math.hypot(math.log(a[2] / a[0]), math.log(b[0] / b[1])))
     return value, low, high
+
+
+def game_steps(executed: float, lengths: Sequence[float], envs: int) -> float | None:
+    """Mean env steps of a game from what environments did since their first one began; None when too few ended.
+
+    Those that ended are the shorter ones (steps per ended game are down to half the mean), while steps executed over
+    games ended charge the running ones in full. After t steps in each environment a renewal process has on average
+    t / mean + (c^2 - 1) / 2 ends, c the deviation of a length over its mean (Cox 1962, Renewal Theory, section 4.5);
+    c is taken from the games that ended, at most 1.
+
+    Args:
+        executed: env steps, of all environments.
+        lengths: of the games that ended, in env steps.
+        envs: how many environments.
+    """
+    if len(lengths) < max(GAMES_PER_ENV * envs, 2):
+        return None
+    variation = float(np.std(lengths) / np.mean(lengths))
+    return executed / (len(lengths) + envs * (1 - min(1.0, variation**2)) / 2)
+
+
+def pooled_game_steps(games: Sequence[int], lengths: Sequence[float | None]) -> float | None:
+    """Mean of the lengths that are known, each with the weight of the games behind it."""
+    known = [(count, length) for count, length in zip(games, lengths, strict=True) if length]
+    return sum(count * length for count, length in known) / sum(count for count, _ in known) if known else None
 
 
 def failure_rate_bound_per_hour(failures: int, hours: float, confidence: float = 0.95) -> float:

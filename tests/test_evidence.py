@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from fake_host import GIB, host
 from fake_nvml import FakeNvml
 
+from autotune.codec import from_json, to_json
 from autotune.device.inspect import inspect_device
 from autotune.executors.cgroup import MemoryGroup
 from autotune.executors.evidence import Evidence, conclude
@@ -109,3 +111,13 @@ def test_a_crash_by_the_limit_on_memory_is_oom(tmp_path: Path, kills: int, statu
 def test_steps_carry_what_the_session_counts() -> None:
     work = Work(env_steps=1, metrics={"alloc_retries": 2.0})
     assert Step.from_message(step_message(work, 1.0, 0.0)).metrics == {"alloc_retries": 2.0}
+
+
+def test_games_are_counted_from_the_start_by_process() -> None:
+    """8 environments: 62 games of 50 steps end in 31 iterations of 100 steps; a second process sees too few."""
+    own = [replace(step, lengths=(50, 50)) for step in STEPS]
+    result = result_of(SEEN, steps=[own, STEPS], opened=[own[10:], STEPS[10:]])
+    assert result.games == (62, 0)
+    assert result.game_steps == (pytest.approx(3100 / (62 + 8 / 2)), None)
+    assert result.episode_steps == result.game_steps[0]
+    assert from_json(ProbeResult, to_json(result)).game_steps == result.game_steps

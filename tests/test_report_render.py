@@ -271,14 +271,35 @@ def test_long_quiet_run_bounds_the_cost(tmp_path: Path) -> None:
 
 
 def test_episodes_by_measured_length(tmp_path: Path) -> None:
+    """400 games in 8 environments: 1.96 / sqrt(400), and a quarter of the 8 that run at the end, of 400."""
     jobs = [Job(id="p", env="Pong-v5", seed=0, budget=Budget(unit="episodes", amount=3600))]
-    measured = result(Point(num_envs=8, batch_size=256), 1000.0, episode_steps=2000.0)
+    measured = result(Point(num_envs=8, batch_size=256), 1000.0, games=(400,), game_steps=(2000.0,))
     markdown = report(make_run(tmp_path, [("baseline", measured)], own_recipe=recipe(jobs)))
-    assert "**How long:** 2h " in markdown
-    assert "if a game goes on taking 2,000 env steps as measured" in markdown
-    assert "by the measured 2,000 env steps per episode" in markdown
-    blind = make_run(tmp_path, [("baseline", replace(measured, episode_steps=None))], own_recipe=recipe(jobs), name="b")
-    assert "no episode ended while measuring" in report(blind)
+    assert (
+        "**How long:** about 2h for the one job, if a game goes on taking 2,000 env steps (± 10 %; 400 games"
+        in markdown
+    )
+    assert "ended) as measured." in markdown and "**What it costs:** about 4.00 USD at" in markdown
+    assert "The length taken for each job: p its own." in markdown
+    few = replace(measured, games=(15,), game_steps=(None,))
+    blind = report(make_run(tmp_path, [("baseline", few)], own_recipe=recipe(jobs), name="b"))
+    assert "too few episodes ended while measuring to turn them into steps; 2 or more in each environment" in blind
+
+
+def test_a_games_length_is_pooled_over_probes_and_never_said_to_be_measured_of_another(tmp_path: Path) -> None:
+    jobs = [
+        Job(id=env.lower(), env=env, seed=0, budget=Budget(unit="episodes", amount=900)) for env in ("Pong", "Boxing")
+    ]
+    point = Point(num_envs=8, batch_size=256)
+    probes = [result(point, 1000.0, games=(300,), game_steps=(1900.0,))]
+    probes += [result(point, 1000.0, games=(100,), game_steps=(2300.0,)), result(point, 1000.0, games=(9,))]
+    markdown = report(make_run(tmp_path, [("baseline", probe) for probe in probes], own_recipe=recipe(jobs)))
+    said = (
+        "if a game of Boxing, not measured, is as long as those of Pong, which take 2,000 env steps (± 11 %; 400 games"
+    )
+    assert said in markdown and "as measured" not in markdown
+    assert "The length taken for each job: pong its own, boxing that of the others." in markdown
+    assert "**How long:** about 1h for 2 jobs" in markdown
 
 
 def train_files(run: Run, rows: list[str], *events: dict[str, object]) -> None:
@@ -300,7 +321,7 @@ def test_training_beside_the_prediction(tmp_path: Path) -> None:
     cells = [cell.strip() for cell in rows[-1].split("|")[1:-1]]
     assert cells == ["game-1", "724,500", "20", "3m 20s", "3,622", "-10 %", "2.5", "1"]
     assert "In training: one crash in 3m 20s" in files.markdown.read_text()
-    assert gather(run).steps_per_episode["Game1-v5"] == pytest.approx(724500 / 20)
+    assert gather(run).game_lengths["Game1-v5"].steps == pytest.approx(724500 / 20)
 
 
 def test_only_training(tmp_path: Path) -> None:

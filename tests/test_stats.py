@@ -8,6 +8,7 @@ from autotune.stats import (
     Trace,
     batch_rates,
     estimate,
+    game_steps,
     launch_spread,
     sampling_half_width,
     shrunk_correlation,
@@ -130,3 +131,36 @@ def test_intervals_with_the_pooled_spread_cover_the_truth(prior, spread, least):
         own = 1000.0 * np.exp(rng.normal(0, spread, 3) + rng.normal(0, 0.005, 3))
         covered += abs(own.mean() - 1000.0) <= 1.96 * 1000.0 * math.hypot(found, 0.005) / math.sqrt(3)
     assert least <= covered <= 970
+
+
+WIDE = math.log(1 + 1.5**2)
+"""Variance of the logarithm of lengths that deviate by 1.5 times their mean."""
+
+
+@pytest.mark.parametrize(
+    ("draw", "low", "high"),
+    [
+        (lambda _: 1000.0, 0.8, 1.2),
+        (lambda rng: rng.gamma(1 / 0.16, 160.0), 0.93, 1.07),
+        (lambda rng: rng.exponential(1000.0), 0.83, 1.13),
+        (lambda rng: rng.lognormal(math.log(1000.0) - WIDE / 2, math.sqrt(WIDE)), 0.65, 1.25),
+    ],
+    ids=["constant", "usual", "exponential", "wide"],
+)
+@pytest.mark.parametrize("steps", [2700, 3900, 12500])
+def test_running_games_count_in_a_games_length(draw, low, high, steps):
+    """128 environments for some thousand steps each, games of 1,000 on average."""
+    rng = np.random.default_rng(5)
+    ended = []
+    for _ in range(128):
+        played = 0.0
+        while (played := played + (length := draw(rng))) <= steps:
+            ended.append(length)
+    found = game_steps(128 * steps, ended, 128)
+    assert found is not None and low < found / 1000 < high
+
+
+def test_too_few_games_have_no_length():
+    assert game_steps(1000, [], 8) is None
+    assert game_steps(1000, [50.0] * 15, 8) is None
+    assert game_steps(1000, [50.0] * 16, 8) == pytest.approx(1000 / 20)

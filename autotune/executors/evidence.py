@@ -17,7 +17,7 @@ from autotune.executors.window import Step
 from autotune.machine import DeviceInfo
 from autotune.meters.summary import energy_j, first, mean, peak, rate
 from autotune.records import REFUSED, ProbeRequest, ProbeResult, Reading, Status
-from autotune.stats import estimate, summed_batch_rates, window_noise
+from autotune.stats import estimate, game_steps, pooled_game_steps, summed_batch_rates, window_noise
 from autotune.store import canonical_json, durable_write, make_folder
 
 _NOISE_WINDOW_S = 10.0
@@ -100,7 +100,7 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
     )
     opened = state.opened if state.opened and state.status == "ok" else ()
     if opened:
-        result = _measured(result, opened, readings)
+        result = _games(_measured(result, opened, readings), state.steps)
         if request.workload == "command":  # its resets are its own affair
             result = replace(result, reset_fraction=None)
     return judge(Seen(result=result, readings=readings, device=device, limits=request.limits, opened=opened))
@@ -135,7 +135,6 @@ def _measured(result: ProbeResult, opened: Sequence[Sequence[Step]], readings: S
         iterations=figures.iterations,
         phase_seconds=window.phase_seconds(opened),
         reset_fraction=sums["reset_rows"] / rows if rows else None,
-        episode_steps=sums["game_steps"] / sums["games"] if sums["games"] else None,
         cpu_cores=rate(readings, "cpu_seconds", begin_s, end_s),
         others_cpu_cores=None if others_cores is None else max(0.0, others_cores),
         gpu_utilisation=mean(readings, "gpu_utilisation", begin_s, end_s),
@@ -143,6 +142,18 @@ def _measured(result: ProbeResult, opened: Sequence[Sequence[Step]], readings: S
         energy_j=energy_j(readings, begin_s, end_s),
         flags=("one launch", *(("extrapolated",) if sliced else ())),
     )
+
+
+def _games(result: ProbeResult, steps: Sequence[Sequence[Step]]) -> ProbeResult:
+    """With what the games say that were played since the processes' start, what the window discards included."""
+    told, asked = result.effective.get("num_envs"), result.requested.num_envs
+    envs = told if isinstance(told, int) else asked
+    lengths = [[length for step in own for length in step.lengths] for own in steps]
+    found = tuple(
+        game_steps(sum(step.env_steps for step in own), ended, envs) for own, ended in zip(steps, lengths, strict=True)
+    )
+    games = tuple(len(ended) for ended in lengths)
+    return replace(result, games=games, game_steps=found, episode_steps=pooled_game_steps(games, found))
 
 
 def _vram_peak(readings: Sequence[Reading], alone: bool) -> float | None:

@@ -100,13 +100,11 @@ def trace(opened: Sequence[Step]) -> Trace:
 
 
 def totals(opened: Sequence[Sequence[Step]]) -> dict[str, float]:
-    """Sums over the windows of all processes: env steps, reset rows, games and their lengths."""
+    """Sums over the windows of all processes: env steps and reset rows."""
     measured = [step for steps in opened for step in steps[1:]]
     return {
         "env_steps": sum(step.env_steps for step in measured),
         "reset_rows": sum(step.reset_rows for step in measured),
-        "games": sum(len(step.lengths) for step in measured),
-        "game_steps": sum(sum(step.lengths) for step in measured),
     }
 
 

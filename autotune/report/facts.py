@@ -18,6 +18,7 @@ from autotune.report.projection import Projection, Quantity, project, ratio
 from autotune.report.training import Training, load_training
 from autotune.runs import Run, load_device
 from autotune.search.confirm import at_fewer, pool, published, winner
+from autotune.search.episodes import GameLength, game_lengths, steps_of, with_stand_ins
 from autotune.search.model import measured
 from autotune.search.outcome import found_in
 from autotune.search.result import StudyResult
@@ -95,7 +96,7 @@ class Facts:
         edited: the manifest's point was never measured here (edited by hand, or from elsewhere).
         spent_s: search seconds.
         budget_s: what the search was given.
-        steps_per_episode: by environment, measured.
+        game_lengths: by environment of the jobs, empty where too few games ended.
         trained_env_steps: by job, of the policy that its probes began with; empty when all were untrained.
         search: what it found as a whole; None for other runs, and where nothing was stable.
         price: None when not known.
@@ -118,7 +119,7 @@ class Facts:
     edited: bool = False
     spent_s: float | None = None
     budget_s: float | None = None
-    steps_per_episode: Mapping[str, float] = field(default_factory=dict)
+    game_lengths: Mapping[str, GameLength] = field(default_factory=dict)
     trained_env_steps: Mapping[str, int] = field(default_factory=dict)
     search: StudyResult | None = None
     training: Training | None = None
@@ -141,6 +142,11 @@ class Facts:
         return len(stable[["num_envs", "batch_size", "concurrency", "extra"]].drop_duplicates())
 
     @property
+    def counts_games(self) -> bool:
+        """Whether a job's budget is in episodes: then hours are no surer than the length of a game."""
+        return any(job.budget.unit == "episodes" for job in self.jobs)
+
+    @property
     def soonest(self) -> Measured | None:
         """The stable point that ends the jobs soonest (by the upper end), None unless clearly before the tuned one."""
         planned = self.projection(self.tuned)
@@ -161,7 +167,7 @@ class Facts:
             measured.job_sps,
             measured.point.concurrency,
             price_usd_per_hour=self.price.usd_per_hour if self.price else None,
-            steps_per_episode=self.steps_per_episode,
+            steps_per_episode=steps_of(self.game_lengths),
             fewer=measured.fewer,
         )
 
@@ -211,7 +217,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         edited=manifest is not None and bool(records) and tuned is None,
         spent_s=finite(state.get("spent_s")),
         budget_s=finite(state.get("budget_s")),
-        steps_per_episode=episode_lengths(jobs, history, training),
+        game_lengths=episode_lengths(jobs, recipe.jobs if recipe else jobs, history, training),
         trained_env_steps=trained_env_steps(begun) if isinstance(begun := state.get("checkpoints"), dict) else {},
         search=found,
         training=training,
@@ -298,9 +304,9 @@ def staged_point(stage: str, records: Sequence[TrialRecord]) -> Point | None:
     return next((r.result.requested for r in reversed(records) if r.stage.replace("_", " ") == stage), None)
 
 
-def episode_lengths(jobs: Sequence[Job], history: Sequence[ProbeResult], training: Training | None) -> dict[str, float]:
-    """Measured env steps per episode by environment: in training, else in the newest probe that saw an episode end."""
-    probed = next((length for result in reversed(history) if (length := finite(result.episode_steps))), None)
-    trained = training.steps_per_episode(jobs) if training else {}
-    lengths = {job.env: trained.get(job.env, probed) for job in jobs}
-    return {env: length for env, length in lengths.items() if length}
+def episode_lengths(
+    jobs: Sequence[Job], probed: Sequence[Job], history: Sequence[ProbeResult], training: Training | None
+) -> dict[str, GameLength]:
+    """Env steps of a game by environment of the jobs: in training, else in the probes, which ran the jobs `probed`."""
+    known = {env: length for env, length in game_lengths(probed, history).items() if length.measured}
+    return with_stand_ins(jobs, known | (training.game_lengths(jobs) if training else {}))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from autotune.errors import UsageError
 from autotune.records import Budget, Job
-from autotune.search.worth import job_speeds, job_steps, spans
+from autotune.search.worth import episode_steps, job_speeds, job_steps, spans
 from autotune.stats import log_ratio
 
 HOUR_S = 3600.0
@@ -164,15 +164,11 @@ def project(
         steps_per_episode: measured, by environment or one for all.
         fewer: agent steps per second of fewer jobs together, by how many run.
     """
-
-    def lookup(job: Job) -> float | None:
-        return steps_per_episode.get(job.env) if isinstance(steps_per_episode, Mapping) else steps_per_episode
-
     budgets = {job.id: job.budget for job in jobs}
-    hours = {job.id: job_hours(job.budget, job_sps, lookup(job)) for job in jobs}
+    hours = {job.id: job_hours(job.budget, job_sps, episode_steps(job, steps_per_episode)) for job in jobs}
     steps: dict[str, float | None] = {}
     for job in jobs:
-        known = job_steps(job.budget, lookup(job))
+        known = job_steps(job.budget, episode_steps(job, steps_per_episode))
         steps[job.id] = job_sps.value * HOUR_S * job.budget.amount if job.budget.unit == "hours" else known
     return _projection(budgets, hours, steps, {**(fewer or {}), slots: job_sps.scaled(slots)}, price_usd_per_hour)
 

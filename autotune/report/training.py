@@ -11,6 +11,8 @@ import pandas as pd
 
 from autotune.records import Job
 from autotune.runs import Run
+from autotune.search.episodes import GameLength
+from autotune.search.precision import NORMAL_95
 from autotune.store import read_lines
 from autotune.worker.metrics import read_metrics
 
@@ -46,9 +48,12 @@ class TrainedJob:
         return self.env_steps / self.seconds if self.env_steps and self.seconds else None
 
     @property
-    def steps_per_episode(self) -> float | None:
+    def game_length(self) -> GameLength | None:
         """Mean length of a game so far."""
-        return self.env_steps / self.episodes if self.env_steps and self.episodes else None
+        if not self.env_steps or not self.episodes:
+            return None
+        error_fraction, games = NORMAL_95 / math.sqrt(self.episodes), int(self.episodes)
+        return GameLength(steps=self.env_steps / self.episodes, error_fraction=error_fraction, games=games)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +80,10 @@ class Training:
         """Crashes of all jobs."""
         return sum(job.crashes for job in self.jobs)
 
-    def steps_per_episode(self, jobs: Sequence[Job]) -> dict[str, float]:
+    def game_lengths(self, jobs: Sequence[Job]) -> dict[str, GameLength]:
         """Mean length of a game by environment, for the environments of these jobs that finished any."""
         env_of = {job.id: job.env for job in jobs}
-        known = [(env_of[job.id], job.steps_per_episode) for job in self.jobs if job.id in env_of]
-        return {env: length for env, length in known if length}
+        return {env_of[job.id]: length for job in self.jobs if job.id in env_of and (length := job.game_length)}
 
 
 def load_training(run: Run) -> Training | None:

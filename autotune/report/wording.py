@@ -12,9 +12,14 @@ from tabulate import tabulate
 from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S, Projection, Quantity, Savings, savings
 from autotune.search.result import ratio
+from autotune.stats import GAMES_PER_ENV
 from autotune.units import counted, format_count, format_duration, format_usd
 
 UNKNOWN = "unknown"
+MORE_GAMES = (
+    f"{GAMES_PER_ENV:g} or more in each environment are needed: measure longer, with fewer environments "
+    "(`--try num_envs=8,...`), or give budgets in steps"
+)
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#!])")
 
 
@@ -59,6 +64,24 @@ def percent(fraction: float | None) -> str:
 def signed_percent(fraction: float) -> str:
     """``0.031`` -> ``+3.1 %``."""
     return ("+" if fraction >= 0 else "") + percent(fraction)
+
+
+def games(facts: Facts) -> str:
+    """What the hours of budgets in episodes assume of the games' length; of which games it was measured."""
+    lengths = facts.game_lengths
+    own = sorted((length for length in lengths.values() if length.measured), key=lambda length: length.steps)
+    span = " to ".join(dict.fromkeys(counts(each.steps) for each in (own[0], own[-1])))
+    error = percent(max(length.error_fraction for length in own))
+    ended = counted(sum(length.games for length in own), "game")
+    said = f"{span} env steps (± {error}; {ended} ended)"
+    others = [env for env, length in lengths.items() if not length.measured]
+    if not others:
+        return f"if a game goes on taking {said} as measured"
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return (
+        f"if a game of {text(', '.join(others[:3]))}{more}, not measured, is as long as those of "
+        f"{text(', '.join(env for env, length in lengths.items() if length.measured))}, which take {said}"
+    )
 
 
 def times(value: float | None) -> str:

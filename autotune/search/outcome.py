@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -12,6 +12,7 @@ from autotune.machine import DeviceInfo
 from autotune.records import Job, Point, ProbeResult, Recipe
 from autotune.runs import Run
 from autotune.search import confirm, knobs
+from autotune.search.episodes import game_lengths, steps_of
 from autotune.search.memory import memory_limits
 from autotune.search.plan import Ending, thumb_point
 from autotune.search.precision import launch_fraction
@@ -20,7 +21,7 @@ from autotune.search.result import StudyResult
 from autotune.search.sharing import sharing_gain
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, comparable_history, load_trials
-from autotune.search.worth import episode_steps, training_s
+from autotune.search.worth import training_s
 from autotune.units import counted
 from autotune.workloads.learning import LearningChange, learning_of
 
@@ -112,7 +113,7 @@ def conclude(recipe: Recipe, problem: Problem, account: Account, *, thumb: Point
     # lighter points were measured before any further knob moved
     heaviest = replace(best.point, extra=tuning.incumbent.extra) if tuning else best.point
     baseline, rule_of_thumb = _stated(history, recipe.baseline), _stated(history, thumb)
-    length = episode_steps(history)
+    length = steps_of(game_lengths(recipe.jobs, every))
     jobs = () if recipe.workload == "replay" else recipe.jobs  # a surface plans no training
     return StudyResult(
         point=best.point,
@@ -140,7 +141,7 @@ def conclude(recipe: Recipe, problem: Problem, account: Account, *, thumb: Point
 
 
 def _least_s(
-    jobs: Sequence[Job], reference: ProbeResult | None, length: float | None, history: Sequence[ProbeResult]
+    jobs: Sequence[Job], reference: ProbeResult | None, length: Mapping[str, float], history: Sequence[ProbeResult]
 ) -> float | None:
     """Seconds of the planned training at a reference, at least: what is saved against it is not overstated."""
     fewer = confirm.at_fewer(history, reference.requested) if reference else ()

@@ -10,8 +10,9 @@ import numpy as np
 from scipy.special import stdtrit
 
 from autotune.records import Job, ProbeResult
+from autotune.search.episodes import game_lengths, steps_of
 from autotune.search.precision import relative_error
-from autotune.search.worth import episode_steps, training_s
+from autotune.search.worth import training_s
 
 ROUNDS_MIN, ROUNDS_MAX = 2, 4
 """Pairs after which it may be settled, and after which it is."""
@@ -82,7 +83,7 @@ def compare(jobs: Sequence[Job], before: Sequence[ProbeResult], after: Sequence[
     half = float(stdtrit(freedom, 1 - _LOOK_LEVEL / 2)) * math.sqrt(variance / len(pairs))
     ratio, low, high = (math.exp(float(logs.mean()) + shift) for shift in (0.0, -half, half))
     compile_s = max(0.0, float(np.mean([_compile_s(b) - _compile_s(a) for a, b in pairs])))
-    planned_s = training_s(jobs, before[-1], episode_steps(before))
+    planned_s = training_s(jobs, before[-1], steps_of(game_lengths(jobs, before)))
     charge_s = compile_s * math.ceil(len(jobs) / after[-1].requested.concurrency)
     return Comparison(
         ratio=ratio,

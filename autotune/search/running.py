@@ -16,13 +16,14 @@ from autotune.probe.run import build_request, run_probe
 from autotune.records import Grade, Point, ProbeResult, Recipe
 from autotune.runs import Run
 from autotune.search import confirm, epochs, knobs, plan, samplers, trials
+from autotune.search.episodes import game_lengths, steps_of
 from autotune.search.outcome import Account, conclude, problem_of
 from autotune.search.plan import Ending, Situation, Step
 from autotune.search.propose import cost_limit_s
 from autotune.search.result import StudyResult
 from autotune.search.sampler import IGNORED, FixedSampler, HistorySampler
 from autotune.search.space import space_of
-from autotune.search.worth import episode_steps, pays, training_s
+from autotune.search.worth import pays, training_s
 from autotune.units import format_duration
 
 _REFUSALS_MAX = 30
@@ -159,7 +160,7 @@ class Search:
         if self.executor.simulated or not self.early_stop or not leader:
             return None
         best = confirm.published(self.history, leader[0].point)
-        return training_s(self.recipe.jobs, best, episode_steps(self.history))
+        return training_s(self.recipe.jobs, best, steps_of(game_lengths(self.recipe.jobs, self.history)))
 
     def _search_step(self, left_s: float) -> Step | Ending:
         """What the sampler proposes for these seconds, or why it proposes nothing."""

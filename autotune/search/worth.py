@@ -83,7 +83,7 @@ def makespan(lengths: Sequence[float], slots: int) -> float:
 def training_s(
     jobs: Sequence[Job],
     result: ProbeResult | None,
-    steps_per_episode: float | None,
+    steps_per_episode: Mapping[str, float] | float | None,
     fewer: Sequence[ProbeResult] = (),
     *,
     shared: bool = False,
@@ -95,13 +95,13 @@ def training_s(
     Args:
         jobs: in the order in which they start.
         result: of the point.
-        steps_per_episode: measured.
+        steps_per_episode: measured, by environment or one for all.
         fewer: of the same settings at fewer processes.
         shared: see `job_speeds`.
     """
     if result is None or not result.sps or not jobs:
         return None
-    lengths = [_length(job.budget, steps_per_episode) for job in jobs]
+    lengths = [_length(job.budget, episode_steps(job, steps_per_episode)) for job in jobs]
     known = [length for length in lengths if length is not None]
     if len(known) < len(lengths):
         return None
@@ -109,13 +109,13 @@ def training_s(
     return max(end for _, end in spans(known, speeds, [job.budget.unit == "hours" for job in jobs]))
 
 
+def episode_steps(job: Job, steps_per_episode: Mapping[str, float] | float | None) -> float | None:
+    """Env steps of a game of a job, from those by environment or one for all."""
+    return steps_per_episode.get(job.env) if isinstance(steps_per_episode, Mapping) else steps_per_episode
+
+
 def _length(budget: Budget, steps_per_episode: float | None) -> float | None:
     return budget.amount * HOUR_S if budget.unit == "hours" else job_steps(budget, steps_per_episode)
-
-
-def episode_steps(history: Sequence[ProbeResult]) -> float | None:
-    """Measured env steps per episode, the last that is known."""
-    return next((result.episode_steps for result in reversed(history) if result.episode_steps), None)
 
 
 def pays(gain_fraction: float, cost_s: float, planned_s: float | None) -> bool:

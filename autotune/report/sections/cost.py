@@ -7,9 +7,11 @@ from autotune.report.availability import effective_cost_usd
 from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S, JobProjection, Projection, savings
 from autotune.report.wording import (
+    MORE_GAMES,
     UNKNOWN,
     code,
     counts,
+    games,
     hours,
     money,
     percent,
@@ -31,7 +33,7 @@ def render(facts: Facts) -> str:
     plans = [(each, plan) for each in facts.measured if (plan := facts.projection(each))]
     if not plans:
         return ""
-    parts = [_totals(facts, plans), _jobs(plans), _notes(facts, plans)]
+    parts = [_totals(facts, plans), _jobs(plans, interval=not facts.counts_games), _notes(facts, plans)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -43,24 +45,25 @@ def _totals(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
             code(measured.point.label()),
             plus_minus(measured.sps),
             counts(measured.job_sps.value if measured.job_sps else None),
-            plan_hours(plan),
-            plan_dollars(plan) if facts.price else "needs `--price`",
+            plan_hours(plan, interval=not facts.counts_games),
+            plan_dollars(plan, interval=not facts.counts_games) if facts.price else "needs `--price`",
         ]
         for measured, plan in plans
     ]
     return table(headers, rows, numbers_from=2)
 
 
-def _jobs(plans: list[tuple[Measured, Projection]]) -> str:
+def _jobs(plans: list[tuple[Measured, Projection]], *, interval: bool) -> str:
     roles = [measured.role for measured, _ in plans]
     tuned = plans[-1][1]
     priced = tuned.usd is not None
     rows = []
     for index, job in enumerate(tuned.jobs):
         cells = [hours(plan.jobs[index].hours, interval=False) for _, plan in plans[:-1]]
-        cells += [hours(job.hours), *([money(job.usd) if job.usd is not None else UNKNOWN] if priced else [])]
+        cells.append(hours(job.hours, interval=interval))
+        cells += [money(job.usd) if job.usd is not None else UNKNOWN] if priced else []
         rows.append([text(job.id), _budget(job.budget), _steps(job), *cells])
-    total = [plan_hours(plan, interval=False) for _, plan in plans[:-1]] + [plan_hours(tuned)]
+    total = [plan_hours(plan, interval=False) for _, plan in plans[:-1]] + [plan_hours(tuned, interval=interval)]
     rows.append(["**all**", "", "", *total, *([plan_dollars(tuned, interval=False)] if priced else [])])
     share = [f"cost, {roles[-1]}"] if priced else []
     return table(["job", "budget", "env steps", *(f"time, {role}" for role in roles), *share], rows)
@@ -121,15 +124,18 @@ def _policies(facts: Facts) -> str:
 
 
 def _episode_notes(facts: Facts) -> list[str]:
-    if not any(job.budget.unit == "episodes" for job in facts.jobs):
+    if not facts.counts_games:
         return []
-    if not facts.steps_per_episode:
-        return ["No episode ended while measuring: jobs with a budget in episodes have no known length."]
-    lengths = sorted(set(facts.steps_per_episode.values()))
-    span = counts(lengths[0]) if len(lengths) == 1 else f"{counts(lengths[0])} to {counts(lengths[-1])}"
+    if not facts.game_lengths:
+        return [f"Too few episodes ended while measuring, so such budgets have no known length; {MORE_GAMES}."]
+    own = ", ".join(
+        f"{text(job.id)} {'its own' if facts.game_lengths[job.env].measured else 'that of the others'}"
+        for job in facts.jobs
+        if job.budget.unit == "episodes"
+    )
     return [
-        f"Episodes (whole games) are turned into steps by the measured {span} env steps per episode; a game that was "
-        "not measured gets that of the others. It changes while a policy learns."
+        f"Episodes (whole games) are turned into steps {games(facts)}. It changes while a policy learns, and is not in "
+        f"the intervals of what is saved. The length taken for each job: {own}."
     ]
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from autotune.report.facts import Facts, Measured
 from autotune.report.learning import checked, learning_of, loud_change
 from autotune.report.projection import HOUR_S
-from autotune.report.wording import UNKNOWN, against, code, counts, plan_dollars, plan_hours, speed, text
+from autotune.report.wording import (
+    MORE_GAMES,
+    UNKNOWN,
+    against,
+    code,
+    counts,
+    games,
+    plan_dollars,
+    plan_hours,
+    speed,
+    text,
+)
 from autotune.search.learning import remedy, sentences
 from autotune.stats import failure_rate_bound_per_hour
 from autotune.units import counted, format_duration, format_usd
@@ -49,16 +60,17 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
         return ["**How long, what it costs:** unknown, this run names no jobs."]
     if plan.hours is None:
         waiting = ", ".join(text(job) for job in plan.unknown[:5])
-        why = "no episode ended while measuring, so episodes cannot be turned into steps"
+        why = f"too few episodes ended while measuring to turn them into steps; {MORE_GAMES}"
         return [f"**How long, what it costs:** unknown for {waiting}: {why}. Per hour: {_per_hour(facts, tuned)}."]
     together = f", {plan.slots} at a time" if plan.slots > 1 else ""
     count = len(plan.jobs)
     jobs = f"{count} jobs{together}" if count > 1 else "the one job"
     open_end = " (how fast those left at its end are was not measured)" if plan.open_end else ""
-    lines = [f"**How long:** {plan_hours(plan)} for {jobs}{open_end}{_episodes(facts)}."]
+    about, sure = ("about ", False) if facts.counts_games else ("", True)
+    lines = [f"**How long:** {about}{plan_hours(plan, interval=sure)} for {jobs}{open_end}{_episodes(facts)}."]
     if facts.price and plan.usd:
         at = f"at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})"
-        lines.append(f"**What it costs:** {plan_dollars(plan)} {at}.")
+        lines.append(f"**What it costs:** {about}{plan_dollars(plan, interval=sure)} {at}.")
     else:
         lines.append(
             "**What it costs:** no price is known for this machine; give what an hour of it costs with `--price`, "
@@ -73,24 +85,21 @@ def _sooner(facts: Facts) -> list[str]:
     sooner = facts.projection(other)
     if other is None or plan is None or sooner is None:
         return []
-    usd = f" and {plan_dollars(sooner)}" if facts.price else ""
+    sure = not facts.counts_games
+    usd = f" and {plan_dollars(sooner, interval=sure)}" if facts.price else ""
     unsure = ", by how fast those left at its end are, which was not measured" if plan.open_end else ""
     lengths = [job.hours.value for job in plan.jobs if job.hours]
     order = "" if lengths[0] == max(lengths) else "put the longest job first, or "
     return [
         f"**These jobs {'may ' if plan.open_end else ''}end sooner at {code(other.point.label())}:** in "
-        f"{plan_hours(sooner)}{usd}; the point above takes {plan_hours(plan)}{unsure}. It makes the most steps per "
-        f"second with all places taken, and these jobs leave some empty. What to do: {order}search again with "
-        f"`concurrency = [{other.point.concurrency}]` under `[knobs]` in the recipe."
+        f"{plan_hours(sooner, interval=sure)}{usd}; the point above takes {plan_hours(plan, interval=sure)}{unsure}. "
+        "It makes the most steps per second with all places taken, and these jobs leave some empty. What to do: "
+        f"{order}search again with `concurrency = [{other.point.concurrency}]` under `[knobs]` in the recipe."
     ]
 
 
 def _episodes(facts: Facts) -> str:
-    if not any(job.budget.unit == "episodes" for job in facts.jobs):
-        return ""
-    lengths = sorted(facts.steps_per_episode.values())
-    span = counts(lengths[0]) if lengths[0] == lengths[-1] else f"{counts(lengths[0])} to {counts(lengths[-1])}"
-    return f", if a game goes on taking {span} env steps as measured"
+    return f", {games(facts)}" if facts.counts_games else ""
 
 
 def _per_hour(facts: Facts, tuned: Measured) -> str:
