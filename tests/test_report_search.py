@@ -8,6 +8,7 @@ import pytest
 from report_run import device, make_run, recipe, result, search_trials
 
 from autotune.machine import DeviceInfo
+from autotune.probe.recipe import dump_recipe
 from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.report.figures import report_json
 from autotune.report.render import priced_facts, render_sections
@@ -184,3 +185,13 @@ def test_search_and_report_state_the_same_interval(tmp_path: Path) -> None:
     assert facts.baseline is not None and facts.baseline.sps is not None
     assert facts.baseline.sps.low == facts.search.baseline.sps_low
     assert facts.baseline.sps.high == facts.search.baseline.sps_high
+
+
+def test_a_replay_states_no_hours_of_made_up_jobs(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.manifest_file.unlink()
+    run.recipe_file.write_text(dump_recipe(recipe(workload="replay")))
+    assert section(run, "cost") == ""
+    said = "unknown, for a recorded surface plans no training; it makes 28,980,000 env steps an hour at 2.00 USD per"
+    assert said in section(run, "summary")
+    assert report_json(priced_facts(run))["tuned"]["projection"] is None

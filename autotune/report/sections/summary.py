@@ -57,7 +57,7 @@ def _what(facts: Facts, tuned: Measured) -> list[str]:
 def _projected(facts: Facts, tuned: Measured) -> list[str]:
     plan = facts.projection(tuned)
     if plan is None:
-        return ["**How long, what it costs:** unknown, this run names no jobs."]
+        return [f"**How long, what it costs:** unknown, {_no_jobs(facts, tuned)}."]
     if plan.hours is None:
         waiting = ", ".join(text(job) for job in plan.unknown[:5])
         why = f"too few episodes ended while measuring to turn them into steps; {MORE_GAMES}"
@@ -77,6 +77,14 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
             "such as `autotune report --price 2.0`."
         )
     return lines
+
+
+def _no_jobs(facts: Facts, tuned: Measured) -> str:
+    if facts.recipe is None or facts.recipe.workload != "replay":
+        return "this run names no jobs"
+    steps = counts(tuned.sps.value * HOUR_S if tuned.sps else None)
+    at = f" at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})" if facts.price else ""
+    return f"for a recorded surface plans no training; it makes {steps} env steps an hour{at}"
 
 
 def _sooner(facts: Facts) -> list[str]:
