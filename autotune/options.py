@@ -170,7 +170,7 @@ GUARD = options(
     click.option(
         "--guard-steps", type=click.IntRange(1, 10**12), metavar="N", help="Env steps of a pilot; default: what suits."
     ),
-    click.option("--guard-seeds", type=click.IntRange(2, 100), default=3, help="Pilots of each point."),
+    click.option("--guard-seeds", type=click.IntRange(2, 100), default=3, help="Pilots of each point, set once."),
     click.option(
         "--guard-margin",
         type=Range(0, 1, min_open=True),

@@ -69,10 +69,12 @@ def parse_price(text: str | float) -> float:
 
 
 def format_duration(seconds: float | None) -> str:
-    """``95`` -> ``1m 35s``; two units at most, ``unknown`` for None."""
+    """``95`` -> ``1m 35s``; two units at most, ``under 0.1s`` but for 0, ``unknown`` for None."""
     if seconds is None or not math.isfinite(seconds):
         return "unknown"
     sign, rest = ("-" if seconds < 0 else ""), abs(seconds)
+    if 0 < rest < 0.05:
+        return "under 0.1s"
     if rest < 10:
         return f"{sign}{rest:.1f}s"
     whole = round(rest)
@@ -81,7 +83,7 @@ def format_duration(seconds: float | None) -> str:
     minutes, secs = divmod(whole, 60)
     fields = [(days, "d"), (hours, "h"), (minutes, "m"), (secs, "s")]
     first = next((i for i, (value, _) in enumerate(fields) if value), 3)
-    shown = [f"{value}{unit}" for value, unit in fields[first : first + 2] if value]
+    shown = [f"{value:,}{unit}" for value, unit in fields[first : first + 2] if value]
     return sign + " ".join(shown)
 
 
@@ -110,5 +112,8 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def format_usd(amount: float | None) -> str:
-    """``15600`` -> ``15,600.00 USD``; ``unknown`` for None."""
-    return "unknown" if amount is None or not math.isfinite(amount) else f"{amount:,.2f} USD"
+    """``15600`` -> ``15,600.00 USD``, ``0.000001`` -> ``0.000001 USD``; ``unknown`` for None."""
+    if amount is None or not math.isfinite(amount):
+        return "unknown"
+    digits = math.ceil(-math.log10(abs(amount))) if 0 < abs(amount) < 0.005 else 2
+    return f"{amount:,.{digits}f} USD"

@@ -11,7 +11,9 @@ from autotune.machine import DeviceInfo
 from autotune.probe.recipe import dump_recipe
 from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.report.figures import report_json
+from autotune.report.projection import Quantity, Savings
 from autotune.report.render import priced_facts, render_sections
+from autotune.report.wording import saving
 from autotune.runs import Run
 
 BEST = Point(num_envs=64, batch_size=1024, concurrency=2)
@@ -195,3 +197,12 @@ def test_a_replay_states_no_hours_of_made_up_jobs(tmp_path: Path) -> None:
     said = "unknown, for a recorded surface plans no training; it makes 28,980,000 env steps an hour at 2.00 USD per"
     assert said in section(run, "summary")
     assert report_json(priced_facts(run))["tuned"]["projection"] is None
+
+
+def test_single_budgets_and_exact_rates_are_put_plainly(tmp_path: Path) -> None:
+    one = recipe([Job(id=name, env="x", seed=1, budget=Budget(unit="steps", amount=1)) for name in "ab"])
+    text = section(make_run(tmp_path, own_recipe=one), "cost")
+    assert "| 1 step |" in " ".join(text.split()) and "under 0.1s" in text
+    exact = Quantity(value=0.978, low=0.978, high=0.978)
+    saved = Savings(hours=Quantity(value=2.0), usd=None, fraction=exact, tied=False)
+    assert saving(saved) == "2h (97.8 %)"

@@ -91,7 +91,7 @@ def test_on_a_machine_that_slows_down_the_best_is_found_and_no_lucky_early_point
         surface_recipe(path), executor, run, budget_s=1800.0, seed=seed, early_stop=False,
     )  # fmt: skip
     assert found.epochs == 2
-    assert "the machine's speed changed one time" in economy(found)
+    assert "the machine's speed changed once" in economy(found)
     best = max(row.sps for row in executor.surface.rows if row.sps and row.vram_bytes <= 0.9 * 16 * 2**30)
     truth = executor.surface.row(found.point).sps
     assert truth >= 0.97 * best

@@ -72,6 +72,7 @@ def test_bad_prices(text):
         (math.inf, "unknown"),
         (math.nan, "unknown"),
         (0, "0.0s"),
+        (2e-6, "under 0.1s"),
         (9.94, "9.9s"),
         (95, "1m 35s"),
         (59.6, "1m"),
@@ -79,6 +80,7 @@ def test_bad_prices(text):
         (3661, "1h 1m"),
         (90061, "1d 1h"),
         (-95, "-1m 35s"),
+        (14646 * 86400, "14,646d"),
     ],
 )
 def test_durations_are_shown_with_two_units(seconds, text):
@@ -106,6 +108,9 @@ def test_counts(value, text):
     assert format_count(value) == text
 
 
-@pytest.mark.parametrize(("amount", "text"), [(None, "unknown"), (15600, "15,600.00 USD"), (0.004, "0.00 USD")])
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(None, "unknown"), (15600, "15,600.00 USD"), (0.004, "0.004 USD"), (1e-6, "0.000001 USD"), (0, "0.00 USD")],
+)
 def test_money(amount, text):
     assert format_usd(amount) == text

@@ -182,7 +182,8 @@ def comparison(tuned: Measured, reference: Measured) -> str:
 def saving(saved: Savings) -> str:
     """What is saved in hours and dollars; a tie and a loss are said as such."""
     low, high = saved.fraction.low, saved.fraction.high
-    ends = f"; {percent(low)} to {percent(high)}" if low is not None and high is not None else ""
+    least, most = percent(low), percent(high)
+    ends = f"; {least} to {most}" if UNKNOWN not in (least, most) and least != most else ""
     if saved.tied:
         return f"no saving shown ({percent(saved.fraction.value)}{ends})"
     amount = format_duration(abs(saved.hours.value) * HOUR_S)

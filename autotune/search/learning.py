@@ -69,7 +69,8 @@ def sentences(learning: LearningSection) -> list[str]:
     return [
         f"LEARNING NOT SETTLED: {learning.detail or 'the interval reaches beyond the margin'}: {evidence}.",
         *although,
-        "What to do: more --guard-seeds narrow the interval, more --guard-steps let both learn more.",
+        "What to do: more --guard-seeds narrow the interval, more --guard-steps let both learn more; "
+        "choose them once, for raising them until it passes is optional stopping.",
     ]
 
 

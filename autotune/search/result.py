@@ -146,7 +146,7 @@ def economy(found: StudyResult) -> str:
         left_out = counted(len(found.skipped), "point was", "points were")
         parts.append(f"{left_out} left out: each would take over 15 % of the budget to measure")
     if found.epochs > 1:
-        changes = counted(found.epochs - 1, "time")
+        changes = "once" if found.epochs == 2 else f"{found.epochs - 1} times"
         parts.append(f"the machine's speed changed {changes} meanwhile, results are put on its last one")
     parts.append(f"it ended because {ENDINGS[found.ended]}")
     return "; ".join(part for part in parts if part) + "."

@@ -70,7 +70,8 @@ def _jobs(plans: list[tuple[Measured, Projection]], *, interval: bool) -> str:
 
 
 def _budget(budget: Budget) -> str:
-    return f"{budget.amount:,.0f} {budget.unit}" if budget.unit != "hours" else f"{budget.amount:g} hours"
+    amount = f"{budget.amount:g}" if budget.unit == "hours" else f"{budget.amount:,.0f}"
+    return f"{amount} {budget.unit.removesuffix('s') if amount == '1' else budget.unit}"
 
 
 def _steps(job: JobProjection) -> str:
