@@ -258,3 +258,9 @@ def test_search_and_report_agree_about_ties(times: float, errors: tuple[float, f
     ]
     saved = savings(*plans)
     assert saved is not None and saved.tied == (compared[1] <= 1 <= compared[2])
+
+
+def test_a_speed_at_fewer_whose_interval_reaches_0_leaves_the_hours_without_an_end() -> None:
+    jobs = [steps_job("long", 100 * 3600), steps_job("short", 10 * 3600)]
+    plan = project(jobs, Quantity(value=1, low=0.9, high=1.1), 2, fewer={1: Quantity(value=1.5, low=-0.1, high=3.1)})
+    assert plan.hours is not None and plan.hours.high is None and plan.hours.low is not None

@@ -9,6 +9,7 @@ from analytic_surface import write_surface
 from autotune.executors.replay import ReplayExecutor, surface_recipe
 from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.runs import create_run
+from autotune.search.outcome import sooner_than
 from autotune.search.precision import stated_error
 from autotune.search.result import economy
 from autotune.search.study import run_study
@@ -93,3 +94,16 @@ def test_what_the_search_cost_and_saves_is_said(tmp_path):
 def test_an_interval_that_ends_at_0_is_as_wide_as_its_upper_half():
     wide = replace(at(1, 100.0), sps_low=0.0, sps_high=296.0)
     assert stated_error(wide) == pytest.approx(1.0)
+
+
+def test_a_point_that_ends_unequal_jobs_sooner_is_named(tmp_path):
+    """108 thousand steps at 110 alone end in 982 s; two at a time the long job takes 1,333 s at 75."""
+    unequal = jobs(*(Budget(unit="steps", amount=1000 * amount) for amount in (100, 4, 4)))
+    two = replace(at(2, 150.0), sps_low=148.0, sps_high=152.0, grade="final")
+    alone = replace(at(1, 110.0), sps_low=108.0, sps_high=112.0)
+    other = replace(alone, requested=Point(num_envs=16, batch_size=64))
+    assert sooner_than(two.requested, unequal, {}, [two, other]) == (other.requested, pytest.approx(108000 / 110))
+    assert sooner_than(two.requested, unequal, {}, [two, alone]) is None, "the long job then runs alone at 110"
+    assert sooner_than(two.requested, unequal[1:], {}, [two, other]) is None
+    found = replace(search(tmp_path, "sooner", 1e6), sooner=(other.requested, 3600.0))
+    assert "num_envs=16 batch_size=64 concurrency=1 ENDS IT SOONER, in 1h (2.00 USD)" in economy(found)

@@ -249,8 +249,9 @@ def _schedules(
     found = {}
     for end, opposite in _OPPOSITE.items():
         own = [getattr(length, end) for length in lengths]
-        sps = {count: getattr(speed, opposite) or speed.value for count, speed in speeds.items()}
-        if None not in own:
+        ends = {count: getattr(speed, opposite) or 0.0 for count, speed in speeds.items()}
+        sps = ends if min(ends.values()) > 0 else {count: speed.value for count, speed in speeds.items()}
+        if None not in own and (sps is ends or all(timed)):
             each = job_speeds(sps, shared=shared)
             found[end] = spans(own, [speed / each[-1] for speed in each], timed)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -133,11 +134,31 @@ def conclude(recipe: Recipe, problem: Problem, account: Account, *, thumb: Point
         training_s=training_s(jobs, result, length, confirm.at_fewer(every, best.point)),
         baseline_training_s=_least_s(jobs, baseline, length, history),
         rule_of_thumb_training_s=_least_s(jobs, rule_of_thumb, length, history),
+        sooner=sooner_than(best.point, jobs, length, every),
         launch_fraction=launch_fraction(history),
         knobs=knobs.concluded(recipe, tuning) if tuning else (),
         sharing=sharing_gain(history, best.point, [entry.point for entry in tied]),
         learning=learning_change(recipe, result, baseline),
     )
+
+
+def sooner_than(
+    recommended: Point, jobs: Sequence[Job], length: Mapping[str, float], history: Sequence[ProbeResult]
+) -> tuple[Point, float] | None:
+    """The stable point that ends the jobs soonest, and its seconds; None unless clearly before the recommended one.
+
+    Clearly: at the lower ends of its speeds before the other at the upper ends of those.
+    """
+
+    def seconds(point: Point, end: str) -> float | None:
+        stated = (*confirm.at_fewer(history, point), confirm.published(history, point))
+        *fewer, own = [replace(each, sps=max(0.0, getattr(each, end) or 0.0)) for each in stated]
+        return training_s(jobs, own, length, fewer)
+
+    latest = [(entry.point, taken) for entry in confirm.pool(history) if (taken := seconds(entry.point, "sps_low"))]
+    point, taken = min(latest, key=lambda pair: pair[1], default=(recommended, math.inf))
+    found = seconds(point, "sps") if taken < (seconds(recommended, "sps_high") or 0.0) else None
+    return (point, found) if found is not None else None
 
 
 def _least_s(

@@ -46,6 +46,7 @@ class StudyResult:
         training_s: seconds of the planned training there, None where the jobs' length is not known.
         baseline_training_s: at the baseline, if the jobs left at its end share its whole speed.
         rule_of_thumb_training_s: at the rule of thumb, likewise.
+        sooner: a measured point that ends the planned training before the recommended one does, and its seconds.
         launch_fraction: launch-to-launch deviation over the repeats, 1.5 % until known.
         knobs: what was found of every other value of the recipe's further knobs.
         sharing: several processes against one, None unless both were measured as stable.
@@ -69,6 +70,7 @@ class StudyResult:
     training_s: float | None = None
     baseline_training_s: float | None = None
     rule_of_thumb_training_s: float | None = None
+    sooner: tuple[Point, float] | None = None
     launch_fraction: float = LAUNCH_FRACTION
     knobs: tuple[KnobDecision, ...] = ()
     sharing: SharingGain | None = None
@@ -136,6 +138,11 @@ def economy(found: StudyResult) -> str:
     parts = [f"The search took {_amount(found, found.spent_s)}"]
     if found.training_s is not None:
         parts.append(f"the planned training takes {_amount(found, found.training_s)} at this point")
+        if found.sooner:
+            point, taken_s = found.sooner
+            parts.append(
+                f"{point.label()} ENDS IT SOONER, in {_amount(found, taken_s)}: see the first lines of the report"
+            )
         parts.append(_saved("the baseline", found, found.baseline, found.baseline_training_s))
         parts.append(_saved("the rule of thumb", found, found.rule_of_thumb, found.rule_of_thumb_training_s))
     hours = found.observed_s / 3600
