@@ -19,7 +19,7 @@ from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
 from autotune.units import counted, format_bytes, format_count, format_duration
 
-_DETAIL_MAX = 160
+_DETAIL_MAX = 240
 
 
 def describe(result: ProbeResult) -> str:
