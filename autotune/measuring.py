@@ -6,6 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autotune.choices import (
+    begin_where_trained,
+    choose_executor,
+    choose_recipe,
+    grid_values,
+    open_run,
+    recorded_price,
+    tried_points,
+)
 from autotune.device.inspect import inspect_device
 from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, InfeasibleError, UsageError
 from autotune.executors.isolated import IsolatedExecutor
@@ -15,15 +24,6 @@ from autotune.live import ProbeView, SearchView, TrainView
 from autotune.machine import DeviceInfo
 from autotune.manifest import build_manifest
 from autotune.manifest_schema import LearningSection
-from autotune.options import (
-    begin_where_trained,
-    choose_executor,
-    choose_recipe,
-    grid_values,
-    open_run,
-    recorded_price,
-    tried_points,
-)
 from autotune.probe.grid import grid_points, run_grid
 from autotune.probe.recipe import missing_placeholders
 from autotune.probe.recipe_file import knob_points

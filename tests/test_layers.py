@@ -26,7 +26,7 @@ LAYERS = [
     {"search", "train"},
     {"export", "guard", "report"},
     {"options", "views"},
-    {"live"},
+    {"choices", "live"},
     {"measuring", "training"},
     {"cli"},
     {"__main__", "testing"},
