@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 from autotune.errors import UsageError
@@ -50,23 +51,22 @@ def spans(
         speeds: of each job while 1, 2, ... run; as many may run at once.
         timed: whether a job takes its time at any speed.
     """
-    left, now = list(lengths), 0.0
-    begun: dict[int, float] = {}
-    ended: dict[int, float] = {}
-    while len(ended) < len(left):
-        running = [job for job in begun if job not in ended]
-        joining = range(len(begun), min(len(left), len(begun) + len(speeds) - len(running)))
-        begun.update(dict.fromkeys(joining, now))
-        running += joining
-        speed = speeds[len(running) - 1]
-        needs = {job: left[job] / (1.0 if timed and timed[job] else speed) for job in running}
+    now, begun, ended = 0.0, [0.0] * len(lengths), [0.0] * len(lengths)
+    waiting, left = deque(enumerate(lengths)), dict[int, float]()
+    while waiting or left:
+        while waiting and len(left) < len(speeds):
+            job, length = waiting.popleft()
+            left[job], begun[job] = length, now
+        speed = speeds[len(left) - 1]
+        needs = {job: length / (1.0 if timed and timed[job] else speed) for job, length in left.items()}
         passed = min(needs.values())
         now += passed
         for job, need in needs.items():
             left[job] *= max(0.0, 1 - passed / need) if need else 0.0
             if need <= passed * (1 + _TOGETHER):
                 ended[job] = now
-    return [(begun[job], ended[job]) for job in range(len(left))]
+                del left[job]
+    return list(zip(begun, ended, strict=True))
 
 
 def makespan(lengths: Sequence[float], slots: int) -> float:
