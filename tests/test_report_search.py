@@ -189,14 +189,17 @@ def test_search_and_report_state_the_same_interval(tmp_path: Path) -> None:
     assert facts.baseline.sps.high == facts.search.baseline.sps_high
 
 
-def test_a_replay_states_no_hours_of_made_up_jobs(tmp_path: Path) -> None:
+def test_a_replays_jobs_are_said_to_be_an_example(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.manifest_file.unlink()
+    assert "example" not in section(run, "summary")
     run.recipe_file.write_text(dump_recipe(recipe(workload="replay")))
-    assert section(run, "cost") == ""
-    said = "unknown, for a recorded surface plans no training; it makes 28,980,000 env steps an hour at 2.00 USD per"
-    assert said in section(run, "summary")
-    assert report_json(priced_facts(run))["tuned"]["projection"] is None
+    text = section(run, "summary")
+    assert (
+        "**How long, as an example:** " in text
+        and "a recorded surface plans no training, these jobs are made up" in text
+    )
+    assert report_json(priced_facts(run))["tuned"]["projection"] is not None
 
 
 def test_single_budgets_and_exact_rates_are_put_plainly(tmp_path: Path) -> None:

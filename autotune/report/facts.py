@@ -87,7 +87,7 @@ class Facts:
         trials: a row per trial, see `COLUMNS`.
         device: None when the run holds no ``device.json``.
         recipe: None for a run that only trains.
-        jobs: of the manifest, else of the recipe; none for a recorded surface, whose jobs are made up.
+        jobs: of the manifest, else of the recipe.
         hyperparameters: likewise.
         tuned: the manifest's point, else the best measured; None without a measurement.
         stable: every point that was stable each time it was measured.
@@ -196,8 +196,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
     chosen = manifest.point.record() if manifest else best[0] if best else None
     tuned = measure_role("tuned" if manifest else "best measured", chosen, history)
     thumb = rule_of_thumb(recipe, device.host) if recipe and device else None
-    planned = recipe.jobs if recipe and recipe.workload != "replay" else ()
-    jobs = manifest.job_records() if manifest else planned
+    jobs = manifest.job_records() if manifest else recipe.jobs if recipe else ()
     return Facts(
         run=run,
         state=state,

@@ -21,6 +21,8 @@ from autotune.search.learning import remedy, sentences
 from autotune.stats import failure_rate_bound_per_hour
 from autotune.units import counted, format_duration, format_usd
 
+_MADE_UP = "a recorded surface plans no training, these jobs are made up"
+
 
 def render(facts: Facts) -> str:
     """The answer for the one who pays."""
@@ -57,7 +59,7 @@ def _what(facts: Facts, tuned: Measured) -> list[str]:
 def _projected(facts: Facts, tuned: Measured) -> list[str]:
     plan = facts.projection(tuned)
     if plan is None:
-        return [f"**How long, what it costs:** unknown, {_no_jobs(facts, tuned)}."]
+        return ["**How long, what it costs:** unknown, this run names no jobs."]
     if plan.hours is None:
         waiting = ", ".join(text(job) for job in plan.unknown[:5])
         why = f"too few episodes ended while measuring to turn them into steps; {MORE_GAMES}"
@@ -67,7 +69,10 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
     jobs = f"{count} jobs{together}" if count > 1 else "the one job"
     open_end = " (how fast those left at its end are was not measured)" if plan.open_end else ""
     about, sure = ("about ", False) if facts.counts_games else ("", True)
-    lines = [f"**How long:** {about}{plan_hours(plan, interval=sure)} for {jobs}{open_end}{_episodes(facts)}."]
+    example = facts.recipe is not None and facts.recipe.workload == "replay"
+    how, made_up = (", as an example", f"; {_MADE_UP}") if example else ("", "")
+    hours = f"{about}{plan_hours(plan, interval=sure)} for {jobs}{open_end}{_episodes(facts)}"
+    lines = [f"**How long{how}:** {hours}{made_up}."]
     if facts.price and plan.usd:
         at = f"at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})"
         lines.append(f"**What it costs:** {about}{plan_dollars(plan, interval=sure)} {at}.")
@@ -77,14 +82,6 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
             "such as `autotune report --price 2.0`."
         )
     return lines
-
-
-def _no_jobs(facts: Facts, tuned: Measured) -> str:
-    if facts.recipe is None or facts.recipe.workload != "replay":
-        return "this run names no jobs"
-    steps = counts(tuned.sps.value * HOUR_S if tuned.sps else None)
-    at = f" at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})" if facts.price else ""
-    return f"for a recorded surface plans no training; it makes {steps} env steps an hour{at}"
 
 
 def _sooner(facts: Facts) -> list[str]:
