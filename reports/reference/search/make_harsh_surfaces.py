@@ -3,9 +3,10 @@
     python reports/reference/search/make_harsh_surfaces.py FOLDER
     python reports/reference/search/bench.py --methods autotune --surfaces $(ls FOLDER/*.csv | paste -sd,)
 
-Fifteen kinds, three of each: the best point at 16 processes, at one, or at the smallest minibatch; few stable points;
+Nineteen kinds, three of each: the best point at 16 processes, at one, or at the smallest minibatch; few stable points;
 independent roughness and noise; cliffs; two optima; hosts that go down without a word about memory; memory that is
-no sum of its knobs; slow starts; heavy points that hang; 80 to 1,000 points, with holes.
+no sum of its knobs, a product or a square; slow starts; heavy points that hang; light ones that do, or crash; a
+baseline that fails; 80 to 1,000 points, with holes.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Case:
     noise: float = 0.02
     start_s: Number = lambda e, b, k: 12.0
     baseline: tuple[int, int, int] = (8, 256, 1)
+    baseline_runs: bool = True
     hole: Callable[[int, int, int], bool] = lambda e, b, k: False
     memory_known: bool = True
 
@@ -184,6 +186,24 @@ def cases(random: np.random.Generator) -> Iterator[tuple[str, Case]]:
             limits_gib=roomy,
         ),
     )
+    enough, how = int(random.choice([16, 32])), str(random.choice(["timeout", "crashed"]))
+    yield (
+        "light",
+        Case(
+            sps=mild, fails=lambda e, b, k: how if e < enough or b > 16 * e else None, limits_gib=large,
+            baseline_runs=False,
+        ),
+    )  # fmt: skip
+    yield (
+        "firstfails",
+        Case(
+            sps=mild, fails=lambda e, b, k: how if (e, b, k) == (8, 256, 1) else None, limits_gib=large,
+            baseline_runs=False,
+        ),
+    )  # fmt: skip
+    power = random.uniform(0.8, 1.2)
+    yield "times", Case(sps=mild, vram_gib=lambda e, b, k: k * (0.4 + 2e-6 * (e * b) ** power + 0.001 * e))
+    yield "square", Case(sps=mild, vram_gib=lambda e, b, k: k * (0.4 + 3e-7 * b * b + 2e-5 * e * e))
 
 
 def lines(name: str, case: Case) -> Iterator[str]:
@@ -205,7 +225,7 @@ def lines(name: str, case: Case) -> Iterator[str]:
         status = case.fails(*point) or (
             "host_lost" if ram > ram_limit else "oom" if vram > 0.985 * vram_limit else "ok"
         )
-        status = "ok" if point == case.baseline else status
+        status = "ok" if point == case.baseline and case.baseline_runs else status
         measured = f"{case.sps(*point):.6g},{case.noise:.3g}" if status == "ok" else ","
         held = f"{int(vram * GIB)},{int(ram * GIB)}" if case.memory_known else ","
         yield f"{','.join(map(str, point))},{status},{measured},{case.start_s(*point):.1f},{held}"
