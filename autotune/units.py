@@ -111,6 +111,11 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"one {noun}" if count == 1 else f"{count:,} {plural or noun + 's'}"
 
 
+def times(count: int) -> str:
+    """``1`` -> ``once``; ``3`` -> ``3 times``."""
+    return "once" if count == 1 else f"{count:,} times"
+
+
 def format_usd(amount: float | None) -> str:
     """``15600`` -> ``15,600.00 USD``, ``0.000001`` -> ``0.000001 USD``; ``unknown`` for None."""
     if amount is None or not math.isfinite(amount):

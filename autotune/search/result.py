@@ -13,7 +13,7 @@ from autotune.search.precision import interval_of
 from autotune.search.sharing import SharingGain
 from autotune.search.trials import TrialRecord
 from autotune.stats import LAUNCH_FRACTION, failure_rate_bound_per_hour, log_ratio
-from autotune.units import counted, format_count, format_duration, format_usd
+from autotune.units import counted, format_count, format_duration, format_usd, times
 from autotune.workloads.learning import LearningChange
 
 
@@ -153,8 +153,9 @@ def economy(found: StudyResult) -> str:
         left_out = counted(len(found.skipped), "point was", "points were")
         parts.append(f"{left_out} left out: each would take over 15 % of the budget to measure")
     if found.epochs > 1:
-        changes = "once" if found.epochs == 2 else f"{found.epochs - 1} times"
-        parts.append(f"the machine's speed changed {changes} meanwhile, results are put on its last one")
+        parts.append(
+            f"the machine's speed changed {times(found.epochs - 1)} meanwhile, results are put on its last one"
+        )
     parts.append(f"it ended because {ENDINGS[found.ended]}")
     return "; ".join(part for part in parts if part) + "."
 

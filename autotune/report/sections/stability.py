@@ -7,7 +7,7 @@ from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S
 from autotune.report.wording import counts, money, percent
 from autotune.stats import failure_rate_bound_per_hour, failure_rate_mean_per_hour
-from autotune.units import counted, format_bytes, format_duration
+from autotune.units import counted, format_bytes, format_duration, times
 
 CHECKPOINT_S = 5.0
 RESTART_S = 60.0
@@ -71,8 +71,8 @@ def _drift(facts: Facts) -> list[str]:
     """Whether the machine stayed what it was."""
     if facts.search is None or facts.search.epochs < 2:
         return []
-    changes = counted(facts.search.epochs - 1, "time")
-    return [f"The machine's own speed changed {changes} during the search; figures are put on its last footing."]
+    changes = facts.search.epochs - 1
+    return [f"The machine's own speed changed {times(changes)} during the search; figures are put on its last footing."]
 
 
 def _headroom(facts: Facts, tuned: Measured) -> list[str]:
@@ -92,7 +92,7 @@ def _headroom(facts: Facts, tuned: Measured) -> list[str]:
         limit = device.host.pids_limit if device else None
         of = f" of {limit:,} allowed" if limit else ""
         processes = counted(tuned.result.processes_peak, "process", "processes")
-        lines.append(f"{processes} with {tuned.result.threads_peak:,} threads{of}.")
+        lines.append(f"At most {processes} with {tuned.result.threads_peak:,} threads{of}.")
     return lines
 
 
