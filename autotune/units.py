@@ -111,7 +111,7 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"one {noun}" if count == 1 else f"{count:,} {plural or noun + 's'}"
 
 
-def times(count: int) -> str:
+def how_often(count: int) -> str:
     """``1`` -> ``once``; ``3`` -> ``3 times``."""
     return "once" if count == 1 else f"{count:,} times"
 

@@ -12,7 +12,6 @@ import pandas as pd
 from autotune.records import Job
 from autotune.runs import Run
 from autotune.search.episodes import GameLength
-from autotune.search.precision import NORMAL_95
 from autotune.store import read_lines
 from autotune.worker.metrics import read_metrics
 
@@ -52,8 +51,7 @@ class TrainedJob:
         """Mean length of a game so far."""
         if not self.env_steps or not self.episodes:
             return None
-        error_fraction, games = NORMAL_95 / math.sqrt(self.episodes), int(self.episodes)
-        return GameLength(steps=self.env_steps / self.episodes, error_fraction=error_fraction, games=games)
+        return GameLength.of(self.env_steps / self.episodes, int(self.episodes))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,19 +52,26 @@ class Pooled:
         return self.sps + NORMAL_95 * self.error_sps
 
 
-def pool(history: Sequence[ProbeResult]) -> list[Pooled]:
-    """Every point that was stable each time it was measured, the fastest first.
+def stable_points(history: Sequence[ProbeResult]) -> dict[Point, list[ProbeResult]]:
+    """Every point that was stable each time it was measured, with its measurements.
 
-    Weights are 1 / variance, the variance of the mean 1 / sum of weights (independent launches). A point that
-    slowed down within its window in two launches is not stable.
+    One that slowed down within its window in two launches is not stable.
     """
     failed = {result.requested for result in history if not result.ok}
     by_point: dict[Point, list[ProbeResult]] = {}
     for result in measured(history):
         if result.requested not in failed:
             by_point.setdefault(result.requested, []).append(result)
+    return {point: results for point, results in by_point.items() if not confirmed_drift(results)}
+
+
+def pool(history: Sequence[ProbeResult]) -> list[Pooled]:
+    """Every one of `stable_points`, the fastest first.
+
+    Weights are 1 / variance, the variance of the mean 1 / sum of weights (independent launches).
+    """
     spread = launch_fraction(history)
-    pooled = [_pool(point, results, spread) for point, results in by_point.items() if not confirmed_drift(results)]
+    pooled = [_pool(point, results, spread) for point, results in stable_points(history).items()]
     return sorted(pooled, key=lambda entry: -entry.sps)
 
 
@@ -191,7 +198,7 @@ def published(history: Sequence[ProbeResult], point: Point) -> ProbeResult:
 
 def at_fewer(history: Sequence[ProbeResult], point: Point) -> tuple[ProbeResult, ...]:
     """What is stated for the same settings at fewer processes, where they were measured as stable."""
-    stable = {entry.point for entry in pool(history)}
+    stable = stable_points(history)
     narrower = (replace(point, concurrency=count) for count in range(1, point.concurrency))
     return tuple(published(history, each) for each in narrower if each in stable)
 

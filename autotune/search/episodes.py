@@ -28,6 +28,11 @@ class GameLength:
     games: int
     measured: bool = True
 
+    @classmethod
+    def of(cls, steps: float, games: int, *, running: int = 0) -> GameLength:
+        """The length told by so many games that ended, and so many that still ran at the end."""
+        return cls(steps=steps, error_fraction=NORMAL_95 / math.sqrt(games) + running / games / 4, games=games)
+
 
 def game_lengths(jobs: Sequence[Job], history: Sequence[ProbeResult]) -> dict[str, GameLength]:
     """By environment of the jobs, empty where no probe saw enough games end. Process i of a probe runs job i."""
@@ -55,9 +60,7 @@ def _pooled(probes: Sequence[tuple[int, float, int]]) -> GameLength:
     games = sum(count for count, _, _ in probes)
     running = sum(envs for _, _, envs in probes)
     steps = pooled_game_steps([count for count, _, _ in probes], [length for _, length, _ in probes])
-    return GameLength(
-        steps=steps or 0.0, error_fraction=NORMAL_95 / math.sqrt(games) + running / games / 4, games=games
-    )
+    return GameLength.of(steps or 0.0, games, running=running)
 
 
 def steps_of(lengths: Mapping[str, GameLength]) -> dict[str, float]:

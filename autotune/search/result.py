@@ -13,7 +13,7 @@ from autotune.search.precision import interval_of
 from autotune.search.sharing import SharingGain
 from autotune.search.trials import TrialRecord
 from autotune.stats import LAUNCH_FRACTION, failure_rate_bound_per_hour, log_ratio
-from autotune.units import counted, format_count, format_duration, format_usd, times
+from autotune.units import counted, format_count, format_duration, format_usd, how_often
 from autotune.workloads.learning import LearningChange
 
 
@@ -154,7 +154,7 @@ def economy(found: StudyResult) -> str:
         parts.append(f"{left_out} left out: each would take over 15 % of the budget to measure")
     if found.epochs > 1:
         parts.append(
-            f"the machine's speed changed {times(found.epochs - 1)} meanwhile, results are put on its last one"
+            f"the machine's speed changed {how_often(found.epochs - 1)} meanwhile, results are put on its last one"
         )
     parts.append(f"it ended because {ENDINGS[found.ended]}")
     return "; ".join(part for part in parts if part) + "."

@@ -7,7 +7,7 @@ from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S
 from autotune.report.wording import counts, money, percent
 from autotune.stats import failure_rate_bound_per_hour, failure_rate_mean_per_hour
-from autotune.units import counted, format_bytes, format_duration, times
+from autotune.units import counted, format_bytes, format_duration, how_often
 
 CHECKPOINT_S = 5.0
 RESTART_S = 60.0
@@ -72,7 +72,9 @@ def _drift(facts: Facts) -> list[str]:
     if facts.search is None or facts.search.epochs < 2:
         return []
     changes = facts.search.epochs - 1
-    return [f"The machine's own speed changed {times(changes)} during the search; figures are put on its last footing."]
+    return [
+        f"The machine's own speed changed {how_often(changes)} during the search; figures are put on its last footing."
+    ]
 
 
 def _headroom(facts: Facts, tuned: Measured) -> list[str]:
