@@ -47,12 +47,17 @@ def family(environment):
     return [int((pipes / name).read_text()) for name in ("control", "servers")]
 
 
+def eventually(condition, within_s=10.0):
+    """Whether something comes true in time."""
+    deadline_s = time.monotonic() + within_s
+    while not condition() and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    return condition()
+
+
 def gone(pids, within_s=10.0):
     """Whether all these processes end in time."""
-    deadline_s = time.monotonic() + within_s
-    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    return not any(map(psutil.pid_exists, pids))
+    return eventually(lambda: not any(map(psutil.pid_exists, pids)), within_s)
 
 
 def test_it_serves_privately_and_leaves_nothing(control):
@@ -81,13 +86,17 @@ def test_it_ends_with_its_parent(control, number):
         f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_mps import GPU, SHARED, family, shared_device\n"
         "with shared_device(GPU, SHARED) as environment:\n    print(*family(environment), flush=True)\n"
+        "    print(environment['CUDA_MPS_PIPE_DIRECTORY'], flush=True)\n"
         "    time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2 and all(map(psutil.pid_exists, pids))
+        folder = Path(parent.stdout.readline().strip()).parent
+        assert folder.is_dir()
         parent.send_signal(number)
     assert gone(pids)
+    assert eventually(lambda: not folder.exists())
 
 
 @pytest.mark.parametrize(

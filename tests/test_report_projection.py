@@ -114,12 +114,37 @@ def test_slots_never_exceed_the_jobs() -> None:
 
 def test_episodes_need_measured_steps_per_episode() -> None:
     job = Job(id="p", env="Pong", seed=0, budget=Budget(unit="episodes", amount=36))
-    known = project([job], Quantity(value=10), 1, steps_per_episode={"Pong": 1000.0})
+    known = project([job], Quantity(value=10), 1, steps_per_episode={"Pong": Quantity(value=1000)})
     assert known.hours is not None and known.hours.value == pytest.approx(1.0)
     assert known.hours.low is None and known.usd is None
     unknown = project([job, steps_job("s", 1)], Quantity(value=10), 1, price_usd_per_hour=1.0)
     assert unknown.hours is None and unknown.usd is None and unknown.unknown == ("p",)
     assert unknown.jobs[0].usd is None and unknown.jobs[1].hours is not None
+
+
+def test_the_length_of_a_game_and_the_speed_err_independently() -> None:
+    jobs = [Job(id="p", env="Pong", seed=0, budget=Budget(unit="episodes", amount=36)), steps_job("s", 36_000)]
+    length = Quantity(value=1000, low=1000 / 1.2, high=1200)
+    plan = project(jobs, Quantity(value=10, low=10 / 1.1, high=11), 2, steps_per_episode={"Pong": length})
+    both = math.exp(math.hypot(math.log(1.2), math.log(1.1)))
+    episodes, steps = (job.hours for job in plan.jobs)
+    assert episodes is not None and steps is not None and plan.hours is not None
+    assert (episodes.low, episodes.value, episodes.high) == pytest.approx((1 / both, 1.0, both))
+    assert (steps.low, steps.value, steps.high) == pytest.approx((1 / 1.1, 1.0, 1.1))
+    assert plan.hours == Quantity(value=episodes.value, low=steps.low, high=episodes.high)
+
+
+def test_an_error_that_both_plans_share_is_in_the_amount_saved_and_not_in_the_share() -> None:
+    jobs = [steps_job("a", 3_600_000)]
+    slow, fast = (project(jobs, Quantity(value=v, low=v, high=v), 1, price_usd_per_hour=2.0) for v in (500, 1000))
+    for saved in (savings(slow, fast), savings(fast, slow)):
+        assert saved is not None
+        unsure, sign = saved.less_sure(0.25), math.copysign(1.0, saved.hours.value)
+        assert unsure.fraction == saved.fraction and unsure.tied is saved.tied is False
+        ends = sorted((sign * 0.8, sign * 1.25))
+        assert unsure.usd is not None and (unsure.usd.low, unsure.usd.high) == pytest.approx([2 * end for end in ends])
+        assert (unsure.hours.low, unsure.hours.value, unsure.hours.high) == pytest.approx((ends[0], sign, ends[1]))
+        assert saved.less_sure(math.inf).hours == Quantity(value=saved.hours.value)
 
 
 def test_hours_budget_is_its_own_answer() -> None:

@@ -1,5 +1,6 @@
 import base64
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,6 +19,7 @@ from autotune.report.wording import block, code, percent, text
 from autotune.runs import Run, create_run
 from autotune.search.sampler import IGNORED
 from autotune.store import append_line, canonical_json, durable_write, write_json
+from autotune.units import format_duration
 
 SECTIONS = ["Time and cost", "What limits it", "Stability", "Learning and training", "All probes", "Device"]
 
@@ -274,12 +276,15 @@ def test_episodes_by_measured_length(tmp_path: Path) -> None:
     """400 games in 8 environments: 1.96 / sqrt(400), and a quarter of the 8 that run at the end, of 400."""
     jobs = [Job(id="p", env="Pong-v5", seed=0, budget=Budget(unit="episodes", amount=3600))]
     measured = result(Point(num_envs=8, batch_size=256), 1000.0, games=(400,), game_steps=(2000.0,))
-    markdown = report(make_run(tmp_path, [("baseline", measured)], own_recipe=recipe(jobs)))
-    assert (
-        "**How long:** about 2h for the one job, if a game goes on taking 2,000 env steps (± 10 %; 400 games"
-        in markdown
-    )
-    assert "ended) as measured." in markdown and "**What it costs:** about 4.00 USD at" in markdown
+    run = make_run(tmp_path, [("baseline", measured)], own_recipe=recipe(jobs))
+    markdown, tuned = report(run), gather(run).tuned
+    assert tuned is not None and tuned.sps is not None and tuned.sps.low is not None and tuned.sps.high is not None
+    least = math.hypot(math.log(1.103), math.log(tuned.sps.high / 1000))
+    most = math.hypot(math.log(1.103), math.log(1000 / tuned.sps.low))
+    ends = f"{format_duration(7200 * math.exp(-least))} to {format_duration(7200 * math.exp(most))}"
+    games = "if a game goes on taking 2,000 env steps (± 10 %; 400 games ended) as measured"
+    assert f"**How long:** 2h ({ends}) for the one job, {games}." in markdown
+    assert f"**What it costs:** 4.00 USD ({4 * math.exp(-least):,.2f} to {4 * math.exp(most):,.2f}) at" in markdown
     assert "The length taken for each job: p its own." in markdown
     few = replace(measured, games=(15,), game_steps=(None,))
     blind = report(make_run(tmp_path, [("baseline", few)], own_recipe=recipe(jobs), name="b"))

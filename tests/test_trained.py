@@ -106,7 +106,7 @@ def test_probes_searches_and_reports_say_where_they_began(
     assert cli.main([*probe, "--concurrency", "1"]) == 0
     (row,) = json.loads(capfd.readouterr().out)["rows"]
     assert row["effective"]["trained_env_steps"] == 300
-    search = ["search", "tuned.toml", "--device", "cpu", "--budget", "8s"]
+    search = ["search", "tuned.toml", "--device", "cpu", "--budget", "20s"]
     assert cli.main([*search, "--from-checkpoint", source.path.name, "--json"]) == 0
     assert "a at 300 env steps" in capfd.readouterr().err
     run = find_run(tmp_path / "runs", None)

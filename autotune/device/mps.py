@@ -108,7 +108,7 @@ def _serving(device: DeviceInfo, environment: Mapping[str, str]) -> Iterator[dic
         whole = {**os.environ, **environment, **variables}
         with (logs / "guard.log").open("wb") as errors:
             guard = subprocess.Popen(
-                [sys.executable, "-P", "-m", "autotune.device.mps_guard", PROGRAM],
+                [sys.executable, "-P", "-m", "autotune.device.mps_guard", PROGRAM, folder],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

@@ -1,14 +1,17 @@
-"""Owns a CUDA MPS control daemon and ends with its parent: ``python -P -m autotune.device.mps_guard PROGRAM``.
+"""Owns a CUDA MPS control daemon and ends with its parent: ``python -P -m autotune.device.mps_guard PROGRAM FOLDER``.
 
 Standard input is a pipe that the parent holds: when it is closed, by the parent or by the kernel at the
-parent's death, the daemon is told to quit, and what is left of it and of its servers is killed.
+parent's death, the daemon is told to quit, what is left of it and of its servers is killed, and where the parent died,
+the folder of its pipes and logs is removed, which otherwise the parent reads and removes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +23,9 @@ _LOOK_S = 0.2
 _QUIT_S = 3.0
 
 
-def main(program: str) -> int:
+def main(program: str, folder: str) -> int:
     """Run the daemon in the foreground until standard input ends or it does."""
+    parent = os.getppid()
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # servers that daemonise become children of this process
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -40,6 +44,8 @@ def main(program: str) -> int:
         daemon.wait(_QUIT_S)
     code = daemon.poll()
     _kill_descendants()
+    if os.getppid() != parent:
+        shutil.rmtree(folder, ignore_errors=True)
     return 0 if code is None else code
 
 
@@ -53,4 +59,4 @@ def _kill_descendants() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -14,11 +14,11 @@ from autotune.manifest import load_manifest
 from autotune.manifest_schema import Manifest
 from autotune.probe.recipe import load_recipe, rule_of_thumb
 from autotune.records import Job, Point, ProbeResult, Recipe
-from autotune.report.projection import Projection, Quantity, project, ratio
+from autotune.report.projection import Projection, Quantity, Savings, project, ratio, savings
 from autotune.report.training import Training, load_training
 from autotune.runs import Run, load_device
 from autotune.search.confirm import at_fewer, pool, published, winner
-from autotune.search.episodes import GameLength, game_lengths, steps_of, with_stand_ins
+from autotune.search.episodes import GameLength, game_lengths, with_stand_ins
 from autotune.search.model import measured
 from autotune.search.outcome import found_in
 from autotune.search.result import StudyResult
@@ -147,10 +147,17 @@ class Facts:
         return any(job.budget.unit == "episodes" for job in self.jobs)
 
     @property
+    def length_error_fraction(self) -> float:
+        """The largest error of the length of a game that a job counts; infinite where one was not measured."""
+        counted = (self.game_lengths.get(job.env) for job in self.jobs if job.budget.unit == "episodes")
+        return max((length.error_fraction if length else math.inf for length in counted), default=0.0)
+
+    @property
     def soonest(self) -> Measured | None:
         """The stable point that ends the jobs soonest (by the upper end), None unless clearly before the tuned one."""
-        planned = self.projection(self.tuned)
-        plans = [(each, plan.hours) for each in self.stable if (plan := self.projection(each)) and plan.hours]
+        planned = self.projection(self.tuned, exact_games=True)
+        found = ((each, self.projection(each, exact_games=True)) for each in self.stable)
+        plans = [(each, plan.hours) for each, plan in found if plan and plan.hours]
         bounded = [(each, hours) for each, hours in plans if hours.high is not None]
         best, hours = min(bounded, key=lambda pair: pair[1].high or 0.0, default=(None, None))
         if hours is None or planned is None or planned.hours is None:
@@ -158,8 +165,22 @@ class Facts:
         left = ratio(hours, planned.hours)
         return best if left.high is not None and left.high < 1 else None
 
-    def projection(self, measured: Measured | None) -> Projection | None:
-        """Hours and cost of all jobs at a measured point, None when it failed or there are no jobs."""
+    def saved(self, reference: Measured | None) -> Savings | None:
+        """What the tuned point saves against another, None when either length is not known.
+
+        Games are as long at both, so that the error of their length is no part of the comparison, only of the amounts.
+        """
+        before, after = (self.projection(each, exact_games=True) for each in (reference, self.tuned))
+        found = savings(before, after) if before and after else None
+        return found.less_sure(self.length_error_fraction) if found else None
+
+    def projection(self, measured: Measured | None, *, exact_games: bool = False) -> Projection | None:
+        """Hours and cost of all jobs at a measured point, None when it failed or there are no jobs.
+
+        Args:
+            measured: the point.
+            exact_games: leave the error of the length of a game out, to compare points.
+        """
         if measured is None or measured.job_sps is None or not self.jobs:
             return None
         return project(
@@ -167,9 +188,14 @@ class Facts:
             measured.job_sps,
             measured.point.concurrency,
             price_usd_per_hour=self.price.usd_per_hour if self.price else None,
-            steps_per_episode=steps_of(self.game_lengths),
+            steps_per_episode={env: _steps(each, exact=exact_games) for env, each in self.game_lengths.items()},
             fewer=measured.fewer,
         )
+
+
+def _steps(length: GameLength, *, exact: bool) -> Quantity:
+    error = 0.0 if exact else length.error_fraction
+    return Quantity(value=length.steps, low=length.steps, high=length.steps).less_sure(error)
 
 
 def finite(value: Any) -> float | None:

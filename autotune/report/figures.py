@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.report.facts import Facts, Measured
-from autotune.report.projection import HOUR_S, Projection, Quantity, Savings, savings
+from autotune.report.projection import HOUR_S, Projection, Quantity
 
 _TRIAL_KEYS = (
     *("number", "stage", "num_envs", "batch_size", "concurrency", "status", "grade", "sps", "sps_low", "sps_high"),
@@ -103,8 +103,7 @@ def _projection(plan: Projection) -> dict[str, Any]:
 
 
 def _savings(facts: Facts, reference: Measured | None) -> dict[str, Any] | None:
-    before, after = facts.projection(reference), facts.projection(facts.tuned)
-    saved: Savings | None = savings(before, after) if before and after else None
+    saved = facts.saved(reference)
     if saved is None:
         return None
     return {

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autotune.errors import UsageError
 from autotune.records import Budget, Job
-from autotune.search.worth import episode_steps, job_speeds, job_steps, spans
+from autotune.search.worth import job_speeds, job_steps, spans
 from autotune.stats import log_ratio
 
 HOUR_S = 3600.0
@@ -35,6 +35,18 @@ class Quantity:
         ends = (None if end is None else end * factor for end in (self.low, self.high))
         low, high = ends
         return Quantity(value=self.value * factor, low=low, high=high)
+
+    def less_sure(self, error_fraction: float) -> Quantity:
+        """This estimate times a factor of 1 that is known to ``/ (1 + error)`` and ``* (1 + error)``, independently."""
+        if self.low is None or self.high is None or math.isinf(error_fraction):
+            return Quantity(value=self.value)
+        towards_0, away = abs(self.value) * error_fraction / (1 + error_fraction), abs(self.value) * error_fraction
+        below, above = (towards_0, away) if self.value > 0 else (away, towards_0)
+        return Quantity(
+            value=self.value,
+            low=self.value - math.hypot(self.value - self.low, below),
+            high=self.value + math.hypot(self.high - self.value, above),
+        )
 
     @property
     def half_width_fraction(self) -> float | None:
@@ -129,20 +141,25 @@ class Savings:
     fraction: Quantity
     tied: bool
 
+    def less_sure(self, error_fraction: float) -> Savings:
+        """With an error that both plans share, such as the length of a game: the fraction does not feel it."""
+        usd = self.usd.less_sure(error_fraction) if self.usd else None
+        return replace(self, hours=self.hours.less_sure(error_fraction), usd=usd)
 
-def job_hours(budget: Budget, job_sps: Quantity, steps_per_episode: float | None) -> Quantity | None:
+
+def job_hours(budget: Budget, job_sps: Quantity, steps_per_episode: Quantity | None) -> Quantity | None:
     """Wall hours of one job at its own speed: steps / SPS / 3600; an hours budget is its own answer.
 
-    An interval of the speed that reaches down to 0 leaves the hours without an upper end.
+    The errors of the speed and of the length of a game are independent, see `ratio`. An interval of the speed that
+    reaches down to 0 leaves the hours without an upper end, a length without an interval without any.
     """
     if budget.unit == "hours":
         return _exactly(budget.amount)
-    steps = job_steps(budget, steps_per_episode)
-    if steps is None or job_sps.value <= 0:
+    games = steps_per_episode.scaled(budget.amount) if budget.unit == "episodes" and steps_per_episode else None
+    steps = _exactly(budget.amount) if budget.unit == "steps" else games
+    if steps is None or steps.value <= 0 or job_sps.value <= 0:
         return None
-    low = steps / job_sps.high / HOUR_S if job_sps.high else None
-    high = steps / job_sps.low / HOUR_S if job_sps.low and job_sps.low > 0 else None
-    return Quantity(value=steps / job_sps.value / HOUR_S, low=low, high=high)
+    return ratio(steps, job_sps).scaled(1 / HOUR_S)
 
 
 def project(
@@ -151,7 +168,7 @@ def project(
     slots: int,
     *,
     price_usd_per_hour: float | None = None,
-    steps_per_episode: Mapping[str, float] | float | None = None,
+    steps_per_episode: Mapping[str, Quantity] | None = None,
     fewer: Mapping[int, Quantity] | None = None,
 ) -> Projection:
     """Hours and cost of all jobs when each runs at `job_sps`, `slots` at a time.
@@ -161,14 +178,15 @@ def project(
         job_sps: agent steps per second of one job while `slots` of them run.
         slots: jobs that run at once.
         price_usd_per_hour: of the whole machine.
-        steps_per_episode: measured, by environment or one for all.
+        steps_per_episode: measured, by environment.
         fewer: agent steps per second of fewer jobs together, by how many run.
     """
     budgets = {job.id: job.budget for job in jobs}
-    hours = {job.id: job_hours(job.budget, job_sps, episode_steps(job, steps_per_episode)) for job in jobs}
+    games = steps_per_episode or {}
+    hours = {job.id: job_hours(job.budget, job_sps, games.get(job.env)) for job in jobs}
     steps: dict[str, float | None] = {}
     for job in jobs:
-        known = job_steps(job.budget, episode_steps(job, steps_per_episode))
+        known = job_steps(job.budget, games[job.env].value if job.env in games else None)
         steps[job.id] = job_sps.value * HOUR_S * job.budget.amount if job.budget.unit == "hours" else known
     return _projection(budgets, hours, steps, {**(fewer or {}), slots: job_sps.scaled(slots)}, price_usd_per_hour)
 

@@ -46,13 +46,6 @@ class TrainedJob:
         """Env steps per second over the whole training."""
         return self.env_steps / self.seconds if self.env_steps and self.seconds else None
 
-    @property
-    def game_length(self) -> GameLength | None:
-        """Mean length of a game so far."""
-        if not self.env_steps or not self.episodes:
-            return None
-        return GameLength.of(self.env_steps / self.episodes, int(self.episodes))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -81,7 +74,14 @@ class Training:
     def game_lengths(self, jobs: Sequence[Job]) -> dict[str, GameLength]:
         """Mean length of a game by environment, for the environments of these jobs that finished any."""
         env_of = {job.id: job.env for job in jobs}
-        return {env_of[job.id]: length for job in self.jobs if job.id in env_of and (length := job.game_length)}
+        steps: dict[str, float] = {}
+        games: dict[str, float] = {}
+        for job in self.jobs:
+            if job.id in env_of and job.env_steps and job.episodes:
+                env = env_of[job.id]
+                steps[env] = steps.get(env, 0.0) + job.env_steps
+                games[env] = games.get(env, 0.0) + job.episodes
+        return {env: GameLength.of(steps[env] / games[env], int(games[env])) for env in games}
 
 
 def load_training(run: Run) -> Training | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from autotune.report.facts import Facts, Measured
-from autotune.report.projection import HOUR_S, Projection, Quantity, Savings, savings
+from autotune.report.projection import HOUR_S, Projection, Quantity, Savings
 from autotune.search.result import ratio
 from autotune.stats import GAMES_PER_ENV
 from autotune.units import counted, format_count, format_duration, format_usd
@@ -201,7 +201,6 @@ def against(facts: Facts, reference: Measured) -> str:
         return "nothing: these are the same settings"
     if reference.sps is None:
         return f"unknown: the {reference.role} failed ({reference.result.status.replace('_', ' ')})"
-    before, after = facts.projection(reference), facts.projection(tuned)
-    saved = savings(before, after) if before and after else None
+    saved = facts.saved(reference)
     speeds = comparison(tuned, reference) if tuned else UNKNOWN
     return f"{saving(saved)}; {speeds}" if saved else speeds

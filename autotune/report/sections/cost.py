@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.records import Budget
 from autotune.report.availability import effective_cost_usd
 from autotune.report.facts import Facts, Measured
-from autotune.report.projection import HOUR_S, JobProjection, Projection, savings
+from autotune.report.projection import HOUR_S, JobProjection, Projection
 from autotune.report.wording import (
     MORE_GAMES,
     UNKNOWN,
@@ -33,7 +33,7 @@ def render(facts: Facts) -> str:
     plans = [(each, plan) for each in facts.measured if (plan := facts.projection(each))]
     if not plans:
         return ""
-    parts = [_totals(facts, plans), _jobs(plans, interval=not facts.counts_games), _notes(facts, plans)]
+    parts = [_totals(facts, plans), _jobs(plans), _notes(facts, plans)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -45,25 +45,25 @@ def _totals(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
             code(measured.point.label()),
             plus_minus(measured.sps),
             counts(measured.job_sps.value if measured.job_sps else None),
-            plan_hours(plan, interval=not facts.counts_games),
-            plan_dollars(plan, interval=not facts.counts_games) if facts.price else "needs `--price`",
+            plan_hours(plan),
+            plan_dollars(plan) if facts.price else "needs `--price`",
         ]
         for measured, plan in plans
     ]
     return table(headers, rows, numbers_from=2)
 
 
-def _jobs(plans: list[tuple[Measured, Projection]], *, interval: bool) -> str:
+def _jobs(plans: list[tuple[Measured, Projection]]) -> str:
     roles = [measured.role for measured, _ in plans]
     tuned = plans[-1][1]
     priced = tuned.usd is not None
     rows = []
     for index, job in enumerate(tuned.jobs):
         cells = [hours(plan.jobs[index].hours, interval=False) for _, plan in plans[:-1]]
-        cells.append(hours(job.hours, interval=interval))
+        cells.append(hours(job.hours))
         cells += [money(job.usd) if job.usd is not None else UNKNOWN] if priced else []
         rows.append([text(job.id), _budget(job.budget), _steps(job), *cells])
-    total = [plan_hours(plan, interval=False) for _, plan in plans[:-1]] + [plan_hours(tuned, interval=interval)]
+    total = [plan_hours(plan, interval=False) for _, plan in plans[:-1]] + [plan_hours(tuned)]
     rows.append(["**all**", "", "", *total, *([plan_dollars(tuned, interval=False)] if priced else [])])
     share = [f"cost, {roles[-1]}"] if priced else []
     return table(["job", "budget", "env steps", *(f"time, {role}" for role in roles), *share], rows)
@@ -135,8 +135,8 @@ def _episode_notes(facts: Facts) -> list[str]:
         if job.budget.unit == "episodes"
     )
     return [
-        f"Episodes (whole games) are turned into steps {games(facts)}. It changes while a policy learns, and is not in "
-        f"the intervals of what is saved. The length taken for each job: {own}."
+        f"Episodes (whole games) are turned into steps {games(facts)}. It changes while a policy learns, "
+        f"which no interval holds. The length taken for each job: {own}."
     ]
 
 
@@ -156,8 +156,7 @@ def _earned(facts: Facts) -> str:
     In each second there, the baseline would have needed ``before / after`` seconds, so that t seconds save
     ``t * (before / after - 1)``.
     """
-    before, after = facts.projection(facts.baseline), facts.projection(facts.tuned)
-    saved = savings(before, after) if before and after else None
+    saved, after = facts.saved(facts.baseline), facts.projection(facts.tuned)
     if saved is None or saved.tied or saved.hours.value <= 0 or not after or not after.hours or not facts.spent_s:
         return ""
     repaid_s = facts.spent_s * after.hours.value / saved.hours.value

@@ -68,14 +68,14 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
     count = len(plan.jobs)
     jobs = f"{count} jobs{together}" if count > 1 else "the one job"
     open_end = " (how fast those left at its end are was not measured)" if plan.open_end else ""
-    about, sure = ("about ", False) if facts.counts_games else ("", True)
+    about = "about " if plan.hours.high is None or (plan.open_end and facts.counts_games) else ""
     example = facts.recipe is not None and facts.recipe.workload == "replay"
     how, made_up = (", as an example", f"; {_MADE_UP}") if example else ("", "")
-    hours = f"{about}{plan_hours(plan, interval=sure)} for {jobs}{open_end}{_episodes(facts)}"
+    hours = f"{about}{plan_hours(plan)} for {jobs}{open_end}{_episodes(facts)}"
     lines = [f"**How long{how}:** {hours}{made_up}."]
     if facts.price and plan.usd:
         at = f"at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})"
-        lines.append(f"**What it costs:** {about}{plan_dollars(plan, interval=sure)} {at}.")
+        lines.append(f"**What it costs:** {about}{plan_dollars(plan)} {at}.")
     else:
         lines.append(
             "**What it costs:** no price is known for this machine; give what an hour of it costs with `--price`, "
@@ -90,14 +90,13 @@ def _sooner(facts: Facts) -> list[str]:
     sooner = facts.projection(other)
     if other is None or plan is None or sooner is None:
         return []
-    sure = not facts.counts_games
-    usd = f" and {plan_dollars(sooner, interval=sure)}" if facts.price else ""
+    usd = f" and {plan_dollars(sooner)}" if facts.price else ""
     unsure = ", by how fast those left at its end are, which was not measured" if plan.open_end else ""
     lengths = [job.hours.value for job in plan.jobs if job.hours]
     order = "" if lengths[0] == max(lengths) else "put the longest job first, or "
     return [
         f"**These jobs {'may ' if plan.open_end else ''}end sooner at {code(other.point.label())}:** in "
-        f"{plan_hours(sooner, interval=sure)}{usd}; the point above takes {plan_hours(plan, interval=sure)}{unsure}. "
+        f"{plan_hours(sooner)}{usd}; the point above takes {plan_hours(plan)}{unsure}. "
         "It makes the most steps per second with all places taken, and these jobs leave some empty. What to do: "
         f"{order}search again with `concurrency = [{other.point.concurrency}]` under `[knobs]` in the recipe."
     ]
