@@ -100,7 +100,6 @@ def run(
     interval_s: float = 60.0,
     stop_at: int | None = None,
     send: Callable[[dict[str, Any]], None] | None = None,
-    resume_from: str | None = None,
     job: str = "j",
     seed: int = 1,
 ) -> list[dict[str, Any]]:
@@ -111,7 +110,7 @@ def run(
         hyperparameters={},
         point=POINT,
         jobs=(Job(id=job, env="e", seed=seed, budget=Budget(unit=unit, amount=amount)),),
-        train=TrainPlan(folder=str(folder), checkpoint_interval_s=interval_s, keep=2, resume_from=resume_from),
+        train=TrainPlan(folder=str(folder), checkpoint_interval_s=interval_s, keep=2),
     )
     train(session, task, send or messages.append, lambda: stop_at is not None and session.count >= stop_at)  # type: ignore[arg-type]
     return messages
@@ -188,13 +187,6 @@ def test_a_checkpoint_of_another_job_is_refused_and_another_seed_told(tmp_path: 
     warnings = [message["detail"] for message in messages if message["type"] == "warning"]
     assert len(warnings) == 1 and "trained with seed 1, now with seed 2" in warnings[0]
     assert "warning" not in kinds(run(tmp_path, FakeSession(clock), seed=2, amount=200))
-
-
-def test_resume_from_another_folder(tmp_path: Path, clock: Clock) -> None:
-    run(tmp_path / "a", FakeSession(clock), stop_at=3)
-    path = generations(tmp_path / "a" / "checkpoints")[-1].path
-    messages = run(tmp_path / "b", FakeSession(clock), resume_from=str(path))
-    assert messages[0]["total_env_steps"] == 30 and messages[-1]["total_env_steps"] == 100
 
 
 def test_a_failing_session_passes_through_and_keeps_what_was_saved(tmp_path: Path, clock: Clock) -> None:

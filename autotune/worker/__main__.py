@@ -151,13 +151,12 @@ def main(arguments: list[str]) -> int:
     except Finished as end:
         send({"type": "done", "reason": "finished", "detail": str(end)})
     except Exception as error:  # noqa: BLE001 - the process boundary: every failure becomes a message
-        text = "".join(traceback.format_exception(error))
-        sys.stderr.write(text)
+        traceback.print_exception(error)
         detail = (
             str(error) if isinstance(error, AutotuneError) else f"{type(error).__name__}: {error}".removesuffix(": ")
         )
         with contextlib.suppress(BrokenPipeError):  # the parent is gone: the log has it
-            send({"type": "error", "kind": classify(error), "detail": detail[:2000], "traceback": text[-8000:]})
+            send({"type": "error", "kind": classify(error), "detail": detail[:2000]})
         return 1
     finally:
         end_descendants(os.getpid())

@@ -12,9 +12,8 @@ Messages of the worker (key ``type``):
 * ``saved``: a checkpoint is on the disk. ``path``, ``env_steps``, ``seconds``.
 * ``resumed``: training goes on from a checkpoint. ``path`` and the totals below.
 * ``warning``: ``detail``, a sentence for the user (a damaged checkpoint that was set aside).
-* ``error``: the last message of a failed worker. ``kind`` (``oom``, ``misuse``,
-  ``silent`` (nothing counted steps), ``crashed``),
-  ``detail``, ``traceback``.
+* ``error``: the last message of a failed worker. ``kind`` (``oom``, ``misuse``, ``silent``: nothing counted steps,
+  ``refused``: a program ended before its first step, ``crashed``) and ``detail``; the log has the traceback.
 * ``done``: the last message of a finished one. ``effective``, ``peak_memory_bytes``, and ``reason``; of a training
   ``budget``, ``finished`` (by itself), ``early`` (by itself, far from its budget: a failure) or ``stopped``.
 
@@ -46,7 +45,6 @@ class TrainPlan:
         folder: the job's folder: ``checkpoints/``, ``metrics.csv``.
         checkpoint_interval_s: seconds between checkpoints.
         keep: newest checkpoints that are kept, beside the best.
-        resume_from: a checkpoint elsewhere to start from when the folder has none.
         saved_env_steps: of the last checkpoint that the training's events tell of, None when they tell of none.
         predecessor: boot id, pid and start ticks of the worker that trained the job last; empty when unknown.
     """
@@ -54,7 +52,6 @@ class TrainPlan:
     folder: str
     checkpoint_interval_s: float = 60.0
     keep: int = 3
-    resume_from: str | None = None
     saved_env_steps: int | None = None
     predecessor: tuple[Any, ...] = ()
 

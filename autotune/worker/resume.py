@@ -21,8 +21,6 @@ def find_checkpoint(job: Job, plan: TrainPlan, warn: Callable[[str], None]) -> P
     """
     folder = Path(plan.folder) / "checkpoints"
     path = newest_checkpoint(folder, warn)
-    if path is None and plan.resume_from is not None:
-        return Path(plan.resume_from)
     if path is None and plan.saved_env_steps is not None:
         raise lost_checkpoints(folder, job.id, plan.saved_env_steps)
     return path
