@@ -55,8 +55,6 @@ class MeasuredGrid:
 class FinishedSearch:
     """A search that found something, finished or stopped, and what is known of learning at its point."""
 
-    recipe: Recipe
-    device: DeviceInfo
     run: Run
     found: StudyResult
     learning: LearningSection
@@ -174,9 +172,7 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
         emit_manifest(found, recipe, run, executor.device, learning)
         run.update(**{_GUARDED: checked})
     run.update(finished=not found.interrupted and checked, ended=found.ended)
-    return FinishedSearch(
-        recipe=recipe, device=executor.device, run=run, found=found, learning=learning, exit_code=stop.exit_code
-    )
+    return FinishedSearch(run=run, found=found, learning=learning, exit_code=stop.exit_code)
 
 
 def _guard_plan(recipe: Recipe, options: dict[str, Any], *, simulated: bool) -> GuardPlan | None:

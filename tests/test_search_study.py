@@ -205,7 +205,7 @@ def test_an_unsafe_rule_of_thumb_waits_until_it_is_known_to_fit(tmp_path):
 def test_events_tell_a_viewer_what_goes_on(surface, run):
     events: list[SearchEvent] = []
     search(surface, run, budget_s=300.0, on_event=events.append)
-    assert [event.kind for event in events[:4]] == ["start", "end", "start", "end"]
+    assert [event.result is None for event in events[:4]] == [True, False, True, False]
     assert (events[0].stage, events[0].best, events[0].left_s, events[0].trials_done) == ("baseline", None, 300.0, 0)
     assert events[1].result.requested == events[1].best.requested == events[0].point
     assert events[-1].left_s == pytest.approx(300.0 - sum(e.result.cost_s for e in events if e.result))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autotune.machine import DeviceInfo
-from autotune.manifest import Manifest, build_manifest, save_manifest
+from autotune.manifest import build_manifest, save_manifest
 from autotune.manifest_schema import LearningSection
 from autotune.records import Recipe
 from autotune.runs import Run
@@ -11,10 +11,8 @@ from autotune.search.result import StudyResult
 from autotune.worker.checkpoint import trained_env_steps
 
 
-def emit_manifest(
-    found: StudyResult, recipe: Recipe, run: Run, device: DeviceInfo, learning: LearningSection | None = None
-) -> Manifest:
-    """Write ``manifest.json`` into the run and return it; `learning` is what is known of learning at its point.
+def emit_manifest(found: StudyResult, recipe: Recipe, run: Run, device: DeviceInfo, learning: LearningSection) -> None:
+    """Write ``manifest.json`` into the run; `learning` is what is known of learning at its point.
 
     Raises:
         FileError: the run folder cannot be written.
@@ -34,4 +32,3 @@ def emit_manifest(
         },
     )
     save_manifest(run.manifest_file, manifest)
-    return manifest

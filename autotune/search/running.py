@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -37,26 +37,22 @@ _CEILINGS_FROM_S = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class SearchEvent:
-    """Something for a live view.
+    """A probe begins (`result` None) or has ended, for a live view.
 
     Attributes:
-        kind: a probe starts or ended.
         stage: of the plan.
         point: being measured.
-        result: what came out, None at the start.
+        result: what came out.
         best: the fastest stable result so far.
         left_s: seconds of budget left.
-        predicted_s: seconds that the probe is expected to take.
         trials_done: finished probes.
     """
 
-    kind: Literal["start", "end"]
     stage: str
     point: Point
     result: ProbeResult | None
     best: ProbeResult | None
     left_s: float
-    predicted_s: float
     trials_done: int
 
 
@@ -215,7 +211,7 @@ class Search:
             trial, step.stage, point, self.executor.device.host.boot_id, self.executor.clock_s(), step.predicted_s
         )
         self.run.update(spent_s=self.budget_s - left_s)
-        self._tell_viewer("start", step, point, None)
+        self._tell_viewer(step, point)
         recipe = _patient(self.recipe, _LONG_TIMEOUT * step.predicted_s)
         label = f"{trial.number:04d}"
         try:
@@ -241,24 +237,22 @@ class Search:
         trials.finish(self.study, trial, result, value, self._epoch(result))
         self.run.update(spent_s=self.budget_s - self.left_s())
         self._read()
-        self._tell_viewer("end", step, point, result)
+        self._tell_viewer(step, point, result)
 
     def _epoch(self, result: ProbeResult) -> int:
         """The machine's epoch with this newest result."""
         measured = [record.result for record in self.records]
         return epochs.epochs_of([*measured, result], self.recipe.baseline)[-1]
 
-    def _tell_viewer(self, kind: Literal["start", "end"], step: Step, point: Point, result: ProbeResult | None) -> None:
+    def _tell_viewer(self, step: Step, point: Point, result: ProbeResult | None = None) -> None:
         leader = confirm.pool(self.history)
         self.on_event(
             SearchEvent(
-                kind=kind,
                 stage=step.stage,
                 point=point,
                 result=result,
                 best=confirm.published(self.history, leader[0].point) if leader else None,
                 left_s=self.left_s(),
-                predicted_s=step.predicted_s,
                 trials_done=len(self.history) + len(self.compared),
             )
         )

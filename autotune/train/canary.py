@@ -162,7 +162,7 @@ def judge(
         faults += faults_of_speed
     games_min = max(GAMES_MIN, 2 * manifest.point.num_envs)
     for job in ended:
-        games = _returns_since(run, before[job.id], job.episodes)
+        games = _returns_since(run, before[job.id])
         if job.episodes - before[job.id].episodes < games_min:
             notes.append(f"{job.id} finished too few games to judge its returns (fewer than {games_min})")
         elif collapsed(before[job.id], games):
@@ -185,7 +185,7 @@ def _judge_speed(migration: Migration, canary: Canary, processes: int, rate: flo
     return [f"too slow: {note}, and at least {canary.sps_fraction:.0%} of it is asked for"], []
 
 
-def _returns_since(run: Run, before: MigratedJob, episodes: int) -> list[float]:
+def _returns_since(run: Run, before: MigratedJob) -> list[float]:
     """Returns of the games that ended since the migration, the last 100 at most; none without a checkpoint."""
     newest = newest_checkpoint(run.train_folder / "jobs" / before.id / "checkpoints", set_aside=False)
     if newest is None:
