@@ -8,19 +8,7 @@ import re
 from autotune.errors import UsageError
 
 _DURATION_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE_UNITS_BYTES = {
-    "B": 1,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-}
 PRICES_USD_PER_HOUR = (1e-6, 1e9)
-_SIZE_LOOKUP = {name.lower(): factor for name, factor in _SIZE_UNITS_BYTES.items()}
 
 
 def parse_duration(text: str) -> float:
@@ -36,18 +24,6 @@ def parse_duration(text: str) -> float:
     if not 0 < total_s < math.inf:
         raise UsageError(f"duration {text!r} must be longer than zero, such as 90s, 30m or 2h")
     return total_s
-
-
-def parse_size(text: str) -> int:
-    """Bytes in a size such as ``512MiB`` or ``1.5GB``.
-
-    Raises:
-        UsageError: not a positive size with a unit.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", text.strip(), re.IGNORECASE)
-    if not match or match[2].lower() not in _SIZE_LOOKUP or float(match[1]) <= 0:
-        raise UsageError(f"size {text!r} is not understood: write a number and a unit, such as 512MiB or 8GiB")
-    return int(float(match[1]) * _SIZE_LOOKUP[match[2].lower()])
 
 
 def parse_price(text: str | float) -> float:

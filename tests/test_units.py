@@ -14,7 +14,6 @@ from autotune.units import (
     format_usd,
     parse_duration,
     parse_price,
-    parse_size,
 )
 
 
@@ -38,20 +37,6 @@ def test_bad_durations_name_the_value_and_the_remedy(text):
 @given(st.integers(0, 99), st.integers(0, 59), st.integers(1, 59))
 def test_compound_durations_add_up(hours, minutes, seconds):
     assert parse_duration(f"{hours}h{minutes}m{seconds}s") == 3600 * hours + 60 * minutes + seconds
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("512MiB", 512 * 2**20), ("1.5GB", 1_500_000_000), ("8 gib", 8 * 2**30), ("7B", 7), ("2TiB", 2**41)],
-)
-def test_sizes(text, count):
-    assert parse_size(text) == count
-
-
-@pytest.mark.parametrize("text", ["", "12", "-1GiB", "0MB", "1 GiBs", "iB", "one GB"])
-def test_bad_sizes(text):
-    with pytest.raises(UsageError, match="such as 512MiB or 8GiB"):
-        parse_size(text)
 
 
 @pytest.mark.parametrize(("text", "price"), [("2.0", 2.0), (0.35, 0.35), ("1e1", 10.0)])
