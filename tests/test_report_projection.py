@@ -19,7 +19,7 @@ from autotune.report.projection import (
     tied,
 )
 from autotune.search.result import ratio as measured_ratio
-from autotune.search.worth import makespan
+from autotune.search.worth import spans
 from autotune.stats import failure_rate_bound_per_hour, failure_rate_mean_per_hour
 
 # The facts of a real ten-game effort at 2.00 USD per hour; episodes, hours and dollars are its own arithmetic.
@@ -87,13 +87,8 @@ def test_impossible_downtime_is_refused(downtime: float) -> None:
     ("lengths", "slots", "expected"),
     [([1, 2, 3], 1, 6), ([1, 2, 3], 2, 4), ([1, 2, 3], 3, 3), ([1, 2, 3], 9, 3), ([5, 1, 1, 1], 2, 5), ([], 2, 0)],
 )
-def test_makespan(lengths: list[float], slots: int, expected: float) -> None:
-    assert makespan(lengths, slots) == expected
-
-
-def test_makespan_refuses_no_slots() -> None:
-    with pytest.raises(UsageError, match="at least 1, not 0"):
-        makespan([1.0], 0)
+def test_a_job_begins_as_soon_as_a_place_is_free(lengths: list[float], slots: int, expected: float) -> None:
+    assert max((end for _, end in spans(lengths, [1.0] * slots)), default=0) == expected
 
 
 def test_project_steps_with_interval() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from autotune.errors import UsageError
 from autotune.records import Budget, Job, ProbeResult
 
 HOUR_S = 3600.0
@@ -67,17 +66,6 @@ def spans(
                 ended[job] = now
                 del left[job]
     return list(zip(begun, ended, strict=True))
-
-
-def makespan(lengths: Sequence[float], slots: int) -> float:
-    """When the last of `spans` ends if every job keeps its length.
-
-    Raises:
-        UsageError: `slots` below 1.
-    """
-    if slots < 1:
-        raise UsageError(f"jobs at once must be at least 1, not {slots}")
-    return max((end for _, end in spans(lengths, [1.0] * slots)), default=0.0)
 
 
 def training_s(
