@@ -28,7 +28,7 @@ from autotune.meters.summary import first
 from autotune.records import Job, Point, ProbeRequest, ProbeResult, Recipe, Status
 from autotune.worker.checkpoint import load_checkpoint
 from autotune.worker.protocol import Mode, WorkerTask
-from autotune.workloads.command_child import count_oom_kills
+from autotune.workloads.command_child import count_oom_kills, describe_exit
 
 METERS = ("vram", "power", "health", "host")
 _ENDED_SHARE_MIN = 0.25
@@ -142,7 +142,7 @@ class IsolatedExecutor:
         if last.get("type") == "error":
             raise (UsageError if last["kind"] == "misuse" else WorkerError)(last["detail"])
         if last.get("type") != "done":
-            ending = _describe_exit(worker.returncode or 0)
+            ending = describe_exit(worker.returncode or 0)
             why = f"ended with {ending} and no answer" if in_time else f"did not answer within {timeout_s:.0f} s"
             raise WorkerError(f"the {workload} worker {why}. The last lines of its log:\n{log_tail or '(empty)'}")
         return messages
@@ -256,14 +256,10 @@ class IsolatedExecutor:
                 code = worker.returncode or 0
                 starved = count_oom_kills() > state.oom_kills or self._ram_free() < 0.1
                 status: Status = "oom" if code == -9 and starved else "crashed"
-                state.fail(status, f"process ended with {_describe_exit(code)}", index)
+                state.fail(status, f"process ended with {describe_exit(code)}", index)
         if state.status == "ok" and self._ram_free() < 0.5 * (1 - request.limits.ram_fraction):
             state.fail("oom", f"host memory ran short: {self._ram_free():.0%} of RAM left")
 
     def _ram_free(self) -> float:
         """Share of the host's allowed memory that can still be taken."""
         return ram_available_bytes() / self.device.host.ram_limit_bytes
-
-
-def _describe_exit(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -10,6 +10,7 @@ from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest
 from autotune.train.job import JobRun
 from autotune.worker.protocol import TrainPlan, WorkerTask
+from autotune.workloads.command_child import describe_exit
 
 _LOG_LINES = 5
 
@@ -61,6 +62,5 @@ def training_task(manifest: Manifest, device: DeviceInfo, job: JobRun) -> Worker
 
 def describe_end(worker: WorkerProcess) -> str:
     """How a process ended that gave no reason, with the last lines of its log."""
-    code, tail = worker.returncode or 0, worker.log_tail(_LOG_LINES)
-    ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+    ending, tail = describe_exit(worker.returncode or 0), worker.log_tail(_LOG_LINES)
     return f"its process ended with {ending}" + (f":\n{tail}" if tail else "")

@@ -21,7 +21,7 @@ from autotune.errors import UsageError, WorkerError
 from autotune.records import KNOBS, Job, Point, Work
 from autotune.units import format_duration
 from autotune.workloads.command_argv import fill, placeholders, values_at
-from autotune.workloads.command_child import Child
+from autotune.workloads.command_child import Child, describe_exit
 from autotune.workloads.command_progress import ProgressRule, make_rule
 from autotune.workloads.memory_words import tells_out_of_memory
 from autotune.workloads.protocol import SEVERAL_TOTALS, Finished, NoProgressError, RefusedError, SessionState
@@ -292,7 +292,7 @@ class CommandSession:
 
     def _ending(self) -> Exception:
         """What to raise now that the program has ended."""
-        code = self._child.exit_code()
+        code = self._child.exit_code() or 0
         starved = self._child.killed_for_memory() or tells_out_of_memory(self._child.tail())
         if code == 0 and (self._steps or (self._begun and not starved)):
             return Finished(f"the program ended after {self._steps:,} steps")
@@ -304,11 +304,10 @@ class CommandSession:
                 f"the program ended well, but {missing}; correct --counter, --rate or --progress, "
                 f"or call autotune.tick(steps) in it. The last lines were:\n{self._last_lines()}"
             )
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        message = f"the program ended with {how}; the last lines were:\n{self._last_lines()}"
+        message = f"the program ended with {describe_exit(code)}; the last lines were:\n{self._last_lines()}"
         if starved:
             return OutOfMemoryError(message)
-        refused = code is not None and 0 < code < _BY_SIGNAL and not self._steps
+        refused = 0 < code < _BY_SIGNAL and not self._steps
         refused = refused and not _EXHAUSTED.search(self._child.tail())
         return RefusedError(message) if refused else WorkerError(message)
 

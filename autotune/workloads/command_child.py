@@ -219,6 +219,11 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
+def describe_exit(code: int) -> str:
+    """``exit code 3``, or ``signal 9`` for a negative one."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
 def count_oom_kills() -> int:
     """Processes that the kernel's out-of-memory killer has ended since boot, 0 where it does not say."""
     try:
