@@ -41,6 +41,11 @@ class Run:
         return self.path.name
 
     @property
+    def state_file(self) -> Path:
+        """The run's own facts (JSON), see `state`; a folder without it is no run."""
+        return self.path / "run.json"
+
+    @property
     def recipe_file(self) -> Path:
         """Snapshot of the recipe (TOML)."""
         return self.path / "recipe.toml"
@@ -70,21 +75,25 @@ class Run:
         """``events.jsonl`` and ``jobs/<job>/{checkpoints,metrics.csv,log}``."""
         return self.path / "train"
 
+    @property
+    def jobs_folder(self) -> Path:
+        """In `train_folder`, a folder for each job, by its id."""
+        return self.train_folder / "jobs"
+
     def state(self) -> dict[str, Any]:
         """The run's own facts: command, recipe, device fingerprint, budget, spent seconds, finished, created."""
-        file = self.path / "run.json"
         try:
-            data = read_json(file)
+            data = read_json(self.state_file)
         except FileError as error:
             raise FileError(f"{error}. The run is damaged: move the folder {self.path} away.") from error
         if not isinstance(data, dict) or not isinstance(data.get("created", ""), str):
-            raise FileError(f"{file} is damaged: expected an object. Move the folder {self.path} away.")
+            raise FileError(f"{self.state_file} is damaged: expected an object. Move the folder {self.path} away.")
         return data
 
     def update(self, **facts: Any) -> None:
         """Change facts of the run, durably."""
-        known = self.state() if (self.path / "run.json").exists() else {}
-        write_json(self.path / "run.json", known | facts)
+        known = self.state() if self.state_file.exists() else {}
+        write_json(self.state_file, known | facts)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -185,11 +194,11 @@ def find_run(root: Path, word: str | None) -> Run:
         UsageError: there is none.
     """
     if word is not None:
-        path = Path(word) if "/" in word else root / word
-        if not (path / "run.json").is_file():
+        run = Run(Path(word) if "/" in word else root / word)
+        if not run.state_file.is_file():
             known = ", ".join(run.name for run in all_runs(root)) or "none"
             raise UsageError(f"there is no run {word!r} in {root}/ (runs: {known})")
-        return Run(path)
+        return run
     runs = all_runs(root)
     if not runs:
         raise UsageError(f"there is no run in {root}/ yet: start one with `autotune search --budget 30m`")
@@ -228,16 +237,15 @@ def create_run(root: Path, name: str, **facts: Any) -> Run:
         FileError: it cannot be created.
         UsageError: the name is taken or unusable.
     """
-    path = root / check_name(name)
-    if (path / "run.json").exists():
+    run = Run(root / check_name(name), fresh=True)
+    if run.state_file.exists():
         raise UsageError(f"run {name!r} exists already in {root}/: choose another --name, or leave --name out")
-    if path.is_dir() and any(path.iterdir()):
+    if run.path.is_dir() and any(run.path.iterdir()):
         raise UsageError(
-            f"the folder {path} holds files but no run.json: it is no run, or a damaged one. "
+            f"the folder {run.path} holds files but no run.json: it is no run, or a damaged one. "
             "Restore run.json, or choose another --name"
         )
-    make_folder(path)
-    run = Run(path, fresh=True)
+    make_folder(run.path)
     run.update(created=datetime.now(UTC).isoformat(), name=name, **facts)
     return run
 
@@ -298,8 +306,7 @@ def open_run(
     def ended(state: dict[str, Any]) -> bool:
         return bool(state.get("finished")) and (lacking is None or bool(state.get(lacking)))
 
-    if name is not None and (root / check_name(name) / "run.json").exists():
-        run = Run(root / name)
+    if name is not None and (run := Run(root / check_name(name))).state_file.exists():
         state = run.state()
         differing = [key for key, value in wanted.items() if state.get(key) != value]
         if new or differing or ended(state):

@@ -69,7 +69,7 @@ def open_arm(run: Run, role: str, manifest: Manifest) -> Run:
     name = f"{role}-{content_hash(canonical_json(facts))[:8]}"
     folder = run.path / FOLDER
     there = Run(folder / name)
-    arm = there if (there.path / "run.json").exists() else create_run(folder, name, command="guard", finished=False)
+    arm = there if there.state_file.exists() else create_run(folder, name, command="guard", finished=False)
     if not arm.manifest_file.exists() or arm.manifest_file.read_text(encoding="utf-8") != manifest_text(manifest):
         save_manifest(arm.manifest_file, manifest)
     return arm
@@ -78,7 +78,7 @@ def open_arm(run: Run, role: str, manifest: Manifest) -> Run:
 def _curve(arm: Run, result: TrainResult, index: int) -> Curve:
     job = result.jobs[index]
     failure = "" if job.status == "done" else f"{job.id} crashed at env step {job.env_steps:,}: {_brief(job.detail)}"
-    return curve_of(read_metrics(arm.train_folder / "jobs" / job.id / "metrics.csv"), failure)
+    return curve_of(read_metrics(arm.jobs_folder / job.id / "metrics.csv"), failure)
 
 
 def _brief(detail: str) -> str:

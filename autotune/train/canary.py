@@ -187,7 +187,7 @@ def _judge_speed(migration: Migration, canary: Canary, processes: int, rate: flo
 
 def _returns_since(run: Run, before: MigratedJob) -> list[float]:
     """Returns of the games that ended since the migration, the last 100 at most; none without a checkpoint."""
-    newest = newest_checkpoint(run.train_folder / "jobs" / before.id / "checkpoints", set_aside=False)
+    newest = newest_checkpoint(run.jobs_folder / before.id / "checkpoints", set_aside=False)
     if newest is None:
         return []
     progress: Mapping[str, Any] = load_checkpoint(newest).meta["progress"]

@@ -27,8 +27,7 @@ def open_training_run(path: Path, manifest: Manifest, root: Path, *, name: str |
         UsageError: the named run exists and is another one.
         FileError: the run cannot be created.
     """
-    own = Run(path.parent)
-    if name is None and not new and path.name == own.manifest_file.name and (own.path / "run.json").is_file():
+    if (own := _run_around(path)) and name is None and not new:
         return own
     if not new:
         for run in reversed(all_runs(root)):
@@ -62,8 +61,7 @@ def open_migrated_run(
     if following and not new and _same_text(following, manifest) and name in (None, following.name):
         return following
     refuse_migrated(source)
-    own = Run(path.parent)
-    if name is None and not new and path.name == own.manifest_file.name and (own.path / "run.json").is_file():
+    if (own := _run_around(path)) and name is None and not new:
         if own.path.resolve() == source.path.resolve():
             raise UsageError(
                 f"{path} is the manifest of run {source.path} itself: `autotune train {path}` goes on with it, at any "
@@ -74,6 +72,12 @@ def open_migrated_run(
         if name in (None, run.name) and run != source and _holds(run, manifest) and not run.train_folder.exists():
             return run
     return _new_run(manifest, root, name)
+
+
+def _run_around(path: Path) -> Run | None:
+    """The run whose manifest this file is, None where it lies elsewhere."""
+    run = Run(path.parent)
+    return run if path.name == run.manifest_file.name and run.state_file.is_file() else None
 
 
 def _new_run(manifest: Manifest, root: Path, name: str | None) -> Run:
@@ -89,7 +93,7 @@ def _new_run(manifest: Manifest, root: Path, name: str | None) -> Run:
 
 def _empty(run: Run) -> bool:
     """Whether `train` made a run and was killed before it wrote the manifest."""
-    began = (run.path / "run.json").is_file() and run.state().get("command") == "train"
+    began = run.state_file.is_file() and run.state().get("command") == "train"
     return began and not run.manifest_file.exists() and not run.train_folder.exists()
 
 

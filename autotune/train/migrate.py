@@ -27,7 +27,6 @@ from autotune.train.migration import (
     BACKUP,
     MARK,
     STAGING,
-    MigratedJob,
     Migration,
     load_migration,
     read_migration,
@@ -76,15 +75,14 @@ def migrate(
         raise UsageError(f"run {run.path} has trained already: choose a new one with --new, or leave --resume-from out")
     with source.hold(), _without_orphans(source):
         migration = plan_migration(manifest, source, canary=canary, warn=warn)
-        states = {job.id: load_checkpoint(_checkpoint(source, job)).meta["session"] for job in migration.jobs}
+        states = {
+            job.id: load_checkpoint(source.jobs_folder / job.id / "checkpoints" / job.checkpoint).meta["session"]
+            for job in migration.jobs
+        }
         workload, point = manifest.workload, manifest.point.record()
         jobs = manifest.job_records()
         IsolatedExecutor(device).ask("check", workload.name, workload.hyperparameters, jobs, point, states=states)
         return take_over(migration, source, run)
-
-
-def _checkpoint(source: Run, job: MigratedJob) -> Path:
-    return source.train_folder / "jobs" / job.id / "checkpoints" / job.checkpoint
 
 
 def take_over(migration: Migration, source: Run, run: Run) -> Migration:
@@ -155,7 +153,7 @@ def rollback(run: Run) -> Run:
         last = read_migration(run.path / _ROLLED_BACK / str(done[-1])) if done else None
         if last is None:
             raise UsageError(f"run {run.path} was not migrated from another run: there is nothing to roll back")
-        if (run.train_folder / "jobs").exists():
+        if run.jobs_folder.exists():
             raise UsageError(
                 f"run {run.path} was rolled back already, and what it trains now began after that: there is nothing "
                 "more to roll back"
@@ -173,7 +171,7 @@ def rollback(run: Run) -> Run:
 
 
 def _give_back(run: Run, source: Run) -> Run:
-    if (source.path / "run.json").is_file() and successor(source) is None:
+    if source.state_file.is_file() and successor(source) is None:
         source.update(**{MARK: None})
     run.update(training="rolled back", finished=False)
     return source
@@ -186,6 +184,6 @@ def _without_orphans(run: Run) -> Iterator[None]:
         events = list[Event]()
         with contextlib.suppress(FileError):  # damaged: then nobody is killed
             events = read_events(run)
-        for folder in sorted((run.train_folder / "jobs").glob("*")):
+        for folder in sorted(run.jobs_folder.glob("*")):
             locks.enter_context(lock_job(folder, last_worker(events, folder.name), grace_s=_ORPHANS_S))
         yield

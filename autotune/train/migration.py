@@ -100,7 +100,7 @@ def source_of(run: Run, migration: Migration) -> Run:
 
 def successor(run: Run) -> Run | None:
     """The run that this one's training was migrated to, None when it was not, or was rolled back."""
-    if not (run.path / "run.json").is_file() or not (mark := run.state().get(MARK)):
+    if not run.state_file.is_file() or not (mark := run.state().get(MARK)):
         return None
     new = Run((run.path.resolve() / str(mark)).resolve())
     migration = load_migration(new)

@@ -94,7 +94,7 @@ def newest_saved(source: Run, job: str, events: list[Event], warn: Callable[[str
     Raises:
         FileError: it has saved, and every checkpoint is damaged or gone.
     """
-    folder = source.train_folder / "jobs" / job / "checkpoints"
+    folder = source.jobs_folder / job / "checkpoints"
     path = newest_checkpoint(folder, lambda text: warn(f"{job}: {text}"), set_aside=False)
     if path is None and (saved := last_event(events, {"saved", "migrated"}, job)):
         raise lost_checkpoints(folder, job, saved["total_env_steps"])
@@ -103,7 +103,7 @@ def newest_saved(source: Run, job: str, events: list[Event], warn: Callable[[str
 
 def _migrated_job(source: Run, job: str, path: Path) -> MigratedJob:
     progress: Mapping[str, Any] = load_checkpoint(path).meta["progress"]
-    rows = read_metrics(source.train_folder / "jobs" / job / "metrics.csv")
+    rows = read_metrics(source.jobs_folder / job / "metrics.csv")
     first = next((float(row["mean_return_100"]) for row in rows if row.get("mean_return_100")), None)
     counts = {name: progress[name] for name in ("env_steps", "episodes", "seconds", "best_return")}
     return MigratedJob(id=job, checkpoint=path.name, returns=tuple(progress["returns"]), first_return=first, **counts)

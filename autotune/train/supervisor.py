@@ -108,8 +108,7 @@ class Supervisor:
         self._started_s = time.monotonic()
         self._point = manifest.point.record()
         self._events = EventLog(run)
-        self._folder = run.train_folder / "jobs"
-        self._jobs = [JobRun(job, self._folder / job.id) for job in manifest.job_records()]
+        self._jobs = [JobRun(job, run.jobs_folder / job.id) for job in manifest.job_records()]
         self._only = only
         at_once = self._point.concurrency if only is None else min(self._point.concurrency, len(only))
         self._throughput = SharedThroughput(at_once, plan)
@@ -195,9 +194,8 @@ class Supervisor:
             self._events.record("edited", manifest=content, point_before=edited["point"], **facts)
             self._warn(f"the manifest was edited: training goes on at {self._point.label()}")
             if gone := sorted({event["job"] for event in before if event["job"]} - {job.job.id for job in self._jobs}):
-                self._warn(
-                    f"the manifest has no job {', '.join(gone)} any more: what it trained stays in {self._folder}"
-                )
+                folder = self._run.jobs_folder
+                self._warn(f"the manifest has no job {', '.join(gone)} any more: what it trained stays in {folder}")
         self._events.record("opened", manifest=content, **facts)
         self._run.update(training="running")
         if not self._run.device_file.exists():
