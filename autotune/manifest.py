@@ -256,12 +256,11 @@ def _budget(budget: Budget) -> dict[str, Any]:
 
 def _prediction(point: Point, result: ProbeResult, price: float | None) -> dict[str, Any]:
     same = ["sps", "sps_low", "sps_high", "job_sps", "vram_peak_bytes", "ram_peak_bytes", "power_w"]
-    goodput = 3600 * result.sps / price if price and result.sps is not None else None
     return {
         **{name: to_json(getattr(result, name)) for name in [*same, "limited_by", "grade"]},
         "point": point.knobs(),
         "price_usd_per_hour": price,
-        "goodput_per_usd": goodput,
+        "goodput_per_usd": result.goodput_per_usd(price),
     }
 
 

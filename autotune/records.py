@@ -321,6 +321,10 @@ class ProbeResult:
         """Whether the point was measured and is stable."""
         return self.status == "ok"
 
+    def goodput_per_usd(self, price: float | None) -> float | None:
+        """Env steps per dollar, 3600 * sps / price; None where it is not stable, or without a price per hour."""
+        return 3600 * self.sps / price if price and self.sps and self.ok else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:

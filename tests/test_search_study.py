@@ -78,7 +78,7 @@ def test_a_search_finds_confirms_and_says_so(surface, run):
     assert found.result.grade == "final"
     assert found.rule_of_thumb.requested == Point(num_envs=32, batch_size=256, concurrency=1)
     assert found.counts["oom"] == found.counts["host_lost"] == 0
-    assert found.goodput_per_usd == pytest.approx(1800 * found.result.sps)
+    assert found.result.goodput_per_usd(found.price_usd_per_hour) == pytest.approx(1800 * found.result.sps)
     text = sentence(found)
     assert text.startswith(found.point.label())
     assert f"best of the {found.points_measured} points measured" in text

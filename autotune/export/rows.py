@@ -18,8 +18,7 @@ def probe_row(result: ProbeResult, price: float | None) -> dict[str, Any]:
     figures = to_json(result)
     for left_out in ("requested", "log_tail"):
         del figures[left_out]
-    goodput = 3600 * result.sps / price if price and result.sps and result.ok else None
-    return {**result.requested.knobs(), **figures, "goodput_per_usd": goodput}
+    return {**result.requested.knobs(), **figures, "goodput_per_usd": result.goodput_per_usd(price)}
 
 
 def probe_rows(results: Sequence[ProbeResult], price: float | None) -> list[dict[str, Any]]:

@@ -91,13 +91,6 @@ class StudyResult:
         """How often the machine changed while it was searched, plus one."""
         return 1 + max((trial.epoch for trial in self.trials), default=0)
 
-    @property
-    def goodput_per_usd(self) -> float | None:
-        """Env steps per dollar, None without a price."""
-        if self.price_usd_per_hour is None or self.result.sps is None:
-            return None
-        return 3600 * self.result.sps / self.price_usd_per_hour
-
 
 def ratio(tuned: ProbeResult, other: ProbeResult) -> tuple[float, float, float] | None:
     """The tuned throughput over another's with its 95 % interval (`stats.log_ratio`); None when either is unknown."""
@@ -116,8 +109,8 @@ def sentence(found: StudyResult) -> str:
         f"{_interval(best)} ({launches}), best of the {counted(found.points_measured, 'point')} measured"
         f" in {format_duration(found.spent_s)}"
     ]
-    if found.goodput_per_usd is not None:
-        parts.append(f"{format_count(found.goodput_per_usd)} steps per {format_usd(1)}")
+    if (goodput := best.goodput_per_usd(found.price_usd_per_hour)) is not None:
+        parts.append(f"{format_count(goodput)} steps per {format_usd(1)}")
     parts.append(_against("the baseline", found, found.baseline))
     parts.append(_against("the rule of thumb", found, found.rule_of_thumb))
     if found.tied:

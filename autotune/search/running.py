@@ -232,8 +232,7 @@ class Search:
             raise
         if result.status == "timeout" and self.left_s() < _CUT_S:
             result = replace(result, flags=(*result.flags, IGNORED), detail=f"cut by the budget: {result.detail}")
-        worst = trials.worst_value(self.study)
-        value = 3600 * result.sps / self.price if result.ok and result.sps else worst
+        value = result.goodput_per_usd(self.price) or trials.worst_value(self.study)
         trials.finish(self.study, trial, result, value, self._epoch(result))
         self.run.update(spent_s=self.budget_s - self.left_s())
         self._read()
