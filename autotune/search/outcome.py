@@ -63,6 +63,14 @@ def problem_of(recipe: Recipe, device: DeviceInfo | None, budget_s: float) -> Pr
     )
 
 
+def by_stage(records: Sequence[TrialRecord]) -> tuple[list[ProbeResult], list[ProbeResult]]:
+    """What the trials that count say on the machine's last footing: of the search, and of comparing further knobs."""
+    kept = [record for record in records if record.counts]
+    results = list(zip(kept, comparable_history(kept), strict=True))
+    history = [result for record, result in results if record.stage != knobs.STAGE]
+    return history, [result for record, result in results if record.stage == knobs.STAGE]
+
+
 def found_in(run: Run, recipe: Recipe, device: DeviceInfo, price: float | None) -> StudyResult | None:
     """What the search in a run's folder has found so far; None where the run is no search, or nothing was stable.
 
@@ -70,15 +78,14 @@ def found_in(run: Run, recipe: Recipe, device: DeviceInfo, price: float | None) 
         FileError: the study cannot be read.
     """
     state, records = run.state(), load_trials(run)
-    budget_s, kept = state.get("budget_s"), [record for record in records if record.counts]
-    if not isinstance(budget_s, (int, float)) or not kept:
+    budget_s, (history, compared) = state.get("budget_s"), by_stage(records)
+    if not isinstance(budget_s, (int, float)) or not (history or compared):
         return None
-    problem, results = problem_of(recipe, device, budget_s), comparable_history(kept)
-    by_stage = list(zip((record.stage == knobs.STAGE for record in kept), results, strict=True))
+    problem = problem_of(recipe, device, budget_s)
     ended: Ending = state["ended"] if state.get("ended") in get_args(Ending) else "stopped"
     account = Account(
-        history=[result for comparison, result in by_stage if not comparison],
-        compared=[result for comparison, result in by_stage if comparison],
+        history=history,
+        compared=compared,
         records=records,
         ended=ended,
         spent_s=float(state.get("spent_s", 0.0)),

@@ -17,7 +17,7 @@ from autotune.records import Grade, Point, ProbeResult, Recipe
 from autotune.runs import Run
 from autotune.search import confirm, epochs, knobs, plan, samplers, trials
 from autotune.search.episodes import game_lengths, steps_of
-from autotune.search.outcome import Account, conclude, problem_of
+from autotune.search.outcome import Account, by_stage, conclude, problem_of
 from autotune.search.plan import Ending, Situation, Step
 from autotune.search.propose import cost_limit_s
 from autotune.search.result import StudyResult
@@ -97,10 +97,8 @@ class Search:
         return self.deadline_s - self.executor.clock_s()
 
     def _read(self) -> None:
-        self.records = records = [record for record in trials.records_of(self.study) if record.counts]
-        results = list(zip(records, trials.comparable_history(records), strict=True))
-        self.history = [result for record, result in results if record.stage != knobs.STAGE]
-        self.compared = [result for record, result in results if record.stage == knobs.STAGE]
+        self.records = [record for record in trials.records_of(self.study) if record.counts]
+        self.history, self.compared = by_stage(self.records)
 
     def _refuse_short_budget(self) -> None:
         needed_s = 2 * self._first_s(self.recipe.baseline, "quick")
