@@ -153,7 +153,7 @@ def compare(tuned: Sequence[Curve], baseline: Sequence[Curve], *, env_steps: int
     if crashed:
         verdict, detail = "failed", f"a pilot there did not get to its end: {crashed}"
     elif len(pairs) < PAIRS_MIN or difference is None:
-        verdict, detail = "inconclusive", _too_few(len(pairs), [*tuned, *baseline])
+        detail = _too_few(len(pairs), [*tuned, *baseline])
     elif margin is None:
         detail = f"the baseline learnt nothing in {env_steps:,} env steps, so that nothing could be lost"
     else:

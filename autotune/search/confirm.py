@@ -186,7 +186,7 @@ def weight(point: Point) -> tuple[int, int, int]:
 
 
 def published(history: Sequence[ProbeResult], point: Point) -> ProbeResult:
-    """The result that is stated for a point: its final measurements pooled, else its best quick one, flagged."""
+    """The result that is stated for a point: its final measurements pooled, else its last quick one, flagged."""
     own = [result for result in measured(history) if result.requested == point]
     finals = [result for result in own if result.grade == "final"]
     if not finals:

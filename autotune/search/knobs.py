@@ -165,15 +165,14 @@ def concluded(recipe: Recipe, tuning: Tuning) -> tuple[KnobDecision, ...]:
         for value in values
         if value != before[name] and (name, repr(value)) not in known
     ]
-    why = "the budget had no room, or the planned training is too short to repay it"
-    sentence = f"{{name}}={{tried}} was not compared to the end: {why}; {{name}}={{before}} is kept"
+    why = "was not compared to the end: the budget had no room, or the planned training is too short to repay it"
     return tuning.decisions + tuple(
         KnobDecision(
             name=name,
             before=now[name],
             tried=value,
             chosen=now[name],
-            sentence=sentence.format(name=name, tried=value, before=now[name]),
+            sentence=f"{name}={value} {why}; {name}={now[name]} is kept",
         )
         for name, value in left
     )

@@ -72,10 +72,8 @@ class MemoryLimits:
         return known[resource]
 
 
-def memory_limits(limits: Limits, device: DeviceInfo | None) -> MemoryLimits:
+def memory_limits(limits: Limits, device: DeviceInfo) -> MemoryLimits:
     """What a recipe's limits leave on this machine, after what others hold already."""
-    if device is None:
-        return MemoryLimits()
     host, gpu = device.host, device.gpu
     vram = shm = None
     if gpu is not None and gpu.vram_total_bytes:

@@ -52,7 +52,7 @@ class Account:
     price: float | None
 
 
-def problem_of(recipe: Recipe, device: DeviceInfo | None, budget_s: float) -> Problem:
+def problem_of(recipe: Recipe, device: DeviceInfo, budget_s: float) -> Problem:
     """What a search of a recipe on a machine may measure within a budget."""
     quick = recipe.quick
     return Problem(

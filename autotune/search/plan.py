@@ -124,11 +124,10 @@ def next_step(now: Situation, search: Callable[[float], Step | Ending]) -> Step 
     return search(now.left_s) if found == "budget" and not now.compared else found
 
 
-def opening(recipe: Recipe, space: Space, device: DeviceInfo | None, tries: Sequence[Point]) -> tuple[Step, ...]:
+def opening(recipe: Recipe, space: Space, device: DeviceInfo, tries: Sequence[Point]) -> tuple[Step, ...]:
     """The baseline, the rule of thumb and the user's own points, each once."""
     steps = {recipe.baseline: "baseline"}
-    if device is not None:
-        steps.setdefault(thumb_point(recipe, space, device), "rule of thumb")
+    steps.setdefault(thumb_point(recipe, space, device), "rule of thumb")
     for point in tries:
         steps.setdefault(point, "try")
     return tuple(Step(stage=stage, point=point) for point, stage in steps.items())

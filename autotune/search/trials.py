@@ -36,7 +36,7 @@ class TrialRecord:
     Attributes:
         number: Optuna's.
         stage: ``baseline``, ``rule of thumb``, ``try``, ``sentinel``, ``spread``, ``model``, ``neighbours``,
-            ``final``, ``soak``, ``probe``, ``grid``.
+            ``refused``, ``knobs``, ``final``, ``soak``; of a probe or record ``grid``.
         result: what was measured.
         started: boot id, process id and time, recorded before the probe began.
         epoch: of the machine, see `autotune.search.epochs`.
