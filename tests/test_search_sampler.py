@@ -67,6 +67,13 @@ def test_it_takes_the_grid_from_the_study_itself():
     assert study.best_value >= 0.9 * best_of_the_grid(8 * GIB)
 
 
+def test_what_comes_next_keeps_to_the_memory_limit_on_the_studys_own_grid():
+    sampler = GoodputSampler(vram_limit_bytes=1.0)
+    study = optimized(sampler, 1)
+    assert GoodputSampler().upcoming(study) is not None
+    assert sampler.upcoming(study) is None
+
+
 def test_a_continued_study_proposes_what_an_uninterrupted_one_does(tmp_path):
     whole = optimized(GoodputSampler(seed=3), 12)
     storage = f"sqlite:///{tmp_path / 'own.db'}"

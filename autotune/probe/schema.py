@@ -38,6 +38,11 @@ CONCURRENCY_LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Levels of concurrency that are tried."""
 
 
+def levels(knob: str) -> tuple[int, ...]:
+    """What a range of a standard knob is made of: `CONCURRENCY_LEVELS`, or powers of two."""
+    return CONCURRENCY_LEVELS if knob == "concurrency" else tuple(2**power for power in range(31))
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -60,8 +65,7 @@ class Range(_Strict):
         Raises:
             ValueError: there is none.
         """
-        ladder = CONCURRENCY_LEVELS if knob == "concurrency" else tuple(2**power for power in range(31))
-        inside = tuple(value for value in ladder if self.min <= value <= self.max)
+        inside = tuple(value for value in levels(knob) if self.min <= value <= self.max)
         if not inside:
             what = f"levels {list(CONCURRENCY_LEVELS)}" if knob == "concurrency" else "powers of two"
             raise ValueError(f"{knob} = {{min = {self.min}, max = {self.max}}} holds none of the {what}")

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.codec import from_json
 from autotune.errors import UsageError
-from autotune.probe.schema import CONCURRENCY_LEVELS
+from autotune.probe.schema import levels
 from autotune.records import KNOBS, KnobValue, Point, ProbeResult
 from autotune.search.epochs import comparable
 from autotune.search.memory import MemoryLimits
@@ -85,6 +85,7 @@ class HistorySampler(PointSampler):
 
     def __init__(self, *, problem: Problem | None = None, seed: int = 0) -> None:
         self._problem = problem
+        self._limits = MemoryLimits()  # of a problem that the study's own knobs make
         self._seed = seed
         self._chosen: tuple[int, Point | None] = (-1, None)
 
@@ -104,7 +105,7 @@ class HistorySampler(PointSampler):
             UsageError: the study's knobs are not known yet.
         """
         trials = study.get_trials(deepcopy=False)
-        problem = self._problem or _problem_of(trials, MemoryLimits())
+        problem = self._problem or _problem_of(trials, self._limits)
         if problem is None:
             raise UsageError("the knobs are known after the first trial, or make the sampler with knobs=...")
         return self.propose(problem, history_of(trials))
@@ -136,11 +137,9 @@ class HistorySampler(PointSampler):
             problem = self._problem or _problem_of(trials, self._limits)
             history = history_of(trials)
             proposal = self.propose(problem, history) if problem else None
-            point = proposal.point if proposal else _best(problem, history) if problem else None
-            self._chosen = (trial.number, point)
+            best = best_measured(problem, history) or problem.space.points[0] if problem else None
+            self._chosen = (trial.number, proposal.point if proposal else best)
         return self._chosen[1]
-
-    _limits = MemoryLimits()
 
 
 class GoodputSampler(HistorySampler):
@@ -179,12 +178,13 @@ class GoodputSampler(HistorySampler):
         problem: Problem | None = None,
         seed: int = 0,
     ) -> None:
-        self._limits = MemoryLimits(vram_bytes=vram_limit_bytes, ram_bytes=ram_limit_bytes)
+        limits = MemoryLimits(vram_bytes=vram_limit_bytes, ram_bytes=ram_limit_bytes)
         if problem is None and knobs is not None:
             points = [p for p in grid(knobs) if rollout is None or p.batch_size <= p.num_envs * rollout]
             rule = None if rollout is None else Rollout(steps=rollout)
-            problem = Problem(space=Space(points=tuple(points), rollout=rule), limits=self._limits)
+            problem = Problem(space=Space(points=tuple(points), rollout=rule), limits=limits)
         super().__init__(problem=problem, seed=seed)
+        self._limits = limits
 
     def propose(self, problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None:
         """`autotune.search.propose.propose`."""
@@ -255,10 +255,10 @@ def seed_of(seed: int, number: int) -> int:
     return (seed * 1_000_003 + number * 7919) % 2**31
 
 
-def _best(problem: Problem, history: Sequence[ProbeResult]) -> Point:
-    """The best point measured, the first of the space when there is none."""
+def best_measured(problem: Problem, history: Sequence[ProbeResult]) -> Point | None:
+    """The point of the space that was measured as the fastest, None when none was stable."""
     stable = [result for result in history if result.ok and result.requested in problem.space.index]
-    return max(stable, key=lambda result: result.sps or 0.0).requested if stable else problem.space.points[0]
+    return max(stable, key=lambda result: result.sps or 0.0).requested if stable else None
 
 
 def _problem_of(trials: Sequence[FrozenTrial], limits: MemoryLimits) -> Problem | None:
@@ -277,8 +277,7 @@ def _values(name: str, distribution: BaseDistribution) -> list[int]:
         return sorted(int(choice) for choice in distribution.choices if isinstance(choice, int))
     if not isinstance(distribution, IntDistribution):
         raise UsageError(f"{name} must be suggested with suggest_int or suggest_categorical, not {distribution}")
-    ladder = CONCURRENCY_LEVELS if name == "concurrency" else tuple(2**power for power in range(31))
-    return [v for v in ladder if distribution.low <= v <= distribution.high] or [distribution.low]
+    return [v for v in levels(name) if distribution.low <= v <= distribution.high] or [distribution.low]
 
 
 def _allows(distribution: BaseDistribution, value: int) -> bool:

@@ -13,7 +13,7 @@ from autotune.errors import UsageError
 from autotune.records import Point, ProbeResult
 from autotune.search.memory import safe
 from autotune.search.propose import Problem, Proposal
-from autotune.search.sampler import GoodputSampler, HistorySampler, SnappedSampler, seed_of
+from autotune.search.sampler import HistorySampler, SnappedSampler, best_measured, seed_of
 
 
 def tpe(*, seed: int) -> BaseSampler:
@@ -61,10 +61,8 @@ class HillClimbSampler(HistorySampler):
         left = _open(problem, history)
         if not left:
             return None
-        stable = [result for result in history if result.ok and result.requested in problem.space.index]
         near: list[Point] = []
-        if stable:
-            home = max(stable, key=lambda result: result.sps or 0.0).requested
+        if home := best_measured(problem, history):
             beside = [problem.space.points[i] for i in problem.space.neighbours(home)]
             near = [p for p in beside if p in left and len(set(p.knobs().items()) - set(home.knobs().items())) == 1]
         draw = random_numbers.Random(seed_of(self._seed, len(history)))
@@ -88,6 +86,3 @@ def make(name: str, problem: Problem, seed: int) -> BaseSampler:
     if isinstance(factory, type) and issubclass(factory, HistorySampler):
         return factory(problem=problem, seed=seed)
     return SnappedSampler(factory, problem.space, seed)
-
-
-__all__ = ["GoodputSampler", "GridSampler", "HillClimbSampler", "gp", "make", "random", "tpe"]
