@@ -15,7 +15,7 @@ from autotune.views import describe, job_note
 
 if TYPE_CHECKING:
     from autotune.probe.grid import GridEvent
-    from autotune.search.study import SearchEvent
+    from autotune.search.running import SearchEvent
 
 
 class _Live:

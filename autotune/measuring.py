@@ -31,7 +31,9 @@ from autotune.records import KNOBS, Point, ProbeResult, Recipe
 from autotune.runs import Run, discarded_when_refused, hold_device
 from autotune.search.emit import emit_manifest
 from autotune.search.learning import learns_alike, unchecked
-from autotune.search.study import StudyResult, add_probe_trial, load_trials, run_study
+from autotune.search.result import StudyResult
+from autotune.search.study import run_study
+from autotune.search.trials import add_probe_trial, load_trials
 from autotune.signals import StopSignals
 from autotune.units import counted
 

@@ -15,8 +15,10 @@ from autotune.records import Point, ProbeRequest, ProbeResult
 from autotune.runs import Run, create_run
 from autotune.search import trials
 from autotune.search.result import economy, sentence
+from autotune.search.running import SearchEvent
 from autotune.search.sampler import IGNORED, history_of
-from autotune.search.study import SearchEvent, add_probe_trial, load_trials, run_study
+from autotune.search.study import run_study
+from autotune.search.trials import add_probe_trial, load_trials
 
 
 @pytest.fixture(scope="module")

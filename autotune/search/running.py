@@ -56,10 +56,6 @@ class SearchEvent:
     trials_done: int
 
 
-def ignore(_event: SearchEvent) -> None:
-    """Nobody watches."""
-
-
 @dataclass
 class Search:
     """The state of a running search; everything it knows is in the study."""
@@ -71,13 +67,13 @@ class Search:
     sampler: str
     seed: int
     tries: Sequence[Point]
-    study: Any = None
-    price: float = 1.0
-    early_stop: bool = True
-    on_event: Callable[[SearchEvent], None] = ignore
-    history: list[ProbeResult] = field(default_factory=list)
-    compared: list[ProbeResult] = field(default_factory=list)
-    records: list[trials.TrialRecord] = field(default_factory=list)
+    price: float
+    early_stop: bool
+    on_event: Callable[[SearchEvent], None]
+    study: Any
+    history: list[ProbeResult] = field(init=False)
+    compared: list[ProbeResult] = field(init=False)
+    records: list[trials.TrialRecord] = field(init=False)
 
     def __post_init__(self) -> None:
         self.space = space_of(self.recipe)

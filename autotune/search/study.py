@@ -11,13 +11,8 @@ from autotune.probe.recipe import check_point
 from autotune.records import Point, Recipe
 from autotune.runs import Run
 from autotune.search import trials
-from autotune.search.result import StudyResult, sentence
-from autotune.search.running import Search, SearchEvent, ignore
-from autotune.search.trials import TrialRecord, add_probe_trial, load_trials
-
-
-def _never() -> bool:
-    return False
+from autotune.search.result import StudyResult
+from autotune.search.running import Search, SearchEvent
 
 
 def run_study(
@@ -30,8 +25,8 @@ def run_study(
     seed: int = 0,
     price: float | None = None,
     tries: Sequence[Point] = (),
-    on_event: Callable[[SearchEvent], None] = ignore,
-    should_stop: Callable[[], bool] = _never,
+    on_event: Callable[[SearchEvent], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
     early_stop: bool = True,
     study: optuna.Study | None = None,
 ) -> StudyResult:
@@ -61,8 +56,19 @@ def run_study(
     for point in (recipe.baseline, *tries):
         check_point(recipe, point)
     with trials.storage_errors(run):
-        search = Search(recipe, executor, run, budget_s=budget_s, sampler=sampler, seed=seed, tries=tries, study=study)
-        search.price, search.on_event, search.early_stop = price or 1.0, on_event, early_stop
+        search = Search(
+            recipe=recipe,
+            executor=executor,
+            run=run,
+            budget_s=budget_s,
+            sampler=sampler,
+            seed=seed,
+            tries=tries,
+            price=price or 1.0,
+            early_stop=early_stop,
+            on_event=on_event,
+            study=study,
+        )
         trials.describe_study(
             search.study,
             "env steps per dollar" if price else "env steps per hour",
@@ -74,14 +80,3 @@ def run_study(
         found = search.result(price=price, ended=ended)
         search.study.set_user_attr("recommended", found.point.label())  # the highest single value is a lucky one
         return found
-
-
-__all__ = [
-    "SearchEvent",
-    "StudyResult",
-    "TrialRecord",
-    "add_probe_trial",
-    "load_trials",
-    "run_study",
-    "sentence",
-]
