@@ -44,7 +44,7 @@ class Tags(HTMLParser):
 
 def report(run: Run, price: float | None = 2.0) -> str:
     """The Markdown of every section, without drawing pictures or writing files."""
-    sections = render_sections(priced_facts(run, price=price, price_note="given with --price"))
+    sections = render_sections(priced_facts(run, price=price))
     return "\n\n".join(f"## {each.title}\n\n{each.markdown}" for each in sections)
 
 
@@ -53,7 +53,7 @@ def line(markdown: str, start: str) -> str:
 
 
 def test_first_lines_answer_the_payer(tmp_path: Path) -> None:
-    files = render_report(make_run(tmp_path), price=2.0, price_note="given with --price")
+    files = render_report(make_run(tmp_path), price=2.0)
     lines = files.markdown.read_text().splitlines()
     assert lines[0] == "# atari-1: what to run, how long, what it costs"
     assert lines[2:7] == [
@@ -72,7 +72,7 @@ def test_first_lines_answer_the_payer(tmp_path: Path) -> None:
 def test_files_sections_and_pictures(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     files = render_report(run, price=2.0)
-    assert files.markdown == run.path / "report.md" and files.html == run.path / "report.html" and files.priced
+    assert files.markdown == run.path / "report.md" and files.html == run.path / "report.html"
     assert [plot.name for plot in files.plots] == ["throughput.png"]
     assert files.plots[0].read_bytes().startswith(b"\x89PNG")
     markdown = files.markdown.read_text()
@@ -142,7 +142,7 @@ def test_price_none_asks_for_one(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     files = render_report(run)
     markdown = files.markdown.read_text()
-    assert not files.priced
+    assert files.facts.price is None
     assert "give what an hour of it costs with `--price`" in markdown and "needs `--price`" in markdown
     assert "USD" not in markdown
     facts = report_json(priced_facts(run))
@@ -192,7 +192,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     trials = [("ladder", failed), (evil, limited)]
     own = device(name=evil)
     run = make_run(tmp_path, trials, own_recipe=recipe(jobs), own_device=own)
-    files = render_report(run, price=2.0, price_note=evil)
+    files = render_report(run, price=2.0)
     tags = Tags(files.html.read_text())
     assert set(tags.tags) & {"script", "a", "b"} == set()
     assert tags.tags.count("img") == 1 and tags.tags.count("h1") == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,6 @@ class ReportFiles:
     plots: tuple[Path, ...]
     facts: Facts
 
-    @property
-    def priced(self) -> bool:
-        """Whether the report holds dollars; without, `--price` is asked for."""
-        return self.facts.price is not None
-
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
@@ -64,19 +59,18 @@ class Section:
     plots: tuple[dict[str, str], ...]
 
 
-def render_report(run: Run, *, price: float | None = None, price_note: str = "") -> ReportFiles:
+def render_report(run: Run, *, price: float | None = None) -> ReportFiles:
     """Write a run's report.
 
     Args:
         run: a search, a probe, a training, or any mixture.
         price: US dollars per hour of the whole machine; None takes what the search was given,
             else the dated list price of the device, else hours alone are shown.
-        price_note: where `price` comes from.
 
     Raises:
         FileError: a file of the run is damaged, or the folder cannot be written to.
     """
-    facts = priced_facts(run, price=price, price_note=price_note)
+    facts = priced_facts(run, price=price)
     plots = draw_plots(facts)
     sections = render_sections(facts, plots)
     if plots:
@@ -90,16 +84,11 @@ def render_report(run: Run, *, price: float | None = None, price_note: str = "")
     return ReportFiles(markdown=run.report_file, html=page, plots=tuple(files), facts=facts)
 
 
-def priced_facts(run: Run, *, price: float | None = None, price_note: str = "") -> Facts:
+def priced_facts(run: Run, *, price: float | None = None) -> Facts:
     """A run's facts with the price to use: given, else the search's, else the list price of the device."""
-    given = Price(usd_per_hour=price, note=price_note or "given with --price") if price is not None else None
-    facts = gather(run, given)
-    if facts.price is not None or facts.device is None:
-        return facts
-    listed = listed_price(facts.device)
-    if listed is None:
-        return facts
-    return gather(run, Price(usd_per_hour=listed.usd_per_hour, note=listed.describe()))
+    facts = gather(run, Price(usd_per_hour=price, note="given with --price") if price is not None else None)
+    listed = listed_price(facts.device) if facts.device and facts.price is None else None
+    return replace(facts, price=Price(usd_per_hour=listed.usd_per_hour, note=listed.describe())) if listed else facts
 
 
 def render_sections(facts: Facts, plots: tuple[Plot, ...] = ()) -> list[Section]:
