@@ -56,6 +56,16 @@ def threads_each(device: DeviceInfo, concurrency: int) -> int:
     return max(1, int(device.host.cpu_cores_allowed // concurrency))
 
 
+def share_of(device: DeviceInfo, concurrency: int, *, vram_fraction: float, ram_fraction: float) -> dict[str, Any]:
+    """What a `WorkerTask` says of a process's share of the machine, where so many may use these fractions of it."""
+    return {
+        "device": device.kind,
+        "threads": threads_each(device, concurrency),
+        "memory_fraction": vram_fraction / concurrency if device.kind == "cuda" else None,
+        "ram_bytes": int(ram_fraction * device.host.ram_limit_bytes / concurrency),
+    }
+
+
 class IsolatedExecutor:
     """Runs every probe in fresh processes on this machine."""
 
@@ -179,7 +189,13 @@ class IsolatedExecutor:
         return replace(result, cost_s=time.monotonic() - started_s, effective=effective)
 
     def _launch(self, request: ProbeRequest, workers: list[WorkerProcess], environment: Mapping[str, str]) -> None:
-        count, plan = request.point.concurrency, request.plan
+        plan, limits = request.plan, request.limits
+        share = share_of(
+            self.device,
+            request.point.concurrency,
+            vram_fraction=limits.vram_fraction,
+            ram_fraction=limits.ram_fraction,
+        )
         for index, job in enumerate(request.jobs):
             task = WorkerTask(
                 mode="measure",
@@ -187,13 +203,10 @@ class IsolatedExecutor:
                 hyperparameters=request.hyperparameters,
                 point=request.point,
                 jobs=(job,),
-                device=request.device,
-                threads=threads_each(self.device, count),
-                memory_fraction=request.limits.vram_fraction / count if self.device.kind == "cuda" else None,
-                ram_bytes=int(request.limits.ram_fraction * self.device.host.ram_limit_bytes / count),
                 plan=plan,
                 end_by_s=None if request.steps_heard else time.monotonic() + plan.timeout_s,
                 checkpoint=request.checkpoints.get(job.id),
+                **share,
             )
             log = Path(request.log_folder) / f"{request.label}-{index}.log"
             workers.append(WorkerProcess(task, log, environment=environment))

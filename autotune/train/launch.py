@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from autotune.executors.isolated import IsolatedExecutor, threads_each
+from autotune.executors.isolated import IsolatedExecutor, share_of
 from autotune.executors.process import WorkerProcess
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest
+from autotune.records import Job
 from autotune.train.job import JobRun
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.workloads.command_child import describe_exit
@@ -25,38 +27,38 @@ def tuned_elsewhere(manifest: Manifest, device: DeviceInfo) -> str:
     )
 
 
-def check_jobs(manifest: Manifest, device: DeviceInfo, runs: Sequence[JobRun], *, with_states: bool) -> None:
-    """Ask a worker whether jobs can run here, and with `with_states` whether their checkpoints fit them.
+def check_jobs(
+    manifest: Manifest, device: DeviceInfo, jobs: Sequence[Job], states: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Ask a worker whether jobs can run here, and whether those checkpoints fit them whose `states` (by job) are given.
 
     Raises:
         UsageError: the workload refuses a value, a job or a checkpoint.
     """
-    workload, jobs = manifest.workload, tuple(run.job for run in runs)
-    states = {run.job.id: meta for run in runs if with_states and (meta := run.saved_meta()) is not None}
-    point = manifest.point.record()
-    IsolatedExecutor(device).ask("check", workload.name, workload.hyperparameters, jobs, point, states=states)
+    workload, point = manifest.workload, manifest.point.record()
+    IsolatedExecutor(device).ask("check", workload.name, workload.hyperparameters, tuple(jobs), point, states=states)
 
 
 def training_task(manifest: Manifest, device: DeviceInfo, job: JobRun) -> WorkerTask:
     """The task of a worker that trains a job of a manifest, with its share of the machine."""
-    point = manifest.point.record()
+    point, stability = manifest.point.record(), manifest.stability
+    share = share_of(
+        device, point.concurrency, vram_fraction=stability.vram_fraction, ram_fraction=stability.ram_fraction
+    )
     return WorkerTask(
         mode="train",
         workload=manifest.workload.name,
         hyperparameters=manifest.workload.hyperparameters,
         point=point,
         jobs=(job.job,),
-        device=device.kind,
-        threads=threads_each(device, point.concurrency),
-        memory_fraction=manifest.stability.vram_fraction / point.concurrency if device.kind == "cuda" else None,
-        ram_bytes=int(manifest.stability.ram_fraction * device.host.ram_limit_bytes / point.concurrency),
         train=TrainPlan(
             folder=str(job.folder),
-            checkpoint_interval_s=manifest.stability.checkpoint_interval_s,
-            keep=manifest.stability.keep,
+            checkpoint_interval_s=stability.checkpoint_interval_s,
+            keep=stability.keep,
             saved_env_steps=job.recalled_steps,
             predecessor=job.predecessor,
         ),
+        **share,
     )
 
 

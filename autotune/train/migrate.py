@@ -16,13 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from autotune.errors import FileError, UsageError
-from autotune.executors.isolated import IsolatedExecutor
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest
 from autotune.runs import Run
 from autotune.store import append_line, copy_file, sync_file, sync_folder
 from autotune.train.backup import back_up, restore
 from autotune.train.events import Event, last_worker, make_event, read_events
+from autotune.train.launch import check_jobs
 from autotune.train.migration import (
     BACKUP,
     MARK,
@@ -79,9 +79,7 @@ def migrate(
             job.id: load_checkpoint(source.jobs_folder / job.id / "checkpoints" / job.checkpoint).meta["session"]
             for job in migration.jobs
         }
-        workload, point = manifest.workload, manifest.point.record()
-        jobs = manifest.job_records()
-        IsolatedExecutor(device).ask("check", workload.name, workload.hyperparameters, jobs, point, states=states)
+        check_jobs(manifest, device, manifest.job_records(), states)
         return take_over(migration, source, run)
 
 

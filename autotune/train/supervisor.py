@@ -189,7 +189,8 @@ class Supervisor:
         edited = last if last is not None and last["manifest"] != content else None
         checked = self._jobs if edited else self._waiting()
         if checked:  # done jobs, too: of another game now they would not be
-            check_jobs(self._manifest, self._device, checked, with_states=edited is not None)
+            states = {job.job.id: meta for job in checked if edited and (meta := job.saved_meta()) is not None}
+            check_jobs(self._manifest, self._device, [job.job for job in checked], states)
         if edited:
             self._events.record("edited", manifest=content, point_before=edited["point"], **facts)
             self._warn(f"the manifest was edited: training goes on at {self._point.label()}")
