@@ -117,7 +117,6 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
             points,
             executor,
             run,
-            device=device,
             grade="final" if options["final"] else "quick",
             record=lambda result: add_probe_trial(run, "grid", result),
             done={trial.result.requested: trial.result for trial in load_trials(run)},

@@ -223,7 +223,6 @@ class ProbeRequest:
     grade: Grade
     plan: MeasurePlan
     limits: Limits
-    device: str
     log_folder: str
     samples_path: str | None = None
     label: str = ""

@@ -628,7 +628,6 @@ def probe(
         grade="quick",
         plan=plan,
         limits=Limits(ram_fraction=1.0),
-        device="auto",
         log_folder=str(folder),
         label="probe",
         steps_heard=steps_heard,

@@ -30,7 +30,6 @@ REQUEST = ProbeRequest(
     grade="final",
     plan=MeasurePlan(),
     limits=Limits(),
-    device="cuda",
     log_folder="",
 )
 SEEN: dict[str, Sequence[float | None]] = {

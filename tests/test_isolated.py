@@ -48,7 +48,7 @@ def recipe_with(**hyperparameters):
 
 def probe(executor, tmp_path, point=POINT, **hyperparameters):
     recipe = recipe_with(**hyperparameters)
-    return run_probe(recipe, point, executor, grade="quick", run=Run(tmp_path), label="t", device=executor.device)
+    return run_probe(recipe, point, executor, grade="quick", run=Run(tmp_path), label="t")
 
 
 def no_workers_left():
@@ -295,7 +295,7 @@ def test_a_resumed_search_has_heard_what_its_history_heard(executor, tmp_path):
     code += "    n += 10; print('steps', n, flush=True); time.sleep(0.01)"
     recipe = replace(command_recipe([sys.executable, "-c", code, "{num_envs}"], counter=r"steps (\d+)"), quick=PLAN)
     points, recorded = [Point(num_envs=4, batch_size=64), Point(num_envs=8, batch_size=64)], []
-    grid = partial(run_grid, recipe, points, executor, device=executor.device, grade="quick", record=recorded.append)
+    grid = partial(run_grid, recipe, points, executor, grade="quick", record=recorded.append)
     first, refused = grid(run=create_run(tmp_path, "r-1", finished=False))
     assert first.ok and (refused.status, refused.flags) == ("crashed", (REFUSED,))
     _, again = grid(run=create_run(tmp_path, "r-2", finished=False), done={points[0]: first})

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from autotune.device.mps import check_sharing
 from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
-from autotune.machine import DeviceInfo
 from autotune.probe.recipe_file import batch_size_max, more_jobs
 from autotune.probe.run import run_probe
 from autotune.records import SHARING, Grade, KnobValue, Point, ProbeResult, Recipe
@@ -97,7 +96,6 @@ def run_grid(
     executor: Executor,
     run: Run,
     *,
-    device: DeviceInfo,
     grade: Grade,
     record: Callable[[ProbeResult], None],
     done: Mapping[Point, ProbeResult] = MappingProxyType({}),
@@ -122,7 +120,6 @@ def run_grid(
                 grade=grade,
                 run=run,
                 label=label,
-                device=device,
                 optional=optional,
                 earlier=[*done.values(), *rows],
             )

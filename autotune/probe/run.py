@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
-from autotune.machine import DeviceInfo
 from autotune.probe.bottleneck import limited_by
 from autotune.records import Grade, Point, ProbeRequest, ProbeResult, Recipe
 from autotune.runs import Run
@@ -21,7 +20,6 @@ def build_request(
     run: Run,
     label: str,
     timeout_s: float | None = None,
-    device: str = "auto",
     earlier: Iterable[ProbeResult] = (),
 ) -> ProbeRequest:
     """The request for one point; process i runs job i, `timeout_s` caps the recipe's own."""
@@ -37,7 +35,6 @@ def build_request(
         grade=grade,
         plan=plan,
         limits=recipe.limits,
-        device=device,
         log_folder=str(run.path / "logs"),
         samples_path=str(run.path / "samples" / f"{label}.jsonl"),
         label=label,
@@ -55,7 +52,6 @@ def run_probe(
     run: Run,
     label: str,
     timeout_s: float | None = None,
-    device: DeviceInfo | None = None,
     optional: bool = False,
     earlier: Iterable[ProbeResult] = (),
 ) -> ProbeResult:
@@ -69,21 +65,17 @@ def run_probe(
         run: where logs and samples go.
         label: names them.
         timeout_s: at most this long, whatever the recipe's plan says.
-        device: describes the machine for the sentence on what limits the point; also chooses it.
         optional: a value that this device cannot take is an answer about a knob, a crash, and no misuse.
         earlier: results of the same run; once one told steps, a program that tells none fails at its point.
 
     Raises:
         UsageError: the workload refuses the point, which is not `optional`.
     """
-    want = "auto" if device is None else device.kind
-    request = build_request(
-        recipe, point, grade=grade, run=run, label=label, timeout_s=timeout_s, device=want, earlier=earlier
-    )
+    request = build_request(recipe, point, grade=grade, run=run, label=label, timeout_s=timeout_s, earlier=earlier)
     try:
         result = executor.run(request)
     except UsageError as error:
         if not optional:
             raise
         return ProbeResult(requested=point, status="crashed", grade=grade, detail=str(error))
-    return replace(result, limited_by=limited_by(result, device)) if device and result.ok else result
+    return replace(result, limited_by=limited_by(result, executor.device)) if result.ok else result

@@ -217,7 +217,6 @@ class Search:
                 run=self.run,
                 label=label,
                 timeout_s=max(1.0, left_s),
-                device=self.executor.device,
                 optional=step.stage == knobs.STAGE,
                 earlier=[record.result for record in self.records],
             )

@@ -32,7 +32,6 @@ def ask(tmp_path):
             grade="quick",
             plan=replace(PLAN, timeout_s=timeout_s),
             limits=Limits(ram_fraction=1.0),
-            device="cpu",
             log_folder=str(tmp_path),
             label="probe",
         )

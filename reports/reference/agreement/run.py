@@ -34,7 +34,7 @@ TRAINED_S = 60.0
 
 def probe(recipe, executor, run) -> tuple[ProbeResult, float]:
     """A final probe, and EnvPool's count over that of the session, from the raw samples."""
-    result = run_probe(recipe, POINT, executor, grade="final", run=run, label="probe", device=executor.device)
+    result = run_probe(recipe, POINT, executor, grade="final", run=run, label="probe")
     steps = [row for row in read_lines(run.path / "samples" / "probe.jsonl") if "env_steps" in row]
     return result, steps[-1]["metrics"]["elapsed_steps"] / sum(row["env_steps"] for row in steps)
 

@@ -59,10 +59,7 @@ def remeasured(folder: Path, points: list[Point], pairs: int) -> list[list[float
         order = (0, 1) if len(rows) % 2 == 0 else (1, 0)
         row = [0.0, 0.0]
         for index in order:
-            result = run_probe(
-                recipe, points[index], executor, grade="final", run=run, label=f"{len(rows)}-{index}",
-                device=executor.device,
-            )  # fmt: skip
+            result = run_probe(recipe, points[index], executor, grade="final", run=run, label=f"{len(rows)}-{index}")
             assert result.sps is not None, result.detail
             row[index] = result.sps
         rows.append(row)

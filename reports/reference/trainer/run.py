@@ -60,7 +60,7 @@ def ours(num_envs: int, batch_size: int, *, jobs: int = 1, cores: float | None =
     point = Point(num_envs=num_envs, batch_size=batch_size, concurrency=jobs)
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(Path(folder), "probe")
-        result = run_probe(recipe, point, executor, grade="quick", run=run, label="probe", device=device)
+        result = run_probe(recipe, point, executor, grade="quick", run=run, label="probe")
     assert result.sps is not None, result.detail
     row = {"sps": result.sps, "ram_mib": (result.ram_peak_bytes or 0) / 2**20, "start_s": result.startup_s or 0.0}
     if jobs > 1:
