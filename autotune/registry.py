@@ -78,6 +78,10 @@ def load(kind: Kind, name: str) -> Any:
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:
     """A message for a misspelt name: the nearest one first, then all."""
+    return f"unknown {kind} {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}."
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """`` Did you mean 'atari'?`` of the nearest name, nothing where none is near."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}.{hint} There are: {', '.join(known)}."
+    return f" Did you mean {near[0]!r}?" if near else ""

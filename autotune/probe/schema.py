@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from autotune.records import (
     Limits,
     MeasurePlan,
 )
+from autotune.registry import did_you_mean
 
 CONCURRENCY_LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Levels of concurrency that are tried."""
@@ -227,9 +227,7 @@ def _message(item: Any) -> str:
     key = ".".join(f"[{part}]" if isinstance(part, int) else str(part) for part in place).replace(".[", "[")
     if item["type"] == "extra_forbidden":
         known = _known_keys(place)
-        near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"unknown key {key!r}.{hint} Allowed here: {', '.join(known)}."
+        return f"unknown key {key!r}.{did_you_mean(str(place[-1]), known)} Allowed here: {', '.join(known)}."
     if item["type"] == "missing":
         return f"{key!r} is missing"
     value = item["input"]

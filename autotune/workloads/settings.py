@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autotune.errors import UsageError
 from autotune.records import SHARING, KnobValue, Point
+from autotune.registry import did_you_mean
 
 
 class Settings(BaseModel):
@@ -43,8 +43,7 @@ def workload_knobs(point: Point) -> dict[str, KnobValue]:
 def _message(workload: str, problem: Mapping[str, Any], known: list[str]) -> str:
     name = ".".join(str(part) for part in problem["loc"]) or "hyperparameters"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, known)
         return f"workload {workload!r} has no hyperparameter {name!r}.{hint} There are: {', '.join(known)}."
     expectation = str(problem["msg"]).removeprefix("Value error, ")
     return f"hyperparameter {name!r} of workload {workload!r} is {problem['input']!r}: {expectation}."
