@@ -155,7 +155,7 @@ def load_manifest(path: Path) -> Manifest:
             raise ManifestError(f"{path} is larger than {SIZE_LIMIT_BYTES >> 20} MiB: that is no manifest")
         text = path.read_bytes()
     except FileNotFoundError:
-        known = ", ".join(resources.bundled("manifests", ".json"))
+        known = ", ".join(resources.bundled("manifests"))
         raise ManifestError(f"there is no manifest {path}: name a file, or a bundled one ({known})") from None
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}. Check its permissions.") from error

@@ -8,37 +8,39 @@ from typing import Literal
 from autotune.errors import UsageError
 from autotune.registry import unknown_name
 
-Folder = Literal["probes", "manifests", "reports/templates"]
+Named = Literal["probes", "manifests"]
 
 _PACKAGE = Path(__file__).parent
-_KINDS: dict[Folder, str] = {"probes": "recipe", "manifests": "manifest", "reports/templates": "template"}
+_KINDS = {"probes": ("recipe", ".toml"), "manifests": ("manifest", ".json")}
 
 
-def folder(name: Folder) -> Path:
+def folder(name: Named | Literal["reports/templates"]) -> Path:
     """The folder of bundled files: inside the package in a wheel, beside it in a checkout."""
     packaged = _PACKAGE / "data" / name
     return packaged if packaged.is_dir() else _PACKAGE.parent / name
 
 
-def bundled(name: Folder, suffix: str) -> list[str]:
-    """Names of the bundled files with this suffix, sorted."""
+def bundled(name: Named) -> list[str]:
+    """Names of the bundled recipes or manifests, sorted."""
+    suffix = _KINDS[name][1]
     return sorted(
         path.name.removesuffix(suffix) for path in folder(name).glob(f"*{suffix}") if "schema" not in path.name
     )
 
 
-def find(name: Folder, word: str, suffix: str) -> Path:
+def find(name: Named, word: str) -> Path:
     """The file that the user means: a bare word is bundled, anything with a suffix or slash is a path.
 
     Raises:
         UsageError: no such file.
     """
+    kind, suffix = _KINDS[name]
     if "/" in word or word.endswith(suffix):
         path = Path(word)
         if not path.is_file():
-            raise UsageError(f"there is no file {word!r}; bundled names are: {', '.join(bundled(name, suffix))}")
+            raise UsageError(f"there is no file {word!r}; bundled names are: {', '.join(bundled(name))}")
         return path
     path = folder(name) / f"{word}{suffix}"
     if not path.is_file():
-        raise UsageError(unknown_name(_KINDS[name], word, bundled(name, suffix)))
+        raise UsageError(unknown_name(kind, word, bundled(name)))
     return path

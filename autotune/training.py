@@ -42,7 +42,7 @@ def run_training(options: dict[str, Any], say: Say) -> EndedTraining:
         BusyError: the run or the device is in use.
         FileError: a file is damaged, or cannot be read or written.
     """
-    path = resources.find("manifests", options["manifest"], ".json")
+    path = resources.find("manifests", options["manifest"])
     manifest = load_manifest(path)
     check_manifest(manifest)
     device = inspect_device(options["device"])

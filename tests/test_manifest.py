@@ -281,7 +281,7 @@ def test_the_bundled_files_are_what_the_recipe_makes(tmp_path: Path) -> None:
 
 
 def test_the_bundled_manifests_load_and_pass_their_workload() -> None:
-    loaded = {name: load_manifest(resources.find("manifests", name, ".json")) for name in ("mini", "pilot", "full")}
+    loaded = {name: load_manifest(resources.find("manifests", name)) for name in ("mini", "pilot", "full")}
     for manifest in loaded.values():
         check_manifest(manifest)
         assert manifest.workload.hyperparameters["schedule_horizon_steps"] == 10_000_000

@@ -99,7 +99,7 @@ def test_concurrency_levels_are_the_methods():
     assert games(GAMES + jobs).knobs["concurrency"] == (1, 2, 3, 4, 6, 8, 12, 16)
 
 
-@pytest.mark.parametrize("name", resources.bundled("probes", ".toml"))
+@pytest.mark.parametrize("name", resources.bundled("probes"))
 def test_bundled_recipes_are_read_and_written_back(name):
     recipe = load_recipe(name)
     assert parse_recipe(dump_recipe(recipe), source=recipe.source, name="other") == recipe

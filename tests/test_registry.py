@@ -35,18 +35,18 @@ def test_an_installed_plugin_is_found_and_cannot_replace_a_bundled_one(monkeypat
 
 
 def test_bundled_files_are_found_by_word_and_others_by_path(tmp_path):
-    probes = resources.bundled("probes", ".toml")
+    probes = resources.bundled("probes")
     assert {"atari", "busywork", "cartpole", "cartpole-jax"} <= set(probes)
-    assert {"full", "mini", "pilot"} == set(resources.bundled("manifests", ".json"))
+    assert {"full", "mini", "pilot"} == set(resources.bundled("manifests"))
     for name in probes:
-        assert resources.find("probes", name, ".toml").is_file()
+        assert resources.find("probes", name).is_file()
     own = tmp_path / "atari.toml"
     own.write_text("")
-    assert resources.find("probes", str(own), ".toml") == own
+    assert resources.find("probes", str(own)) == own
     with pytest.raises(UsageError, match=r"no file '.*none.toml'; bundled names are: atari"):
-        resources.find("probes", f"{tmp_path}/none.toml", ".toml")
+        resources.find("probes", f"{tmp_path}/none.toml")
     with pytest.raises(UsageError, match=r"unknown recipe 'atary'. Did you mean 'atari'"):
-        resources.find("probes", "atary", ".toml")
+        resources.find("probes", "atary")
 
 
 def test_a_wheels_own_data_comes_before_the_checkout(tmp_path, monkeypatch):

@@ -54,8 +54,8 @@ def recipe_path(word: str | None) -> Path:
     if word is None:
         own = Path(DEFAULT_FILE)
         there = own.exists() or own.is_symlink()  # one that is no file is an error, not a wish for the bundled one
-        return resources.find("probes", DEFAULT_FILE if there else DEFAULT_NAME, ".toml")
-    return resources.find("probes", word, ".toml")
+        word = DEFAULT_FILE if there else DEFAULT_NAME
+    return resources.find("probes", word)
 
 
 def load_recipe(word: str | None = None, *, seeds: int | None = None) -> Recipe:
