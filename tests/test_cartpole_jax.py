@@ -333,9 +333,9 @@ def test_bad_hyperparameters_are_named(hyperparameters, words):
 def test_bad_points_jobs_and_devices_are_named():
     workload = CartpoleJaxWorkload({"rollout": 16})
     workload.check(Point(num_envs=4, batch_size=64), [job()])
-    with pytest.raises(UsageError, match=r"batch_size 65 .* 4 x 16 = 64"):
+    with pytest.raises(UsageError, match=r"batch_size 65 .* 4 x 16 steps = 64"):
         workload.check(Point(num_envs=4, batch_size=65), [])
-    with pytest.raises(UsageError, match="num_envs 0"):
+    with pytest.raises(UsageError, match="num_envs is 0"):
         workload.check(Point(num_envs=0, batch_size=1), [])
     with pytest.raises(UsageError, match="no knob precision"):
         workload.check(Point(num_envs=4, batch_size=8, extra=(("precision", "bf16"),)), [])

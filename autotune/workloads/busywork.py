@@ -26,7 +26,7 @@ from pydantic import Field
 from autotune.errors import UsageError
 from autotune.records import Job, Point, Work
 from autotune.workloads.protocol import SessionState
-from autotune.workloads.settings import Settings, parse_settings, workload_knobs
+from autotune.workloads.settings import Settings, check_counts, parse_settings, workload_knobs
 
 Failure = Literal["none", "oom", "host_oom", "crash", "exit", "hang", "ignore_sigterm", "segfault", "garbage"]
 
@@ -117,16 +117,7 @@ class BusyworkWorkload:
         Raises:
             UsageError: names the value and the expectation.
         """
-        settings = self._settings_at(point)
-        for name in ("num_envs", "batch_size", "concurrency"):
-            if getattr(point, name) < 1:
-                raise UsageError(f"{name} is {getattr(point, name)}: it must be at least 1")
-        samples = point.num_envs * settings.rollout
-        if point.batch_size > samples:
-            raise UsageError(
-                f"batch_size {point.batch_size} is larger than the rollout of num_envs {point.num_envs} x "
-                f"{settings.rollout} = {samples} samples: lower batch_size, or raise num_envs or rollout"
-            )
+        check_counts(point, self._settings_at(point).rollout)
 
     def check_installed(self, point: Point, jobs: Sequence[Job], device: str) -> None:
         """Nothing to install: any environment name will do."""

@@ -18,14 +18,14 @@ from typing import Any
 from pydantic import Field
 
 from autotune.errors import UsageError, WorkerError
-from autotune.records import KNOBS, Job, Point, Work
+from autotune.records import Job, Point, Work
 from autotune.units import format_duration
 from autotune.workloads.command_argv import fill, placeholders, values_at
 from autotune.workloads.command_child import Child, describe_exit
 from autotune.workloads.command_progress import ProgressRule, make_rule
 from autotune.workloads.memory_words import tells_out_of_memory
 from autotune.workloads.protocol import SEVERAL_TOTALS, Finished, NoProgressError, RefusedError, SessionState
-from autotune.workloads.settings import Settings, parse_settings, workload_knobs
+from autotune.workloads.settings import Settings, check_counts, parse_settings, workload_knobs
 
 _EXHAUSTED = re.compile(r"can't start new thread|Resource temporarily unavailable|Too many open files|No space left")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -99,9 +99,7 @@ class CommandWorkload:
         Raises:
             UsageError: names the value, the expectation and the remedy.
         """
-        for name in KNOBS:
-            if getattr(point, name) < 1:
-                raise UsageError(f"{name} is {getattr(point, name)}: it must be at least 1")
+        check_counts(point)
         for name in workload_knobs(point):
             if name not in self.placeholders:
                 raise UsageError(f"knob {name!r} does not reach the command: write {{{name}}} where its value belongs")

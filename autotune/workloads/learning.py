@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from autotune.errors import UsageError
 from autotune.records import COUNT_MAX, Point
 from autotune.units import format_count
-from autotune.workloads.settings import Settings
+from autotune.workloads.settings import Settings, check_counts
 
 LOUD_FACTOR = 2.0
 """A point that moves what the learner is fed by more than this is spoken of loudly."""
@@ -166,6 +166,14 @@ class LearningRule(Settings):
                 scaling=self.learning_rate_scaling,
             )
         return self.model_copy(update=changes)
+
+    def check_counts(self, point: Point) -> None:
+        """`settings.check_counts` of a point at which these settings are in effect.
+
+        Raises:
+            UsageError: the point can never run.
+        """
+        check_counts(point, self.rollout, or_else="raise samples_per_update" if self.samples_per_update else None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autotune.errors import UsageError
-from autotune.records import SHARING, KnobValue, Point
+from autotune.records import KNOBS, SHARING, KnobValue, Point
 from autotune.registry import did_you_mean
 
 
@@ -38,6 +38,29 @@ def parse_settings(model: type[Model], workload: str, hyperparameters: Mapping[s
 def workload_knobs(point: Point) -> dict[str, KnobValue]:
     """The point's further knobs that a workload honours: how processes share a GPU is the executor's affair."""
     return {name: value for name, value in point.extra if name != SHARING}
+
+
+def check_counts(point: Point, rollout: int | None = None, *, or_else: str | None = None) -> None:
+    """Refuse points that can never run: a standard knob below 1, or a minibatch larger than the rollout.
+
+    Args:
+        point: as asked for.
+        rollout: vector steps of an iteration there, None where there are none.
+        or_else: what makes the rollout large enough, more environments by default.
+
+    Raises:
+        UsageError: names the value, the expectation and the remedy.
+    """
+    for name in KNOBS:
+        if getattr(point, name) < 1:
+            raise UsageError(f"{name} is {getattr(point, name)}; it must be at least 1")
+    if rollout is None or point.batch_size <= point.num_envs * rollout:
+        return
+    samples, need = point.num_envs * rollout, f"num_envs >= {-(-point.batch_size // rollout)}"
+    raise UsageError(
+        f"batch_size {point.batch_size} is larger than the rollout, which has num_envs {point.num_envs} x {rollout} "
+        f"steps = {samples} samples; use batch_size <= {samples} or {or_else or need}"
+    )
 
 
 def _message(workload: str, problem: Mapping[str, Any], known: list[str]) -> str:

@@ -130,18 +130,7 @@ def check_point(settings: PPOSettings, point: Point) -> None:
         UsageError: a knob below 1, a minibatch larger than the rollout, or one of a single sample whose
             advantage is normalised to 0.
     """
-    for name in ("num_envs", "batch_size", "concurrency"):
-        value = getattr(point, name)
-        if value < 1:
-            raise UsageError(f"{name} is {value}; it must be at least 1")
-    samples = point.num_envs * settings.rollout
-    if point.batch_size > samples:
-        need = f"num_envs >= {-(-point.batch_size // settings.rollout)}"
-        more = "raise samples_per_update" if settings.samples_per_update else need
-        raise UsageError(
-            f"batch_size {point.batch_size} is larger than the rollout, which has num_envs {point.num_envs} x "
-            f"{settings.rollout} steps = {samples} samples; use batch_size <= {samples} or {more}"
-        )
+    settings.check_counts(point)
     if point.batch_size == 1 and settings.advantage_normalisation == "minibatch":
         raise UsageError(
             "batch_size 1 with advantage_normalisation = 'minibatch' makes every advantage 0, and nothing is learnt; "

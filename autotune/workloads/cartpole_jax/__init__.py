@@ -80,15 +80,7 @@ class CartpoleJaxWorkload:
         Raises:
             UsageError: names the value, the expectation and the remedy.
         """
-        if point.num_envs < 1:
-            raise UsageError(f"num_envs {point.num_envs} must be at least 1")
-        rollout = self.settings.in_effect(point).rollout
-        samples = point.num_envs * rollout
-        if not 1 <= point.batch_size <= samples:
-            raise UsageError(
-                f"batch_size {point.batch_size} must lie between 1 and num_envs x rollout = "
-                f"{point.num_envs} x {rollout} = {samples}: lower batch_size or raise num_envs"
-            )
+        self.settings.in_effect(point).check_counts(point)
         if knobs := settings.workload_knobs(point):
             names = ", ".join(knobs)
             raise UsageError(f"workload cartpole-jax has no knob {names}: it has num_envs, batch_size, concurrency")
