@@ -21,13 +21,13 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtrit
 
+from autotune.worker.totals import MEAN_RETURN, RETURNS_KEPT
+
 FINAL_SHARE = 0.2
 """Of the env steps, the last ones, over which the final return is taken."""
 LEVEL = 0.90
 """Of the two-sided t intervals: either end errs in 5 % of cases, which is what a one-sided question asks for."""
 PAIRS_MIN = 2
-_GAMES = 100
-_RETURN = "mean_return_100"
 
 Verdict = Literal["passed", "failed", "inconclusive"]
 
@@ -63,12 +63,12 @@ class Curve:
 
 def curve_of(rows: Sequence[Mapping[str, str]], failure: str = "") -> Curve:
     """The curve in the rows of a job's `metrics.csv`; rows from before the first game ended say nothing."""
-    known = [(float(row["env_steps"]), float(row[_RETURN]), row) for row in rows if row.get(_RETURN)]
+    known = [(float(row["env_steps"]), float(row[MEAN_RETURN]), row) for row in rows if row.get(MEAN_RETURN)]
     games = int(float(known[0][2].get("episodes") or 1)) if known else 0
     return Curve(
         env_steps=tuple(steps for steps, _, _ in known),
         returns=tuple(value for _, value, _ in known),
-        first_games=min(games, _GAMES),
+        first_games=min(games, RETURNS_KEPT),
         failure=failure,
     )
 

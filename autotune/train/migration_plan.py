@@ -17,6 +17,7 @@ from autotune.train.migration import Canary, MigratedJob, Migration
 from autotune.train.status import read_snapshot, status_file
 from autotune.worker.checkpoint import load_checkpoint, lost_checkpoints, newest_checkpoint
 from autotune.worker.metrics import read_metrics
+from autotune.worker.totals import MEAN_RETURN
 
 
 def plan_migration(
@@ -104,7 +105,7 @@ def newest_saved(source: Run, job: str, events: list[Event], warn: Callable[[str
 def _migrated_job(source: Run, job: str, path: Path) -> MigratedJob:
     progress: Mapping[str, Any] = load_checkpoint(path).meta["progress"]
     rows = read_metrics(source.jobs_folder / job / "metrics.csv")
-    first = next((float(row["mean_return_100"]) for row in rows if row.get("mean_return_100")), None)
+    first = next((float(row[MEAN_RETURN]) for row in rows if row.get(MEAN_RETURN)), None)
     counts = {name: progress[name] for name in ("env_steps", "episodes", "seconds", "best_return")}
     return MigratedJob(id=job, checkpoint=path.name, returns=tuple(progress["returns"]), first_return=first, **counts)
 

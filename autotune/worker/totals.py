@@ -11,6 +11,8 @@ from typing import Any
 from autotune.records import Budget, Work
 
 RETURNS_KEPT = 100
+MEAN_RETURN = f"mean_return_{RETURNS_KEPT}"
+"""Column of `metrics.csv`: the mean of the last so many games."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from autotune.worker.lock import lock_job
 from autotune.worker.metrics import MetricsFile, read_metrics, set_aside_damaged
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.worker.resume import announce_fallback, check_origin, find_checkpoint
-from autotune.worker.totals import RETURNS_KEPT, Progress, Totals
+from autotune.worker.totals import MEAN_RETURN, RETURNS_KEPT, Progress, Totals
 from autotune.workloads.protocol import Finished, Session, SessionState
 
 _MESSAGE_PERIOD_S = 0.5
@@ -223,7 +223,6 @@ class _Training:
             "step",
             t=self._now_s,
             started=self._told_s,
-            parts=1,
             iteration=self._iterations,
             peak_memory_bytes=self._session.peak_memory_bytes(),
             metrics=dict(self._learning),
@@ -240,7 +239,7 @@ class _Training:
                 "env_steps": progress.env_steps,
                 "episodes": progress.episodes,
                 "sps": round(row.env_steps / span_s, 2) if span_s > 0 else None,
-                "mean_return_100": progress.mean_return,
+                MEAN_RETURN: progress.mean_return,
                 "best_return": progress.best_return,
                 **self._learning,
                 **{f"{phase}_s": round(seconds, 4) for phase, seconds in row.seconds.items()},
