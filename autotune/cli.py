@@ -14,12 +14,7 @@ import click
 
 from autotune import __version__
 from autotune.codec import to_json
-from autotune.errors import (
-    EXIT_ERROR,
-    EXIT_OK,
-    EXIT_UNFIT,
-    AutotuneError,
-)
+from autotune.errors import EXIT_ERROR, EXIT_OK, EXIT_UNFIT, EXIT_USAGE, AutotuneError
 from autotune.options import (
     DEVICE,
     DURATION,
@@ -31,6 +26,7 @@ from autotune.options import (
     NAMING,
     OUTPUT_FILE,
     PRICE,
+    RUN,
     RUNS,
     SETTINGS,
     WORK,
@@ -67,9 +63,13 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.ensure_object(dict)["debug"] = debug
 
 
-def print_run(run: Run) -> None:
-    """Every command says which run it uses."""
+def chosen_run(runs: Path, word: str | None) -> Run:
+    """The run that a command is given, the newest by default; every command says which it uses."""
+    from autotune.runs import find_run
+
+    run = find_run(runs, word)
     say(f"run {run.path}")
+    return run
 
 
 @cli.command()
@@ -185,7 +185,7 @@ def write_exports(files: Sequence[Path], run: Run, price: float | None) -> None:
 
 @cli.command()
 @options(
-    click.argument("run_word", metavar="[RUN]", required=False),
+    RUN,
     click.option("--price", type=PRICE, help="US dollars per hour of this machine."),
     EXPORT,
     RUNS,
@@ -195,11 +195,9 @@ def report(run_word: str | None, price: float | None, exports: tuple[Path, ...],
     """Write the time and cost report of a run (the newest, unless named)."""
     from autotune.report.figures import report_json
     from autotune.report.render import render_report
-    from autotune.runs import find_run
     from autotune.units import counted
 
-    run = find_run(runs, run_word)
-    print_run(run)
+    run = chosen_run(runs, run_word)
     files = render_report(run, price=price)
     if as_json:
         show_json(report_json(files.facts))
@@ -239,17 +237,15 @@ def train(**options: Any) -> int:
 
 @cli.command()
 @options(
-    click.argument("run_word", metavar="[RUN]", required=False),
+    RUN,
     RUNS,
     JSON,
 )
 def rollback(run_word: str | None, runs: Path, as_json: bool) -> int:
     """Undo what made a run with `train --resume-from`: the run before it is as it was, nothing is lost."""
-    from autotune.runs import find_run
     from autotune.train.migrate import rollback as roll_back
 
-    run = find_run(runs, run_word)
-    print_run(run)
+    run = chosen_run(runs, run_word)
     with run.hold():
         source = roll_back(run)
     if as_json:
@@ -264,7 +260,7 @@ def rollback(run_word: str | None, runs: Path, as_json: bool) -> int:
 
 @cli.command()
 @options(
-    click.argument("run_word", metavar="[RUN]", required=False),
+    RUN,
     click.option("--watch", is_flag=True, help="Refresh until the run ends."),
     RUNS,
     JSON,
@@ -272,10 +268,9 @@ def rollback(run_word: str | None, runs: Path, as_json: bool) -> int:
 def status(run_word: str | None, watch: bool, runs: Path, as_json: bool) -> int:
     """What a run is doing, or how it ended, and how it compares with the prediction."""
     from autotune import views
-    from autotune.runs import find_run, is_held
+    from autotune.runs import is_held
 
-    run = find_run(runs, run_word)
-    print_run(run)
+    run = chosen_run(runs, run_word)
     while watch and is_held(run.path):
         views.show_status(run, stderr=as_json)
         time.sleep(2.0)
@@ -298,7 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cut = given.index("--") if "--" in given else len(given)
     context: dict[str, Any] = {"command": given[cut + 1 :], "debug": False}
     if given[cut:] == ["--"]:
-        return fail("nothing follows --: write your command after it, such as -- python train.py --seed {seed}", 2)
+        advice = "write your command after it, such as -- python train.py --seed {seed}"
+        return fail(f"nothing follows --: {advice}", EXIT_USAGE)
     try:
         code = cli.main(
             given[:cut], prog_name="autotune", obj=context, standalone_mode=False, auto_envvar_prefix="AUTOTUNE"

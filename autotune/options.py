@@ -119,6 +119,7 @@ EXPORT = click.option(
     multiple=True,
     help="Also write the rows: .csv, .jsonl, or .json for pytest-benchmark; may be given again.",
 )
+RUN = click.argument("run_word", metavar="[RUN]", required=False)
 RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), help="Folder that holds the runs.")
 DEVICE = click.option("--device", default="auto", metavar="auto|cpu|cuda[:N]|mps", help="Device to use.")
 NAMING = options(
