@@ -167,16 +167,16 @@ def existing_file(text: str) -> Path:
     return path
 
 
-def open_run(
+def open_measuring_run(
     command: str, recipe: Recipe, device: DeviceInfo, options: dict[str, Any], lacking: str | None = None, **facts: Any
 ) -> Run:
     """The run folder of a probe or search: resumed when it is unfinished or lacks a fact, else new."""
     from autotune.probe.recipe import dump_recipe
-    from autotune.runs import open_run as open_matching
+    from autotune.runs import open_run
     from autotune.store import durable_write, write_json
 
     text = dump_recipe(recipe)
-    run = open_matching(
+    run = open_run(
         options["runs"],
         command=command,
         stem=recipe.name if command == "search" else f"{recipe.name}-{command}",

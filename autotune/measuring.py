@@ -11,7 +11,7 @@ from autotune.choices import (
     choose_executor,
     choose_recipe,
     grid_values,
-    open_run,
+    open_measuring_run,
     recorded_price,
     tried_points,
 )
@@ -109,7 +109,7 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
     stop = StopSignals()
     executor = IsolatedExecutor(device, stop.requested)
     executor.check(recipe, points)
-    run = open_run(command, recipe, device, options)
+    run = open_measuring_run(command, recipe, device, options)
     say(f"run {run.path}")
     with discarded_when_refused(run), run.hold(), hold_device(device), stop, ProbeView(len(points)) as view:
         rows = run_grid(
@@ -154,7 +154,7 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     facts = {name: options[name] for name in ("sampler", "seed", "executor")}
     if executor.simulated:
         facts["surface_hash"] = executor.surface.content_hash
-    run = open_run("search", recipe, executor.device, options, lacking=_GUARDED if plan else None, **facts)
+    run = open_measuring_run("search", recipe, executor.device, options, lacking=_GUARDED if plan else None, **facts)
     say(f"run {run.path}")
     if plan:
         say(f"guard: 2 x {plan.seeds} pilots follow the search, outside --budget; it says how long they take first")

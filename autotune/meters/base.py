@@ -76,7 +76,7 @@ class SampledMeter:
         self._first.wait(_PATIENCE_S)
 
     def take(self) -> tuple[Reading, ...]:
-        """The readings since the last `take`: a live view, and bounded memory in a long training."""
+        """The readings since the last `take`."""
         with self._lock:
             taken, self._readings = tuple(self._readings), []
         return taken

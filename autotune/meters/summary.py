@@ -19,9 +19,9 @@ def series(
     ]
 
 
-def peak(readings: Iterable[Reading], name: str, start_s: float = -math.inf, end_s: float = math.inf) -> float | None:
-    """The largest known value in the span."""
-    return max((value for _, value in series(readings, name, start_s, end_s)), default=None)
+def peak(readings: Iterable[Reading], name: str) -> float | None:
+    """The largest known value."""
+    return max((value for _, value in series(readings, name)), default=None)
 
 
 def first(readings: Iterable[Reading], name: str) -> float | None:

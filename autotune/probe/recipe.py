@@ -197,8 +197,6 @@ def command_recipe(
     told = {name: value for name, value in given.items() if value is not None}
     hyperparameters = {"argv": list(argv), "cwd": str(Path.cwd()), **told}
     used = CommandWorkload(hyperparameters).placeholders
-    if jobs < 1:
-        raise UsageError(f"jobs {jobs} must be at least 1")
     knobs: dict[str, tuple[KnobValue, ...]] = {
         "num_envs": schema.Range(min=1, max=1024).values("num_envs") if "num_envs" in used else (1,),
         "batch_size": schema.Range(min=32, max=8192).values("batch_size") if "batch_size" in used else (1,),

@@ -62,11 +62,13 @@ def seeded(jobs: Sequence[Job], seeds: int | None) -> tuple[Job, ...]:
 
 
 def check_job_count(jobs: int) -> None:
-    """Refuse more jobs than a manifest holds.
+    """Refuse none, and more jobs than a manifest holds.
 
     Raises:
-        UsageError: it is more.
+        UsageError: it is that.
     """
+    if jobs < 1:
+        raise UsageError(f"jobs {jobs} must be at least 1")
     if jobs > JOBS_MAX:
         raise UsageError(f"{jobs:,} jobs are more than a manifest holds: at most {JOBS_MAX:,}")
 
