@@ -14,11 +14,11 @@ import platform
 import re
 import resource
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -75,6 +75,11 @@ def process_identity(pid: int, root: Path = ROOT) -> ProcessIdentity | None:
         return ProcessIdentity(boot_id(root), pid, int(psutil.Process(pid).create_time() * 100))
     except psutil.Error:
         return None
+
+
+def still_runs(identity: Sequence[Any]) -> bool:
+    """Whether the process of a `ProcessIdentity` runs; not where it is empty, which is unknown."""
+    return len(identity) == 3 and process_identity(int(identity[1])) == tuple(identity)
 
 
 def _cgroup_texts(root: Path, controller: str, v1_file: str, v2_file: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autotune.codec import from_json, to_json
-from autotune.device.host import process_identity
+from autotune.device.host import process_identity, still_runs
 from autotune.errors import FileError, UsageError
 from autotune.runs import Run
 from autotune.store import read_json, write_json
@@ -136,7 +136,7 @@ def read_snapshot(run: Run) -> Snapshot:
         raise FileError(
             f"{path} is damaged, it is no whole snapshot: the next `autotune train` writes it anew"
         ) from error
-    if snapshot.state != "running" or _alive(snapshot.writer):
+    if snapshot.state != "running" or still_runs(snapshot.writer):
         return snapshot
     return replace(snapshot, state="killed", sps=None, jobs=tuple(_orphaned(job) for job in snapshot.jobs))
 
@@ -146,10 +146,3 @@ def _orphaned(job: JobSnapshot) -> JobSnapshot:
         return job
     detail = "its supervisor was killed; the same command resumes"
     return replace(job, status="stopped", sps=None, eta_s=None, detail=detail)
-
-
-def _alive(writer: tuple[Any, ...]) -> bool:
-    if len(writer) != 3:
-        return False
-    identity = process_identity(int(writer[1]))
-    return identity is not None and tuple(identity) == tuple(writer)

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from autotune.device.host import process_identity
+from autotune.device.host import still_runs
 from autotune.errors import BusyError
 
 _KILLED_S = 5.0
@@ -46,11 +46,11 @@ def lock_job(folder: Path, predecessor: Sequence[Any], *, grace_s: float) -> Fil
 
 def _kill_group(leader: Sequence[Any]) -> bool:
     """Kill a process and its group if it is still the same one and leads it; whether it was."""
-    if len(leader) != 3:
+    if not still_runs(leader):
         return False
     pid = int(leader[1])
     try:
-        if process_identity(pid) != tuple(leader) or os.getpgid(pid) != pid:
+        if os.getpgid(pid) != pid:
             return False
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
