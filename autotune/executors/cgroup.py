@@ -21,7 +21,6 @@ from autotune.device.host import ROOT, read_text
 
 FOLDER_VARIABLE = "AUTOTUNE_CGROUP"
 _NAME = "autotune"
-_SWAP_BYTES = 0
 _VICTIM_SCORE = 800
 _REMOVE_S = 2.0
 _POLL_S = 0.05
@@ -107,14 +106,13 @@ def make_group(limit_bytes: int, parent: tuple[Path, int] | None) -> MemoryGroup
     group = MemoryGroup(folder=parent[0] / f"{_NAME}-{os.getpid()}-{next(_serial)}", version=parent[1])
     with contextlib.suppress(OSError):
         group.folder.mkdir()
-        memory, swap = (
-            ("memory.limit_in_bytes", f"memory.memsw.limit_in_bytes={limit_bytes}")
+        memory, swap, swap_bytes = (
+            ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", limit_bytes)
             if group.version == 1
-            else ("memory.max", f"memory.swap.max={_SWAP_BYTES}")
+            else ("memory.max", "memory.swap.max", 0)
         )
         if _write(group.folder / memory, str(limit_bytes)):
-            name, value = swap.split("=")
-            _write(group.folder / name, value)  # a kernel may account for no swap: then it is not limited
+            _write(group.folder / swap, str(swap_bytes))  # a kernel may account for no swap: then it is not limited
             return group
         group.remove()
     return None

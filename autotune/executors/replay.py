@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -98,15 +98,15 @@ def _measured(result: ProbeResult, row: Row, normal: float) -> ProbeResult:
     deviation = row.sd_fraction * math.sqrt(_NOISE_WINDOW_S / window_s)
     error = math.hypot(deviation, LAUNCH_FRACTION)  # what one launch can state; it does not know that replays repeat
     sps = row.sps * max(0.01, 1 + deviation * normal)
-    changes: dict[str, Any] = {
-        "sps": sps,
-        "sps_low": sps * (1 - _NORMAL_95 * error),
-        "sps_high": sps * (1 + _NORMAL_95 * error),
-        "job_sps": (sps / row.point.concurrency,) * row.point.concurrency,
-        "noise_fraction": row.sd_fraction,
-        "window_s": window_s,
-        "vram_peak_bytes": row.vram_bytes,
-        "ram_peak_bytes": row.ram_bytes,
-        "flags": ("one launch",),
-    }
-    return ProbeResult(**(vars(result) | changes))
+    return replace(
+        result,
+        sps=sps,
+        sps_low=sps * (1 - _NORMAL_95 * error),
+        sps_high=sps * (1 + _NORMAL_95 * error),
+        job_sps=(sps / row.point.concurrency,) * row.point.concurrency,
+        noise_fraction=row.sd_fraction,
+        window_s=window_s,
+        vram_peak_bytes=row.vram_bytes,
+        ram_peak_bytes=row.ram_bytes,
+        flags=("one launch",),
+    )

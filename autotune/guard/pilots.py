@@ -102,7 +102,8 @@ def plan_pilots(found: StudyResult, recipe: Recipe, plan: GuardPlan) -> Pilots:
     first = recipe.jobs[0]
     env_steps = plan.env_steps or default_steps(found, first)
     seeds = tuple((first.seed + n) % _SEEDS for n in range(plan.seeds))
-    jobs = [Job(id=f"seed-{seed}", env=first.env, seed=seed, budget=steps_budget(env_steps)) for seed in seeds]
+    budget = Budget(unit="steps", amount=float(env_steps))
+    jobs = [Job(id=f"seed-{seed}", env=first.env, seed=seed, budget=budget) for seed in seeds]
     tuned = _manifest(recipe, "tuned", found.point, jobs)
     baseline_point = recipe.baseline
     if found.baseline is not None and not found.baseline.ok:  # several at once may be what it failed of
@@ -129,11 +130,6 @@ def default_steps(found: StudyResult, job: Job) -> int:
     if planned is not None:
         wanted = min(wanted, max(STEPS_MIN, JOB_SHARE * planned), planned)
     return max(1, math.ceil(wanted))
-
-
-def steps_budget(env_steps: int) -> Budget:
-    """A budget in env steps."""
-    return Budget(unit="steps", amount=float(env_steps))
 
 
 def _samples_per_update(found: StudyResult) -> float | None:

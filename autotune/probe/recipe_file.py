@@ -12,7 +12,19 @@ from typing import Any
 from autotune.device.mps import check_sharing
 from autotune.errors import ManifestError, UsageError
 from autotune.probe import schema
-from autotune.records import COUNT_MAX, FINAL_PLAN, JOBS_MAX, KNOBS, SHARING, Job, KnobValue, MeasurePlan, Point, Recipe
+from autotune.records import (
+    COUNT_MAX,
+    FINAL_PLAN,
+    JOBS_MAX,
+    KNOBS,
+    SHARING,
+    Job,
+    KnobValue,
+    Limits,
+    MeasurePlan,
+    Point,
+    Recipe,
+)
 from autotune.units import counted
 from autotune.workloads.learning import Rollout, rollout_of
 
@@ -86,7 +98,7 @@ def _build(file: schema.RecipeFile, source: str, name: str, seeds: int | None) -
     if repeated := sorted({job_id for job_id in ids if ids.count(job_id) > 1}):
         raise ValueError(f"jobs.id = {repeated[0]!r} is given twice; every job needs its own")
     jobs = seeded(jobs, seeds)
-    limits = schema.limits_of(file.limits)
+    limits = Limits(**file.limits.model_dump(exclude_none=True))
     most = min(len(jobs), limits.concurrency_max or len(jobs))
     knobs = {knob: schema.ascending(knob, values) for knob, values in file.knobs.items()}
     for knob in KNOBS:
@@ -115,8 +127,8 @@ def _build(file: schema.RecipeFile, source: str, name: str, seeds: int | None) -
         knobs=knobs,
         grid=default_grid(grid, knobs, baseline, most),
         baseline=baseline,
-        quick=schema.overridden(MeasurePlan(), file.quick),
-        final=schema.overridden(FINAL_PLAN, file.final),
+        quick=replace(MeasurePlan(), **file.quick.model_dump(exclude_none=True)),
+        final=replace(FINAL_PLAN, **file.final.model_dump(exclude_none=True)),
         limits=limits,
         source=source,
         points=tuple(_listed_point(point, knobs) for point in file.points),

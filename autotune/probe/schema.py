@@ -29,8 +29,6 @@ from autotune.records import (
     BudgetUnit,
     Job,
     KnobValue,
-    Limits,
-    MeasurePlan,
 )
 from autotune.registry import did_you_mean
 
@@ -197,16 +195,6 @@ def check_count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= COUNT_MAX:
         raise ValueError(f"{name} = {value!r} must be a whole number of at least 1 (at most {COUNT_MAX:,})")
     return value
-
-
-def overridden(plan: MeasurePlan, part: PlanPart) -> MeasurePlan:
-    """A plan with the file's overrides."""
-    return MeasurePlan(**(vars(plan) | part.model_dump(exclude_none=True)))
-
-
-def limits_of(part: LimitsPart) -> Limits:
-    """Limits with the file's overrides."""
-    return Limits(**part.model_dump(exclude_none=True))
 
 
 def parse(data: Mapping[str, Any], source: str) -> RecipeFile:
