@@ -38,24 +38,18 @@ class Generation:
     Attributes:
         number: counts up with every save.
         env_steps: agent decisions trained when it was saved.
-        sha256: of the file's content.
         path: where it lies.
     """
 
     number: int
     env_steps: int
-    sha256: str
     path: Path
 
 
 def generations(folder: Path) -> list[Generation]:
     """Every checkpoint in a folder by its name alone, oldest first; unverified."""
     matches = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("*.safetensors")]
-    found = [
-        Generation(number=int(match[1]), env_steps=int(match[2]), sha256=match[3], path=path)
-        for path, match in matches
-        if match
-    ]
+    found = [Generation(number=int(match[1]), env_steps=int(match[2]), path=path) for path, match in matches if match]
     return sorted(found)
 
 
