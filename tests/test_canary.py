@@ -173,9 +173,7 @@ def test_speed_is_that_of_the_whole_device(
     tmp_path: Path, sps_before: float | None, sps: float | None, processes: int, fault: str | None
 ) -> None:
     canary = Canary(jobs=("a",), watch_s=10.0, sps_fraction=0.95)
-    migration = Migration(
-        source="../old", created="", jobs=(before([1.0]),), fresh=(), point_before={}, sps_before=sps_before
-    )
+    migration = Migration(source="../old", jobs=(before([1.0]),), fresh=(), sps_before=sps_before)
     manifest = a_manifest("ab", replace(POINT, concurrency=processes))
     verdict = judge(migration, canary, manifest, Run(tmp_path), a_result(sps))
     assert (verdict.faults == ()) is (fault is None)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.codec import from_json, to_json
 from autotune.errors import FileError, UsageError
-from autotune.records import KnobValue
 from autotune.runs import Run
 from autotune.store import read_json, write_json
 
@@ -67,19 +65,15 @@ class Migration:
 
     Attributes:
         source: the old run's folder, relative to the new one's.
-        created: ISO 8601, UTC.
         jobs: that were taken over.
         fresh: ids of jobs that start from the beginning: new ones, and old ones that never saved.
-        point_before: the old run's knobs.
         sps_before: env steps per second of all its processes together, None when it never measured any.
         canary: jobs that go first, None for all at once.
     """
 
     source: str
-    created: str
     jobs: tuple[MigratedJob, ...]
     fresh: tuple[str, ...]
-    point_before: Mapping[str, KnobValue]
     sps_before: float | None
     canary: Canary | None = None
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from autotune.errors import FileError, UsageError
 from autotune.manifest import Manifest, load_manifest
-from autotune.records import KnobValue
 from autotune.runs import Run
 from autotune.train.events import Event, last_event, read_events
 from autotune.train.migration import Canary, MigratedJob, Migration
@@ -33,14 +31,12 @@ def plan_migration(
     newest = {job.id: newest_saved(source, job.id, events, warn) for job in old.jobs}
     jobs = tuple(_migrated_job(source, job, path) for job, path in newest.items() if path)
     opened = last_event(events, {"opened"})
-    before: Mapping[str, KnobValue] = opened["point"] if opened else old.point.record().knobs()
+    at_once = opened["point"]["concurrency"] if opened else old.point.concurrency
     return Migration(
         source="",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
         jobs=jobs,
         fresh=tuple(job.id for job in manifest.jobs if newest.get(job.id) is None),
-        point_before=before,
-        sps_before=_sps_before(source, jobs, int(before["concurrency"])),
+        sps_before=_sps_before(source, jobs, at_once),
         canary=_canary(manifest, jobs, *canary) if canary else None,
     )
 
