@@ -20,6 +20,8 @@ EVERY = 6
 """Launches after which the sentinel is due."""
 SHIFT = 0.03
 """Relative change of the sentinel that may open an epoch."""
+_SURE = 2.58
+"""Standard errors that it must exceed as well: 99 %, for a long search looks about five times."""
 
 
 def due(history: Sequence[ProbeResult], sentinel: Point) -> bool:
@@ -32,7 +34,7 @@ def epochs_of(history: Sequence[ProbeResult], sentinel: Point) -> tuple[int, ...
     """(n,) epoch of every result, in the order in which they were measured, from 0.
 
     A measurement of the sentinel opens an epoch when it differs from those of the current one, pooled, by more
-    than `SHIFT` and by more than the 95 % interval of their difference.
+    than `SHIFT` and by more than the 99 % interval of their difference.
     """
     epochs, current, seen = [], 0, list[ProbeResult]()
     for result in history:
@@ -51,7 +53,7 @@ def _known(result: ProbeResult) -> bool:
 def _shifted(seen: Sequence[ProbeResult], result: ProbeResult) -> bool:
     log_before, variance = _pooled(seen)
     shift = abs(float(np.log(result.sps or 1.0)) - log_before)
-    return bool(shift > max(np.log1p(SHIFT), NORMAL_95 * np.sqrt(variance + relative_error(result) ** 2)))
+    return bool(shift > max(np.log1p(SHIFT), _SURE * np.sqrt(variance + relative_error(result) ** 2)))
 
 
 def _pooled(results: Sequence[ProbeResult]) -> tuple[float, float]:
