@@ -32,7 +32,7 @@ def _one_thread(monkeypatch):
     monkeypatch.setenv("AUTOTUNE_THREADS", "1")
 
 
-CARTPOLE = tomllib.loads(find("probes", "cartpole", ".toml").read_text())["hyperparameters"]
+CARTPOLE = tomllib.loads(find("probes", "cartpole").read_text())["hyperparameters"]
 POINT = Point(num_envs=4, batch_size=32)
 
 

@@ -71,7 +71,7 @@ def test_knobs_override_settings():
 
 
 def test_recipes_hold_valid_hyperparameters_and_the_campaign():
-    recipes = {name: tomllib.loads(find("probes", name, ".toml").read_text()) for name in ("atari", "cartpole")}
+    recipes = {name: tomllib.loads(find("probes", name).read_text()) for name in ("atari", "cartpole")}
     for recipe in recipes.values():
         workload = AtariWorkload(recipe["hyperparameters"])
         workload.check(Point.from_knobs(recipe["baseline"]), JOBS)
