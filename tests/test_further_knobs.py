@@ -103,14 +103,11 @@ def test_a_value_that_the_device_cannot_take_is_a_row_of_the_grid(tmp_path):
     """Half precision on a CPU: the other values are measured all the same."""
     executor, run = IsolatedExecutor(inspect_device("cpu")), create_run(tmp_path, "run")
     points = [Point(num_envs=8, batch_size=256, extra=extra(precision="fp16"))]
-    rows = run_grid(recipe(), points, executor, run, device=executor.device, grade="quick", record=lambda row: None)
+    rows = run_grid(recipe(), points, executor, run, grade="quick", record=lambda row: None)
     assert [(row.status, "'fp16' is not native on cpu" in row.detail) for row in rows] == [("crashed", True)]
     bare = replace(recipe(), hyperparameters={"precision": "fp16"})
     with pytest.raises(UsageError, match="'fp16' is not native on cpu"):
-        run_grid(
-            bare, [Point(num_envs=8, batch_size=256)], executor, run, device=executor.device, grade="quick",
-            record=lambda row: None,
-        )  # fmt: skip
+        run_grid(bare, [Point(num_envs=8, batch_size=256)], executor, run, grade="quick", record=lambda row: None)
 
 
 def test_a_surface_has_one_value_of_each_further_knob(tmp_path, monkeypatch, capsys):
