@@ -22,9 +22,9 @@ _PRIOR_CORRELATION = 0.4
 _PRIOR_WEIGHT = 8.0
 _CORRELATION_MAX = 0.8
 _PRIOR_LAUNCHES = 2.0
+"""Degrees of freedom that the launch-to-launch spread assumed beforehand counts as."""
 _SPREAD_RATIOS = 10 ** np.linspace(-1, 2, 181)
 """Launch-to-launch deviations that are considered, over the one assumed."""
-"""Degrees of freedom that the launch-to-launch spread assumed beforehand counts as."""
 
 
 @dataclass(frozen=True, kw_only=True)

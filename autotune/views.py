@@ -103,7 +103,7 @@ def search_json(found: StudyResult, run: Run, learning: LearningSection) -> dict
         **found.counts,
         "tied": [point.knobs() for point in found.tied],
         "knobs": to_json(found.knobs),
-        "sharing": found.sharing and {**to_json(found.sharing), "pays": found.sharing.pays},
+        "sharing": found.sharing and to_json(found.sharing),
         "spent_s": found.spent_s,
         "budget_s": found.budget_s,
         "interrupted": found.interrupted,

@@ -33,6 +33,21 @@ def test_a_clear_gain_pays_and_a_loss_does_not():
     assert not loss.pays and loss.high < 1
 
 
+def test_there_is_no_verdict_where_the_side_that_lost_was_tried_with_fewer_environments_only():
+    alone, two = measured(1, 4182, num_envs=16), measured(2, 21973, num_envs=256)
+    found = sharing_gain([alone, two], two.requested)
+    assert found.sentence.startswith("whether sharing pays here is not settled: 2 processes reach 5.25x [")
+    assert found.sentence.endswith("of one, but one was tried with 16 environments at most, and each of these has 256")
+    for tried in (measured(1, 9000, num_envs=256), measured(1, 0, num_envs=256, status="oom")):
+        assert sharing_gain([alone, two, tried], two.requested).sentence.startswith("sharing pays here: ")
+    few, many = measured(2, 2000, num_envs=8), measured(1, 9000, num_envs=64)
+    found = sharing_gain([few, many], many.requested)
+    assert found.sentence.startswith("whether sharing pays here is not settled: 2 processes reach 0.22x [")
+    assert found.sentence.endswith("but they were tried with 16 environments in all at most, and that one has 64")
+    full = measured(2, 2100, num_envs=32)
+    assert sharing_gain([few, many, full], many.requested).sentence.startswith("sharing does not pay here: ")
+
+
 def test_nothing_is_said_where_only_one_way_was_stable():
     assert sharing_gain([]) is None
     assert sharing_gain([measured(1, 1000), measured(1, 900, num_envs=8)]) is None

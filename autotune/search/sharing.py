@@ -21,6 +21,7 @@ class SharingGain:
         gain: throughput of `point` over that of `alone`, all its processes together.
         low: lower end of the 95 % interval.
         high: upper end.
+        pays: the interval lies above 1, and one process was tried with as many environments.
         sentence: says it.
     """
 
@@ -29,12 +30,8 @@ class SharingGain:
     gain: float
     low: float
     high: float
+    pays: bool
     sentence: str
-
-    @property
-    def pays(self) -> bool:
-        """Whether the interval lies above 1."""
-        return self.low > 1
 
 
 def sharing_gain(
@@ -43,7 +40,8 @@ def sharing_gain(
     """What sharing the device gains, None unless both ways were measured as stable.
 
     Either side is the recommended point where it is of that kind, else the one with the best lower end of its
-    interval: the highest of many noisy measurements is usually a lucky one.
+    interval: the highest of many noisy measurements is usually a lucky one. There is no verdict for one side while the
+    other was not tried with as many environments: alone with those of each process, together with as many in all.
 
     Args:
         history: what was measured.
@@ -59,11 +57,24 @@ def sharing_gain(
     low, high = low or 0.0, high or math.inf
     reach = f"{together.point.concurrency} processes reach {gain:.2f}x [{low:.2f}, {high:.2f}] of one"
     chosen = recommended is not None and min(point.concurrency for point in (recommended, *tied)) > 1
-    against = "whether sharing pays here is not settled" if chosen else "sharing does not pay here"
-    verdict = "sharing pays here" if low > 1 else against
+    untried = _untried(together.point, alone.point, [result.requested for result in history], pays=low > 1)
+    against = "whether sharing pays here is not settled" if chosen or untried else "sharing does not pay here"
+    pays = low > 1 and not untried
+    sentence = f"{'sharing pays here' if pays else against}: {reach}{untried}"
     return SharingGain(
-        point=together.point, alone=alone.point, gain=gain, low=low, high=high, sentence=f"{verdict}: {reach}"
+        point=together.point, alone=alone.point, gain=gain, low=low, high=high, pays=pays, sentence=sentence
     )
+
+
+def _untried(together: Point, alone: Point, tried: Sequence[Point], *, pays: bool) -> str:
+    """What was not tried of the side that lost, empty where it had as many environments as the one that won."""
+    if pays:
+        most = max(point.num_envs for point in tried if point.concurrency == 1)
+        missing = f", but one was tried with {most} environments at most, and each of these has {together.num_envs}"
+        return missing if most < together.num_envs else ""
+    most = max(point.num_envs * point.concurrency for point in tried if point.concurrency > 1)
+    missing = f", but they were tried with {most} environments in all at most, and that one has {alone.num_envs}"
+    return missing if most < alone.num_envs else ""
 
 
 def _best(entries: Sequence[Pooled], recommended: Point | None) -> Pooled | None:
