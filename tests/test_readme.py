@@ -1,13 +1,17 @@
 """The README says what is there: its file tree, links, commands, exit codes and excerpts."""
 
 import re
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
 
-from autotune import errors
+from autotune import errors, registry
 from autotune.cli import cli
+from autotune.probe.recipe import parse_recipe
+from autotune.records import Point
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -79,6 +83,23 @@ def test_exit_codes_are_those_of_the_program():
     rows = {int(code) for code in re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)}
     ours = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
     assert rows == ours
+
+
+def test_the_recipe_is_one():
+    (block,) = (text for text in re.findall(r"(?:^(?:    .+)\n)+", TEXT, re.MULTILINE) if "workload = " in text)
+    recipe = parse_recipe(textwrap.dedent(block), source="README.md", name="mine")
+    assert recipe.knobs["lr"] == (2.5e-4, 5e-4)
+    assert replace(recipe.baseline, extra=()) == Point(num_envs=8, batch_size=256)
+    workload = registry.load("workload", recipe.workload)(recipe.hyperparameters)
+    workload.check(replace(recipe.baseline, extra=(("lr", 5e-4),)), recipe.jobs)
+
+
+def test_the_study_is_one():
+    (program,) = re.findall(r"```python\n(.+?)```", TEXT, re.DOTALL)
+    scope = {"measure": lambda num_envs, batch_size: 0.0 if num_envs == 64 else 10.0 * num_envs + batch_size / 100}
+    exec(program, scope)
+    assert scope["study"].best_params == {"num_envs": 32, "batch_size": 1024}
+    assert sum(trial.value == 0 for trial in scope["study"].trials) <= 2
 
 
 def test_excerpts_are_what_the_evidence_says():
