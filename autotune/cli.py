@@ -247,7 +247,7 @@ def rollback(run_word: str | None, runs: Path, as_json: bool) -> int:
 
     run = chosen_run(runs, run_word)
     with run.hold():
-        source = roll_back(run)
+        source = roll_back(run, warn=say)
     if as_json:
         show_json({"run": str(run.path), "source": str(source.path)})
     else:

@@ -125,7 +125,10 @@ def test_a_rollback_repairs_or_recreates_the_old_run(tmp_path: Path) -> None:
     newest.write_bytes(b"broken")
     later = save(source, "b", 900, keep=9)
     (folder / "metrics.csv").unlink()
-    rollback(run)
+    said: list[str] = []
+    rollback(run, warn=said.append)
+    assert len(said) == 1 and said[0].startswith(f"3 files of run {source.path.resolve()} were not as before")
+    assert "kept beside each as *.before-rollback" in said[0]
     assert {n: c for n, c in content(source).items() if not n.endswith(".before-rollback")} == before
     assert newest.with_name(newest.name + ".before-rollback").read_bytes() == b"broken"
     assert later.with_name(later.name + ".before-rollback").exists(), "set aside, not removed"
@@ -136,7 +139,9 @@ def test_a_rollback_repairs_or_recreates_the_old_run(tmp_path: Path) -> None:
     (source.train_folder / "jobs" / "b" / "checkpoints" / "best.json.before-rollback").unlink(missing_ok=True)
     take_over(plan_migration(manifest, source), source, run)
     shutil.rmtree(source.path)
-    rollback(run)
+    said.clear()
+    rollback(run, warn=said.append)
+    assert said == [f"there was no run {source.path.resolve()} any more: it was made again from the backup"]
     assert content(source) == before and source.state()["name"] == "old-1"
     assert source.manifest_file.is_file()
 
@@ -170,6 +175,57 @@ def test_what_began_after_a_rollback_is_not_rolled_back(tmp_path: Path) -> None:
         rollback(run)
     assert run.state()["finished"] is True
     assert steps_of(run)["a"] == 700
+
+
+def refused_rollback(run: Run, source: Run, message: str) -> None:
+    before, new = content(source), content(run)
+    with pytest.raises(UsageError, match=message):
+        rollback(run)
+    assert content(source) == before and content(run) == new and not list(source.path.rglob("*.before-rollback"))
+
+
+def test_a_renamed_run_does_not_take_newer_training_back(tmp_path: Path, device: DeviceInfo) -> None:
+    source = old_run(tmp_path)
+    manifest, run = new_run(tmp_path, source)
+    take_over(plan_migration(manifest, source), source, run)
+    moved = Run(run.path.rename(tmp_path / "renamed"))
+    warnings: list[str] = []
+    for _ in range(2):
+        supervise(a_manifest(), source, device=device, warn=warnings.append)
+    told = [text for text in warnings if "was migrated to" in text]
+    assert len(told) == 1 and "is not there any more: training goes on from before the migration" in told[0]
+    refused_rollback(moved, source, rf"run {source.path} has trained since run {moved.path} took it over")
+    moved.path.rename(run.path)
+    refused_rollback(run, source, "has trained since")
+    supervise(a_manifest(steps=1200), source, device=device)
+
+
+def test_a_copy_of_the_new_run_does_not_take_anything_back(tmp_path: Path) -> None:
+    source = old_run(tmp_path)
+    manifest, run = new_run(tmp_path, source)
+    take_over(plan_migration(manifest, source), source, run)
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path)
+    refused_rollback(copy, source, rf"was migrated to {run.path}, so {copy.path} is a copy.*rollback {run.path}")
+    rollback(run)
+    save(source, "a", 700)
+    EventLog(source).record("saved", job="a", path="p", **totals(700))
+    for late in (copy, run):
+        refused_rollback(late, source, "has trained since")
+
+
+def test_another_run_in_the_place_of_the_old_one_stays_as_it_is(tmp_path: Path) -> None:
+    source = old_run(tmp_path / "runs")
+    manifest, run = new_run(tmp_path / "runs", source)
+    take_over(plan_migration(manifest, source), source, run)
+    stranger = old_run(tmp_path / "other")
+    save(stranger, "a", 700)
+    shutil.copytree(run.path, tmp_path / "other" / run.name)
+    copy = Run(tmp_path / "other" / run.name)
+    refused_rollback(copy, stranger, rf"with run old-1, created .* {stranger.path} was created .* another run")
+    rollback(run)
+    shutil.copytree(run.path, tmp_path / "other" / "rolled")
+    refused_rollback(Run(tmp_path / "other" / "rolled"), stranger, "another run")
 
 
 def test_a_chain_is_rolled_back_from_its_end(tmp_path: Path) -> None:

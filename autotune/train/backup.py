@@ -10,7 +10,7 @@ from autotune.store import content_hash, copy_file, set_aside, sync_folder
 
 _FACTS = ("manifest.json", "run.json", "device.json")
 _NEVER_CHANGED = (".safetensors", ".damaged")
-_ASIDE = ".before-rollback"
+ASIDE = ".before-rollback"
 
 
 def copy_tree(source: Path, target: Path) -> None:
@@ -67,7 +67,7 @@ def restore(run: Run, backup: Path) -> list[Path]:
     for place in sorted(kept | set(_files(folder))):
         there, here = wanted / place, folder / place
         if here.is_file() and not (place in kept and _same(here, there)):
-            set_aside(here, _ASIDE)
+            set_aside(here, ASIDE)
             changed.append(here)
         if place in kept and not here.is_file():
             here.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def restore(run: Run, backup: Path) -> list[Path]:
 def _files(folder: Path) -> Iterator[Path]:
     """Files below a folder, by their place in it; none of the hidden ones, none that were set aside."""
     for path in folder.rglob("*"):
-        if path.is_file() and not path.name.startswith(".") and not path.suffix.startswith(_ASIDE):
+        if path.is_file() and not path.name.startswith(".") and not path.suffix.startswith(ASIDE):
             yield path.relative_to(folder)
 
 

@@ -92,7 +92,7 @@ def _decide(verdict: Verdict, run: Run, migration: Migration, warn: Callable[[st
         warn("canary: passed, all jobs go on")
         accept_canary(run, migration)
         return
-    source = rollback(run)
+    source = rollback(run, warn=warn)
     raise CanaryError(
         f"the canary failed: {'; '.join(verdict.faults)}. The migration was rolled back: run {source.path} is as it "
         f"was before (`autotune train {source.manifest_file}` goes on), and what the canary did lies in "

@@ -20,7 +20,7 @@ from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest
 from autotune.runs import Run
 from autotune.store import append_line, copy_file, sync_file, sync_folder
-from autotune.train.backup import back_up, restore
+from autotune.train.backup import ASIDE, back_up, restore
 from autotune.train.events import Event, last_worker, make_event, read_events
 from autotune.train.launch import check_jobs
 from autotune.train.migration import (
@@ -31,6 +31,7 @@ from autotune.train.migration import (
     load_migration,
     read_migration,
     refuse_migrated,
+    refuse_other_source,
     source_of,
     successor,
     write_migration,
@@ -128,7 +129,7 @@ def accept_canary(run: Run, migration: Migration) -> None:
     write_migration(run.train_folder, replace(migration, canary=replace(migration.canary, passed=True)))
 
 
-def rollback(run: Run) -> Run:
+def rollback(run: Run, *, warn: Callable[[str], None] = lambda _: None) -> Run:
     """Undo a migration: the old run is as it was before, the new run's training is set aside, whole.
 
     What was trained since the migration lies in ``rolled-back/<n>/`` of the new run. The same call again
@@ -136,13 +137,15 @@ def rollback(run: Run) -> Run:
 
     Args:
         run: the new run.
+        warn: takes sentences for the user.
 
     Returns:
         The old run.
 
     Raises:
         BusyError: somebody trains in the old run.
-        UsageError: the run was never migrated, or another one goes on with it.
+        UsageError: the run was never migrated, another one goes on with it, or where the old run was lies another
+            one or one that has trained since; nothing was changed.
     """
     refuse_migrated(run)
     done = sorted(int(folder.name) for folder in (run.path / _ROLLED_BACK).glob("*") if folder.name.isdecimal())
@@ -156,16 +159,32 @@ def rollback(run: Run) -> Run:
                 f"run {run.path} was rolled back already, and what it trains now began after that: there is nothing "
                 "more to roll back"
             )
-        return _give_back(run, source_of(run, last))
-    source = source_of(run, migration)
+        source = source_of(run, last)
+        refuse_other_source(run, source, run.path / _ROLLED_BACK / str(done[-1]) / BACKUP)
+        return _give_back(run, source)
+    source, backup = source_of(run, migration), run.train_folder / BACKUP
+    refuse_other_source(run, source, backup)  # before anything is written there
     source.path.mkdir(parents=True, exist_ok=True)
     with source.hold(), _without_orphans(run):
-        restore(source, run.train_folder / BACKUP)
+        refuse_other_source(run, source, backup)
+        _restore(source, backup, warn)
         (run.path / _ROLLED_BACK).mkdir(exist_ok=True)
         run.train_folder.rename(run.path / _ROLLED_BACK / str(max(done, default=0) + 1))
         sync_folder(run.path / _ROLLED_BACK)
         sync_folder(run.path)
     return _give_back(run, source)
+
+
+def _restore(source: Run, backup: Path, warn: Callable[[str], None]) -> None:
+    gone = not source.state_file.is_file()
+    changed = restore(source, backup)
+    if gone:
+        warn(f"there was no run {source.path} any more: it was made again from the backup")
+    elif changed:
+        warn(
+            f"{len(set(changed))} files of run {source.path} were not as before the migration: they are again, and "
+            f"what was there is kept beside each as *{ASIDE}, the first of them {changed[0]}"
+        )
 
 
 def _give_back(run: Run, source: Run) -> Run:

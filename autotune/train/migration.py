@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,11 +95,59 @@ def source_of(run: Run, migration: Migration) -> Run:
 
 def successor(run: Run) -> Run | None:
     """The run that this one's training was migrated to, None when it was not, or was rolled back."""
-    if not run.state_file.is_file() or not (mark := run.state().get(MARK)):
-        return None
-    new = Run((run.path.resolve() / str(mark)).resolve())
-    migration = load_migration(new)
-    return new if migration and source_of(new, migration).path == run.path.resolve() else None
+    new = _marked(run)
+    migration = load_migration(new) if new else None
+    return new if new and migration and source_of(new, migration).path == run.path.resolve() else None
+
+
+def _marked(run: Run) -> Run | None:
+    mark = run.state().get(MARK) if run.state_file.is_file() else None
+    return Run((run.path.resolve() / str(mark)).resolve()) if mark else None
+
+
+def part_from_lost(run: Run, warn: Callable[[str], None]) -> None:
+    """Tell, once, that the run which goes on with this one is not where it was, and that both now go their own way."""
+    if (new := _marked(run)) and not new.path.exists():
+        warn(
+            f"run {run.path} was migrated to {new.path}, which is not there any more: training goes on from before the "
+            f"migration, without what was trained there. If {new.name} was moved or renamed, stop this one, and go on "
+            "there instead"
+        )
+        run.update(**{MARK: None})
+
+
+def refuse_other_source(run: Run, source: Run, backup: Path) -> None:
+    """Refuse to return to a run that is not the one in the backup, goes on elsewhere, or has trained since.
+
+    Raises:
+        UsageError: names both runs, and what to do; nothing was changed.
+    """
+    before = Run(backup)
+    if source.state_file.is_file() and before.state_file.is_file():
+        old, now = before.state(), source.state()
+        if old.get("created") != now.get("created"):
+            raise UsageError(
+                f"run {run.path} goes on with run {old.get('name')}, created {old.get('created')}, and {source.path} "
+                f"was created {now.get('created')}: it is another run, and nothing was changed. Put the right one "
+                f"there, or move this one away: then the rollback makes the right one again from {backup}"
+            )
+    if (new := successor(source)) and new.path != run.path.resolve():
+        raise UsageError(
+            f"run {source.path} was migrated to {new.path}, so {run.path} is a copy or an earlier migration of it: "
+            f"nothing was changed. To return, `autotune rollback {new.path}`"
+        )
+    if _count_events(source) > _count_events(before):
+        raise UsageError(
+            f"run {source.path} has trained since run {run.path} took it over, and a rollback would set that aside: "
+            f"nothing was changed. Go on with either, after moving {run.path} elsewhere if the other is refused; "
+            f"{backup} is the run as it was taken over, copy it into a run of its own to have that again"
+        )
+
+
+def _count_events(run: Run) -> int:
+    """Whole lines, damaged ones included; training adds some, and nothing takes any away."""
+    file = run.train_folder / "events.jsonl"
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
 def refuse_migrated(run: Run) -> None:

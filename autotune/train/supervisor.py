@@ -21,7 +21,7 @@ from autotune.store import write_json
 from autotune.train.events import EventLog, last_event, read_events
 from autotune.train.job import JobRun
 from autotune.train.launch import check_jobs, describe_end, training_task, tuned_elsewhere
-from autotune.train.migration import refuse_migrated
+from autotune.train.migration import part_from_lost, refuse_migrated
 from autotune.train.silence import Patience
 from autotune.train.status import Snapshot, State, StatusFile, stamp
 from autotune.train.throughput import SharedThroughput
@@ -71,6 +71,7 @@ def supervise(
     """
     refuse_migrated(run)
     check_manifest(manifest)
+    part_from_lost(run, warn)
     supervisor = Supervisor(
         manifest, run, device, warn, plan or MeasurePlan(), stop_grace_s, only=only, patience=patience
     )
