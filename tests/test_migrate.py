@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from migration_run import NEW, STEPS, a_manifest, content, old_run, save, steps_of, totals
+from migration_run import NEW, OLD, STEPS, a_manifest, content, old_run, save, steps_of, totals
 
 from autotune import cli, store
 from autotune.device.inspect import inspect_device
@@ -256,6 +256,22 @@ def test_runs_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any
     source = old_run(tmp_path)
     manifest = a_manifest(**{"jobs": "ab", "point": replace(NEW, concurrency=1), **changes})
     with pytest.raises(UsageError, match=message):
+        plan_migration(manifest, source)
+
+
+def test_a_job_that_the_old_manifest_dropped_goes_on_too(tmp_path: Path, device: DeviceInfo) -> None:
+    source = old_run(tmp_path)
+    save_manifest(source.manifest_file, a_manifest("a", replace(OLD, concurrency=1)))
+    manifest, run = new_run(tmp_path, source)
+    with run.hold():
+        migration = migrate(manifest, source, run, device=device)
+    assert {job.id: job.env_steps for job in migration.jobs} == STEPS == steps_of(run) and migration.fresh == ("c",)
+    rollback(run)
+    other = old_run(tmp_path / "other", a_manifest("c", replace(OLD, concurrency=1), env="other"))
+    with pytest.raises(UsageError, match=r"job b plays busy in run .* and other in the manifest"):
+        plan_migration(a_manifest("bc", env="other"), other)
+    shutil.rmtree(source.train_folder / "jobs" / "b")
+    with pytest.raises(FileError, match="job b saved at env step 500, but there is no checkpoint"):
         plan_migration(manifest, source)
 
 

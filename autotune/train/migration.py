@@ -67,7 +67,7 @@ class Migration:
     Attributes:
         source: the old run's folder, relative to the new one's.
         jobs: that were taken over.
-        fresh: ids of jobs that start from the beginning: new ones, and old ones that never saved.
+        fresh: ids of jobs that start from the beginning: those of which the old run never saved anything.
         sps_before: env steps per second of all its processes together, None when it never measured any.
         canary: jobs that go first, None for all at once.
     """

@@ -9,6 +9,7 @@ from typing import Any
 
 from autotune.errors import FileError, UsageError
 from autotune.manifest import Manifest, load_manifest
+from autotune.manifest_schema import JobSection
 from autotune.runs import Run
 from autotune.train.events import Event, last_event, read_events
 from autotune.train.migration import Canary, MigratedJob, Migration
@@ -28,14 +29,15 @@ def plan_migration(
     """What a migration would take over; changes nothing. See `migrate`."""
     old, events = load_manifest(source.manifest_file), read_events(source)
     _refuse_other_work(manifest, old, source)
-    newest = {job.id: newest_saved(source, job.id, events, warn) for job in old.jobs}
-    jobs = tuple(_migrated_job(source, job, path) for job, path in newest.items() if path)
+    # What the old run trained before its manifest dropped it, too.
+    newest = [(job, newest_saved(source, job.id, events, warn)) for job in manifest.jobs]
+    jobs = tuple(_migrated_job(source, job, path) for job, path in newest if path)
     opened = last_event(events, {"opened"})
     at_once = opened["point"]["concurrency"] if opened else old.point.concurrency
     return Migration(
         source="",
         jobs=jobs,
-        fresh=tuple(job.id for job in manifest.jobs if newest.get(job.id) is None),
+        fresh=tuple(job.id for job, path in newest if path is None),
         sps_before=_sps_before(source, jobs, at_once),
         canary=_canary(manifest, jobs, *canary) if canary else None,
     )
@@ -98,12 +100,15 @@ def newest_saved(source: Run, job: str, events: list[Event], warn: Callable[[str
     return path
 
 
-def _migrated_job(source: Run, job: str, path: Path) -> MigratedJob:
-    progress: Mapping[str, Any] = load_checkpoint(path).meta["progress"]
-    rows = read_metrics(source.jobs_folder / job / "metrics.csv")
+def _migrated_job(source: Run, job: JobSection, path: Path) -> MigratedJob:
+    meta = load_checkpoint(path).meta
+    refuse_other_game(source, job.id, meta.get("env", job.env), job.env, "the manifest")
+    progress: Mapping[str, Any] = meta["progress"]
+    rows = read_metrics(source.jobs_folder / job.id / "metrics.csv")
     first = next((float(row[MEAN_RETURN]) for row in rows if row.get(MEAN_RETURN)), None)
     counts = {name: progress[name] for name in ("env_steps", "episodes", "seconds", "best_return")}
-    return MigratedJob(id=job, checkpoint=path.name, returns=tuple(progress["returns"]), first_return=first, **counts)
+    returns = tuple(progress["returns"])
+    return MigratedJob(id=job.id, checkpoint=path.name, returns=returns, first_return=first, **counts)
 
 
 def _sps_before(source: Run, jobs: tuple[MigratedJob, ...], processes: int) -> float | None:
