@@ -177,6 +177,18 @@ def test_what_began_after_a_rollback_is_not_rolled_back(tmp_path: Path) -> None:
     assert steps_of(run)["a"] == 700
 
 
+@pytest.mark.parametrize("command", ["train", "search"])
+def test_a_rollback_leaves_a_finished_search_finished(tmp_path: Path, command: str) -> None:
+    source = old_run(tmp_path)
+    manifest, run = new_run(tmp_path, source)
+    run.update(command=command, finished=True)
+    take_over(plan_migration(manifest, source), source, run)
+    for _ in range(2):
+        rollback(run)
+        assert run.state()["training"] == "rolled back"
+        assert run.state()["finished"] is (command == "search")
+
+
 def refused_rollback(run: Run, source: Run, message: str) -> None:
     before, new = content(source), content(run)
     with pytest.raises(UsageError, match=message):

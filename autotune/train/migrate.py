@@ -190,7 +190,8 @@ def _restore(source: Run, backup: Path, warn: Callable[[str], None]) -> None:
 def _give_back(run: Run, source: Run) -> Run:
     if source.state_file.is_file() and successor(source) is None:
         source.update(**{MARK: None})
-    run.update(training="rolled back", finished=False)
+    unfinished = {"finished": False} if run.state().get("command") == "train" else {}  # a search stays finished
+    run.update(training="rolled back", **unfinished)
     return source
 
 
