@@ -287,6 +287,24 @@ def test_a_job_that_the_old_manifest_dropped_goes_on_too(tmp_path: Path, device:
         plan_migration(manifest, source)
 
 
+def test_damaged_curves_and_events_of_the_old_run_are_no_obstacle(tmp_path: Path, device: DeviceInfo) -> None:
+    source = old_run(tmp_path)
+    whole, manifest = plan_migration(a_manifest(name="new"), source), a_manifest(name="new")
+    for job, bad in (("a", "xx"), ("b", "nan")):
+        curve = source.train_folder / "jobs" / job / "metrics.csv"
+        lines = curve.read_text().splitlines()
+        lines[1] = f"{lines[1].rpartition(',')[0]},{bad}"
+        curve.write_text("\n".join(lines) + "\n")
+    with (source.train_folder / "events.jsonl").open("a") as file:
+        file.write('{"kind": "opened", "job": null}\n')
+    warnings: list[str] = []
+    plan = plan_migration(manifest, source, warn=warnings.append)
+    assert [job.first_return for job in whole.jobs] == [2.0, 2.0]
+    assert [job.first_return for job in plan.jobs] == [4.0, 4.0] and plan.sps_before == whole.sps_before
+    assert len(warnings) == 2 and "'xx' in column mean_return_100 is no number" in warnings[0]
+    supervise(a_manifest(), source, device=device)
+
+
 def test_what_cannot_be_resumed_is_named(tmp_path: Path, device: DeviceInfo) -> None:
     source, manifest = old_run(tmp_path), a_manifest("ab", replace(NEW, concurrency=2), name="new")
     run = open_migrated_run(tmp_path / "new.json", manifest, source, tmp_path)

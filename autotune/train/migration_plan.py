@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,12 @@ def plan_migration(
     _refuse_other_work(manifest, old, source)
     # What the old run trained before its manifest dropped it, too.
     newest = [(job, newest_saved(source, job.id, events, warn)) for job in manifest.jobs]
-    jobs = tuple(_migrated_job(source, job, path) for job, path in newest if path)
-    opened = last_event(events, {"opened"})
-    at_once = opened["point"]["concurrency"] if opened else old.point.concurrency
+    jobs = tuple(_migrated_job(source, job, path, warn) for job, path in newest if path)
     return Migration(
         source="",
         jobs=jobs,
         fresh=tuple(job.id for job, path in newest if path is None),
-        sps_before=_sps_before(source, jobs, at_once),
+        sps_before=_sps_before(source, jobs, _processes(events, old)),
         canary=_canary(manifest, jobs, *canary) if canary else None,
     )
 
@@ -100,15 +99,37 @@ def newest_saved(source: Run, job: str, events: list[Event], warn: Callable[[str
     return path
 
 
-def _migrated_job(source: Run, job: JobSection, path: Path) -> MigratedJob:
+def _migrated_job(source: Run, job: JobSection, path: Path, warn: Callable[[str], None]) -> MigratedJob:
     meta = load_checkpoint(path).meta
     refuse_other_game(source, job.id, meta.get("env", job.env), job.env, "the manifest")
     progress: Mapping[str, Any] = meta["progress"]
-    rows = read_metrics(source.jobs_folder / job.id / "metrics.csv")
-    first = next((float(row[MEAN_RETURN]) for row in rows if row.get(MEAN_RETURN)), None)
+    first = _first_return(source.jobs_folder / job.id / "metrics.csv", warn)
     counts = {name: progress[name] for name in ("env_steps", "episodes", "seconds", "best_return")}
     returns = tuple(progress["returns"])
     return MigratedJob(id=job.id, checkpoint=path.name, returns=returns, first_return=first, **counts)
+
+
+def _first_return(curve: Path, warn: Callable[[str], None]) -> float | None:
+    """Mean return at the start of a curve, None where it tells none; cells that are no number are passed over."""
+    cells = [row[MEAN_RETURN] for row in read_metrics(curve) if row.get(MEAN_RETURN)]
+    values = [_number(cell) for cell in cells]
+    if None in values:
+        bad = cells[values.index(None)]
+        warn(f"{curve}: {bad!r} in column {MEAN_RETURN} is no number, and such rows are passed over; mend it by hand")
+    return next((value for value in values if value is not None), None)
+
+
+def _number(text: str) -> float | None:
+    with contextlib.suppress(ValueError):
+        return value if math.isfinite(value := float(text)) else None
+    return None
+
+
+def _processes(events: list[Event], old: Manifest) -> int:
+    """How many jobs ran at once at last; what the manifest says where the events do not tell."""
+    point = (last_event(events, {"opened"}) or {}).get("point")
+    count = point.get("concurrency") if isinstance(point, dict) else None
+    return count if isinstance(count, int) else old.point.concurrency
 
 
 def _sps_before(source: Run, jobs: tuple[MigratedJob, ...], processes: int) -> float | None:

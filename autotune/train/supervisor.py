@@ -187,13 +187,13 @@ class Supervisor:
         content = manifest_hash(self._manifest)
         facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint, **self.sharing}
         last = last_event(before, {"opened"})
-        edited = last if last is not None and last["manifest"] != content else None
+        edited = last if last is not None and last.get("manifest") != content else None
         checked = self._jobs if edited else self._waiting()
         if checked:  # done jobs, too: of another game now they would not be
             states = {job.job.id: meta for job in checked if edited and (meta := job.saved_meta()) is not None}
             check_jobs(self._manifest, self._device, [job.job for job in checked], states)
         if edited:
-            self._events.record("edited", manifest=content, point_before=edited["point"], **facts)
+            self._events.record("edited", manifest=content, point_before=edited.get("point"), **facts)
             self._warn(f"the manifest was edited: training goes on at {self._point.label()}")
             if gone := sorted({event["job"] for event in before if event["job"]} - {job.job.id for job in self._jobs}):
                 folder = self._run.jobs_folder
