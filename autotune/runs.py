@@ -21,6 +21,8 @@ from autotune.machine import DeviceInfo
 from autotune.store import content_hash, durable_write, make_folder, read_json, write_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LEFTOVERS = (".run.json.", ".lock")
+"""Begin the names of what a command that was killed can leave in a folder before it is a run."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def create_run(root: Path, name: str, **facts: Any) -> Run:
     run = Run(root / check_name(name), fresh=True)
     if run.state_file.exists():
         raise UsageError(f"run {name!r} exists already in {root}/: choose another --name, or leave --name out")
-    if run.path.is_dir() and any(run.path.iterdir()):
+    if run.path.is_dir() and not all(entry.name.startswith(_LEFTOVERS) for entry in run.path.iterdir()):
         raise UsageError(
             f"the folder {run.path} holds files but no run.json: it is no run, or a damaged one. "
             "Restore run.json, or choose another --name"

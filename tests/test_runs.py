@@ -77,6 +77,14 @@ def test_a_folder_with_other_files_never_becomes_a_run(tmp_path):
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("name", [".run.json.x7k2", ".lock"])
+def test_a_folder_whose_making_was_killed_becomes_the_run(tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("{")
+    assert create_run(tmp_path, "mine").state()["name"] == "mine"
+    assert (tmp_path / "mine" / name).exists(), "it may be of a command that starts at the same moment"
+
+
 @pytest.mark.parametrize("error", [UsageError("no such game"), BusyError("the GPU is taken"), FileError("damaged")])
 def test_only_a_run_of_this_command_without_work_is_discarded(tmp_path, error):
     def refuse(run):
