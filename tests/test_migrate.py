@@ -339,6 +339,16 @@ def test_what_cannot_be_resumed_is_named(tmp_path: Path, device: DeviceInfo) -> 
     refused(FileError, "job a saved at env step 300, but there is no checkpoint")
 
 
+def test_checkpoints_of_another_job_are_refused(tmp_path: Path, device: DeviceInfo) -> None:
+    source = old_run(tmp_path)
+    manifest, run = new_run(tmp_path, source)
+    shutil.rmtree(source.jobs_folder / "a")
+    shutil.copytree(source.jobs_folder / "b", source.jobs_folder / "a")
+    with pytest.raises(UsageError, match="is a checkpoint of job b, and this is job a: move it away"):
+        migrate(manifest, source, run, device=device)
+    assert successor(source) is None and not (run.path / ".migrating").exists()
+
+
 def test_own_programs_are_not_migrated(tmp_path: Path) -> None:
     changes = {"workload": "command", "hyperparameters": {"argv": ["python", "x.py", "--envs", "{num_envs}"]}}
     source = open_training_run(tmp_path / "old.json", a_manifest(**changes), tmp_path)

@@ -17,6 +17,7 @@ from autotune.train.migration import Canary, MigratedJob, Migration
 from autotune.train.status import read_snapshot, status_file
 from autotune.worker.checkpoint import load_checkpoint, lost_checkpoints, newest_checkpoint
 from autotune.worker.metrics import read_metrics
+from autotune.worker.resume import refuse_other_job
 from autotune.worker.totals import MEAN_RETURN
 
 
@@ -101,6 +102,7 @@ def newest_saved(source: Run, job: str, events: list[Event], warn: Callable[[str
 
 def _migrated_job(source: Run, job: JobSection, path: Path, warn: Callable[[str], None]) -> MigratedJob:
     meta = load_checkpoint(path).meta
+    refuse_other_job(meta, job.id, path)
     refuse_other_game(source, job.id, meta.get("env", job.env), job.env, "the manifest")
     progress: Mapping[str, Any] = meta["progress"]
     first = _first_return(source.jobs_folder / job.id / "metrics.csv", warn)

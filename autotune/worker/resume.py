@@ -32,13 +32,22 @@ def check_origin(meta: Mapping[str, Any], job: Job, path: Path, warn: Callable[[
     Raises:
         UsageError: it is of another job.
     """
-    if meta.get("job", job.id) != job.id:
-        raise UsageError(
-            f"{path} is a checkpoint of job {meta['job']}, and this is job {job.id}: move it away, or give the job "
-            "that id in the manifest and the folder that name"
-        )
+    refuse_other_job(meta, job.id, path)
     if meta.get("seed", job.seed) != job.seed:
         warn(f"goes on from a checkpoint that was trained with seed {meta['seed']}, now with seed {job.seed}: {path}")
+
+
+def refuse_other_job(meta: Mapping[str, Any], job: str, path: Path) -> None:
+    """Refuse a checkpoint that says it is of another job.
+
+    Raises:
+        UsageError: it is.
+    """
+    if meta.get("job", job) != job:
+        raise UsageError(
+            f"{path} is a checkpoint of job {meta['job']}, and this is job {job}: move it away, or give the job that "
+            "id in the manifest and the folder that name"
+        )
 
 
 def announce_fallback(plan: TrainPlan, env_steps: int, warn: Callable[[str], None]) -> None:
