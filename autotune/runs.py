@@ -123,7 +123,8 @@ def hold(path: Path, what: str, remedy: str) -> Iterator[None]:
         raise BusyError(f"{what} is in use by {holder}. {remedy}") from None
     except OSError as error:
         raise FileError(
-            f"cannot lock {path}: {error.strerror or error}. Choose a local, writable folder with --runs."
+            f"cannot lock {path}: {error.strerror or error}. Its folder must be local and writable: choose another "
+            "with --runs, or copy the run to one"
         ) from error
     try:
         durable_write(owner, f"PID {os.getpid()} (since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")

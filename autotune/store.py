@@ -131,7 +131,7 @@ def copy_file(source: Path, target: Path, *, link: bool = False) -> None:
     with _file_errors(target, f"copy {source} to"):
         if link:
             try:
-                os.link(source, target)
+                os.link(source.resolve(), target)  # never a link to a link, which may be relative
             except OSError:  # another file system, or one without links
                 pass
             else:

@@ -314,6 +314,12 @@ def test_what_cannot_be_resumed_is_named(tmp_path: Path, device: DeviceInfo) -> 
             migrate(manifest, source, run, device=device)
         assert load_migration(run) is None and successor(source) is None
 
+    run.train_folder.symlink_to(tmp_path)
+    refused(UsageError, rf"{run.train_folder} is a link to {tmp_path}, and a migration puts a folder there")
+    run.train_folder.unlink()
+    source.manifest_file.rename(tmp_path / "kept.json")
+    refused(UsageError, r"run .*old-1 is incomplete, since it has no manifest\.json: put the manifest")
+    (tmp_path / "kept.json").rename(source.manifest_file)
     untrained = open_training_run(tmp_path / "fresh.json", a_manifest(name="fresh"), tmp_path)
     refused(UsageError, "has not trained: there is nothing to resume", source=untrained)
     refused(UsageError, "has trained already", run=source)
@@ -375,6 +381,33 @@ def test_without_hard_links_everything_is_copied(tmp_path: Path, monkeypatch: py
     take_over(plan_migration(manifest, source), source, run)
     check_migrated(source, run)
     assert {path.stat().st_nlink for path in run.train_folder.rglob("*.safetensors")} == {1}
+
+
+def test_links_are_followed_and_what_is_no_file_stays_behind(tmp_path: Path, device: DeviceInfo) -> None:
+    source = old_run(tmp_path)
+    manifest, run = new_run(tmp_path, source)
+    checkpoints = source.jobs_folder / "a" / "checkpoints"
+    for file in sorted(checkpoints.glob("*.safetensors")):
+        file.rename(tmp_path / file.name)
+        file.symlink_to(Path("../../../../..") / file.name)
+    (source.jobs_folder / "b").rename(tmp_path / "b")
+    (source.jobs_folder / "b").symlink_to(tmp_path / "b")
+    before = {**content(source), **content(Run(tmp_path / "b"))}
+    os.mkfifo(checkpoints / "pipe.safetensors")
+    (checkpoints / "folder.safetensors").mkdir()
+    (checkpoints / "gone.safetensors").symlink_to("nowhere")
+    (source.train_folder / "self").symlink_to("self")
+    (source.train_folder / "up").symlink_to("..")
+    (source.jobs_folder / "notes.txt").write_text("mine")
+    with run.hold():
+        migrate(manifest, source, run, device=device)
+    assert steps_of(run) == STEPS
+    assert not any(path.is_symlink() for path in run.train_folder.rglob("*"))
+    names = {path.name for path in run.train_folder.rglob("*")}
+    assert not {"pipe.safetensors", "gone.safetensors", "self", "up"} & names and "notes.txt" in names
+    rollback(run)
+    assert steps_of(source) == STEPS and before.items() <= content(source).items()
+    assert not list(tmp_path.rglob("*.before-rollback"))
 
 
 class Killed(BaseException):

@@ -175,7 +175,7 @@ def test_a_holder_that_was_killed_holds_nothing(tmp_path):
 def test_a_lock_that_cannot_be_made_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(FileError, match="Choose a local, writable folder with --runs"),
+        pytest.raises(FileError, match="must be local and writable: choose another with --runs, or copy the run"),
         hold(tmp_path / "file" / ".lock", "run x", "Stop it."),
     ):
         pass

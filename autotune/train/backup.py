@@ -13,21 +13,24 @@ _NEVER_CHANGED = (".safetensors", ".damaged")
 ASIDE = ".before-rollback"
 
 
-def copy_tree(source: Path, target: Path) -> None:
+def copy_tree(source: Path, target: Path, *, above: frozenset[Path] = frozenset()) -> None:
     """Copy a folder to where there is none; hidden files (locks, leftovers) stay behind.
 
-    Checkpoints, which never change in place, become hard links where the file system can.
+    Checkpoints, which never change in place, become hard links where the file system can. Links are followed, but
+    not to a folder that they lie in, `above`; what is neither file nor folder, a pipe or a dangling link, stays behind.
 
     Raises:
         FileError: something cannot be read or written.
     """
     target.mkdir(parents=True)
+    above |= {source.resolve(), *source.resolve().parents}
     for entry in sorted(source.iterdir()):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            copy_tree(entry, target / entry.name)
-        else:
+            if entry.resolve() not in above:
+                copy_tree(entry, target / entry.name, above=above)
+        elif entry.is_file():
             copy_file(entry, target / entry.name, link=entry.suffix in _NEVER_CHANGED)
     sync_folder(target)
 

@@ -72,6 +72,11 @@ def migrate(
     refuse_migrated(source)
     if not source.train_folder.is_dir():
         raise UsageError(f"run {source.path} has not trained: there is nothing to resume, leave --resume-from out")
+    if run.train_folder.is_symlink():
+        raise UsageError(
+            f"{run.train_folder} is a link to {run.train_folder.readlink()}, and a migration puts a folder there: "
+            f"remove the link, and for another disk make {run.path} itself one; nothing was changed"
+        )
     if any(run.train_folder.glob("*")):
         raise UsageError(f"run {run.path} has trained already: choose a new one with --new, or leave --resume-from out")
     with source.hold(), _without_orphans(source):
@@ -114,7 +119,7 @@ def _seed(backup: Path, folder: Path) -> None:
     """Give a job its checkpoints and its curve."""
     (folder / "checkpoints").mkdir(parents=True)
     for file in sorted((backup / "checkpoints").iterdir()):
-        if file.suffix in (".safetensors", ".json"):
+        if file.suffix in (".safetensors", ".json") and file.is_file():
             copy_file(file, folder / "checkpoints" / file.name, link=file.suffix == ".safetensors")
     if (backup / "metrics.csv").is_file():
         copy_file(backup / "metrics.csv", folder / "metrics.csv")
@@ -203,5 +208,6 @@ def _without_orphans(run: Run) -> Iterator[None]:
         with contextlib.suppress(FileError):  # damaged: then nobody is killed
             events = read_events(run)
         for folder in sorted(run.jobs_folder.glob("*")):
-            locks.enter_context(lock_job(folder, last_worker(events, folder.name), grace_s=_ORPHANS_S))
+            if folder.is_dir():
+                locks.enter_context(lock_job(folder, last_worker(events, folder.name), grace_s=_ORPHANS_S))
         yield

@@ -29,7 +29,7 @@ def plan_migration(
     warn: Callable[[str], None] = lambda _: None,
 ) -> Migration:
     """What a migration would take over; changes nothing. See `migrate`."""
-    old, events = load_manifest(source.manifest_file), read_events(source)
+    old, events = manifest_of(source), read_events(source)
     _refuse_other_work(manifest, old, source)
     # What the old run trained before its manifest dropped it, too.
     newest = [(job, newest_saved(source, job.id, events, warn)) for job in manifest.jobs]
@@ -60,6 +60,21 @@ def _refuse_other_work(manifest: Manifest, old: Manifest, source: Run) -> None:
         )
     for before in old.jobs:
         refuse_other_game(source, before.id, before.env, jobs[before.id].env, "the manifest")
+
+
+def manifest_of(source: Run) -> Manifest:
+    """The manifest that a run trained.
+
+    Raises:
+        UsageError: the run has none.
+        ManifestError: it is damaged.
+    """
+    if not source.manifest_file.is_file():
+        raise UsageError(
+            f"run {source.path} is incomplete, since it has no {source.manifest_file.name}: put the manifest that it "
+            "trained there, or name another run"
+        )
+    return load_manifest(source.manifest_file)
 
 
 def refuse_other_workload(source: Run, old: Manifest, workload: str, whose: str) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from autotune.errors import UsageError
-from autotune.manifest import load_manifest
 from autotune.records import Recipe
 from autotune.runs import Run
 from autotune.train.events import read_events
-from autotune.train.migration_plan import newest_saved, refuse_other_game, refuse_other_workload
+from autotune.train.migration_plan import manifest_of, newest_saved, refuse_other_game, refuse_other_workload
 from autotune.worker.checkpoint import trained_env_steps
 
 _NAMED = 6
@@ -42,7 +41,7 @@ def begin_trained(recipe: Recipe, source: Run, say: Callable[[str], None]) -> Re
         )
     if not source.train_folder.is_dir():
         raise UsageError(f"run {source.path} has not trained: leave --from-checkpoint out, or name one that has")
-    old = load_manifest(source.manifest_file)
+    old = manifest_of(source)
     refuse_other_workload(source, old, recipe.workload, f"recipe {recipe.name!r} is of")
     trained, events = {job.id: job for job in old.jobs}, read_events(source)
     found = dict[str, str]()
