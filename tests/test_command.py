@@ -428,6 +428,13 @@ WHILE = "\nDuring handling of the above exception, another exception occurred:\n
         ("hint: if you run out of memory, reduce num_envs\ntrain.py: error: batch_size must divide", False),
         ("To avoid a MemoryError use less\nrefused", False),
         ("CUDA out of memory, skipping\n" + "a line\n" * 30 + "refused", False),
+        ("RuntimeError: cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", True),
+        ("RuntimeError: cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", True),
+        ("RuntimeError: GET was unable to find an engine to execute this computation", True),
+        ("RuntimeError: Unable to find a valid cuDNN algorithm to run convolution", True),
+        ("XlaRuntimeError: INTERNAL: Failed to allocate 4294967296 bytes for new constant", True),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", False),
         ("", False),
     ],
 )

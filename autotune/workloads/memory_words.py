@@ -6,7 +6,10 @@ import re
 
 _WORDS = (
     r"(?:out[ _]of[ _]memory|OutOfMemory|RESOURCE_?EXHAUSTED|OOM when allocating|MemoryError\b|MemoryAllocation\b|"
-    r"bad_alloc|(?:cannot|can't|unable to) allocate (?:memory|[\d.]+ [kmgtpe]i?b)|ALLOC_FAILED)"
+    r"bad_alloc|(?:cannot|can't|unable to|failed to) allocate (?:memory|[\d.]+ (?:bytes|[kmgtpe]i?b))|"
+    # A library of the device that finds no room for its own workspace or handle, and torch's words for it.
+    r"ALLOC(?:ATION)?_FAILED|CU(?:BLAS|DNN)_STATUS_NOT_INITIALIZED|unable to find an engine to execute|"
+    r"unable to find a valid cuDNN algorithm)"
 )
 _MEMORY = re.compile(_WORDS, re.IGNORECASE)
 _HINT = re.compile(rf"\b(?:if|when|unless|in case|avoid|prevent|hint:|tip:)\s[^.:]*?{_WORDS}", re.IGNORECASE)
