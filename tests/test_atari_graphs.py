@@ -157,31 +157,51 @@ def test_a_trial_says_whether_work_can_be_recorded(monkeypatch, recordings):
     assert not graphs.can_record(lambda: (torch.ones(1),))
 
 
-def test_running_out_of_memory_is_no_refusal(monkeypatch):
-    monkeypatch.undo()
+class Capture:
+    """As torch's recording is left by an error: it cannot be ended, and its own stream stays current."""
 
-    def exhaust(*arguments, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    current = "default"
 
+    def __init__(self, graph, *, stream, capture_error_mode):
+        self.stream = stream
+
+    def __enter__(self):
+        Capture.current = self.stream
+
+    def __exit__(self, *_):
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """A device that refuses whatever is recorded."""
+    monkeypatch.undo()  # the true recording
+    monkeypatch.setattr(Capture, "current", "default")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "Stream", object)
-    monkeypatch.setattr(torch.cuda, "graph", exhaust)
-    with pytest.raises(torch.OutOfMemoryError):
-        graphs.record(lambda: (), None)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Capture.current)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(Capture, "current", stream))
 
 
-def test_what_cannot_be_recorded_names_the_setting(monkeypatch):
-    monkeypatch.undo()  # the true recording
+def raising(error):
+    def work():
+        raise error
 
-    class Refusing:
-        def register_generator_state(self, generator):
-            raise AssertionError("there is none")
+    return work
 
-    def refuse(*arguments, **options):
-        raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Refusing)
-    monkeypatch.setattr(torch.cuda, "Stream", object)
-    monkeypatch.setattr(torch.cuda, "graph", refuse)
-    with pytest.raises(WorkerError, match=r"cuda_graphs = true .*not permitted.*; use cuda_graphs = false"):
-        graphs.record(lambda: (), None)
+def test_running_out_of_memory_is_no_refusal(refusing):
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        graphs.record(raising(torch.OutOfMemoryError("CUDA out of memory")), None)
+    assert Capture.current == "default"
+
+
+def test_what_cannot_be_recorded_names_the_setting(refusing):
+    with pytest.raises(WorkerError, match=r"cuda_graphs = true .*due to a previous error.*; use cuda_graphs = false"):
+        graphs.record(raising(RuntimeError("operation not permitted when stream is capturing")), None)
+
+
+def test_work_goes_on_in_its_stream_after_a_refusal(refusing):
+    assert not graphs.can_record(lambda: (torch.ones(1),))
+    assert Capture.current == "default"

@@ -95,6 +95,22 @@ def test_replayed_work_computes_what_the_steps_do(env, precision, overlap):
     session.close()
 
 
+REFUSED = """
+import torch
+from autotune.workloads.atari.graphs import can_record
+ones = torch.ones(4, device="cuda")
+assert not can_record(lambda: (ones * ones.sum().item(),))
+assert torch.cuda.current_stream() == torch.cuda.default_stream()
+assert (ones * 2).sum().item() == 8
+"""
+
+
+def test_work_that_waits_for_the_device_is_not_recorded():
+    """In a process of its own: it should record nothing more."""
+    pytest.importorskip("torch")
+    subprocess.run([sys.executable, "-c", REFUSED], check=True, timeout=120)
+
+
 def test_graphs_are_the_default_where_they_can_be_recorded():
     torch = pytest.importorskip("torch")
     from autotune.records import Budget, Job, Point
@@ -102,7 +118,6 @@ def test_graphs_are_the_default_where_they_can_be_recorded():
     from autotune.workloads.atari.graphs import can_record
 
     ones = torch.ones(4, device="cuda")
-    assert not can_record(lambda: (ones * ones.sum().item(),))  # waits for the device
     assert can_record(lambda: (ones * ones.sum(),))
     assert (ones * 2).sum().item() == 8
     job = Job(id="a", env="Breakout-v5", seed=1, budget=Budget(unit="steps", amount=1e6))

@@ -88,11 +88,15 @@ def record(work: Callable[[], Tensors], generator: torch.Generator | None) -> tu
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)
+    before = torch.cuda.current_stream()
     try:
         with _RECORDING, torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):  # type: ignore[no-untyped-call]
             outputs = work()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
+        torch.cuda.set_stream(before)  # torch leaves the recording's current when the recording cannot be ended
+        if isinstance(error.__context__, torch.OutOfMemoryError):
+            raise error.__context__ from error
         raise WorkerError(f"cuda_graphs = true cannot be had here: {error}; use cuda_graphs = false") from error
     return graph, outputs
