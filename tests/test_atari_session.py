@@ -318,8 +318,10 @@ def test_fp16_scales_its_loss_and_keeps_the_scale(monkeypatch):
     scale = first.state().meta["loss_scale"]
     assert scale > 1
     first._learner.scaler.update(scale / 8)
+    second.step()
+    recorded = second._learner.scaler._scale  # what a recorded minibatch reads
     second.restore(first.state())
-    assert second.state().meta["loss_scale"] == scale / 8
+    assert second.state().meta["loss_scale"] == recorded.item() == scale / 8
     first.close()
     second.close()
 

@@ -297,7 +297,8 @@ class Learner:
                 if (key := _generator_key(lane)) in arrays:  # of a lane that there was
                     generator.set_state(torch.tensor(arrays[key]))
         if self.scaler.is_enabled() and meta["loss_scale"] > 1:
-            self.scaler = torch.amp.GradScaler(self.device.type, init_scale=meta["loss_scale"])
+            # In place: recorded minibatches read the scale where it lies.
+            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": meta["loss_scale"], "_growth_tracker": 0})
 
     def _adam_value(self, key: str, array: Array, parameter: Tensor) -> Tensor:
         """One value of Adam's state where the optimizer wants it: moments in the parameter's own memory layout."""
