@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import statistics
 import tomllib
 from dataclasses import replace
@@ -597,6 +598,16 @@ def test_deterministic_mode_refuses_what_may_differ():
     assert [dict(other.step().metrics) for _ in range(3)] == metrics, "a CPU gives the same without"
     assert (session.effective["deterministic"], other.effective["deterministic"]) == (True, False)
     other.close()
+
+
+def test_deterministic_mode_as_a_knob_tells_cublas(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    session = open_session(extra=(("deterministic", True),))
+    assert session.effective["deterministic"] is True
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    session.close()
+    open_session().close()  # torch's mode is the process's
 
 
 def test_a_state_always_continues_alike():

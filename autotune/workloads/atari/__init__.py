@@ -71,11 +71,11 @@ class AtariWorkload:
             DeviceError: the device is not there.
         """
         self.check(point, [job])
+        if self.settings.at(point).deterministic:  # read by cuBLAS when it is first used
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if "torch" not in sys.modules:
             for name, value in OPENMP.items():  # read once, when torch is loaded
                 os.environ.setdefault(name, value)
-            if self.settings.deterministic:  # read by cuBLAS when it is first used
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         from autotune.workloads.atari.session import PPOSession
 
         return PPOSession(self.settings.at(point), point, job, device)
