@@ -104,6 +104,19 @@ def test_replayed_training_is_the_training(recordings, monkeypatch, env, precisi
     assert learn.generator is None
 
 
+@pytest.mark.parametrize(("batch_size", "recorded"), [(96, []), (24, [24])])
+def test_no_minibatch_is_recorded_whose_size_hangs_on_the_resets(batch_size, recorded):
+    """The rows of a rollout of CartPole vary in number, and with them the only minibatch of an epoch."""
+    values = {"rollout": 16, "epochs": 4, "precision": "fp32", "env_threads": 1, "lanes": 1}
+    job = Job(id="a", env="CartPole-v1", seed=3, budget=Budget(unit="steps", amount=1e6))
+    session = AtariWorkload(values).open(Point(num_envs=6, batch_size=batch_size), job, "cpu")
+    session._learner.cuda_graphs = True
+    for _ in range(4):
+        assert session.step().reset_rows > 0
+    assert [shape[0] for shape in session._learner._minibatches._shapes[:1]] == recorded
+    session.close()
+
+
 def test_converted_weights_are_not_taken_into_a_recording():
     values = {"rollout": 16, "epochs": 1, "precision": "fp32", "lanes": 1}
     job = Job(id="a", env="Pong-v5", seed=3, budget=Budget(unit="steps", amount=1e6))

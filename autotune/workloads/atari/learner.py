@@ -176,7 +176,7 @@ class Learner:
             kept = samples.advantages[samples.rows]
             samples.advantages[samples.rows] = ppo.normalised(kept)
         terms = [
-            self._minibatch(samples, rows)
+            self._minibatch(samples, rows, whole=len(rows) == batch_size)
             for _ in range(self.settings.epochs)
             for rows in ppo.minibatches(samples.rows, batch_size, self.generator)
         ]
@@ -184,19 +184,25 @@ class Learner:
         ppo.refuse_nonfinite(table, first)
         return dict(zip(ppo.LossTerms._fields, table.mean(axis=0).tolist(), strict=True))
 
-    def _minibatch(self, samples: Samples, rows: Tensor) -> Tensor:
+    def _minibatch(self, samples: Samples, rows: Tensor, *, whole: bool) -> Tensor:
         """One optimizer step; returns the loss terms, detached, without waiting for the device."""
-        terms = self.gradients(samples, rows)
+        terms = self.gradients(samples, rows, whole=whole)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_gradient_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.updates += 1
         return terms
 
-    def gradients(self, samples: Samples, rows: Tensor) -> Tensor:
+    def gradients(self, samples: Samples, rows: Tensor, *, whole: bool = True) -> Tensor:
         """Put the gradient of the loss of some rows where the parameters keep theirs, not yet clipped.
 
         Each lane computes its share of the rows; the sum is the gradient of the whole up to rounding.
+
+        Args:
+            samples: that the rows are of.
+            rows: indices of them.
+            whole: they are a minibatch's usual number, and may be replayed: as many as the resets left do not come
+                again.
 
         Returns:
             (terms,) the loss terms, in the order of `ppo.LossTerms`, detached.
@@ -212,7 +218,7 @@ class Learner:
                 return None
             own, its_advantages = shares[lane]
             inputs = (*samples.minibatch(own), its_advantages)
-            if self.cuda_graphs:
+            if self.cuda_graphs and whole:
                 return self._replayed_minibatch(*inputs)
             return self._share(lane, len(own) / len(rows), *inputs)[0]
 
