@@ -3,10 +3,11 @@
     python reports/reference/trainer/gpu.py --out runs/gpu-trainer         # two minutes a point
     python reports/reference/trainer/gpu.py --device cpu --points 8/256 --seconds 1 --out /tmp/ways     # a trial run
 
-A JSON line is one training at one point for some seconds after its first two iterations, where graphs are recorded.
-The fastest of them then alternates with EnvPool alone, in one lane with a thread for every core: their ratio is the
-share of the environments' own rate that is left while learning. Its parts alone follow (EnvPool in as many lanes,
-inference, learning), the doctor's rates, and (profile.txt) what the learner's time on the device goes to.
+The first point's parts alone come first (EnvPool in as many lanes as the first way's, inference, learning), with what
+the learner's time on the device goes to (profile.txt). A JSON line is then one training at one point for some seconds
+after its first two iterations, where graphs are recorded. The fastest of them alternates with EnvPool alone, in one
+lane with a thread for every core: their ratio is the share of the environments' own rate that is left while learning.
+The doctor's rates end it.
 `learner_tflops` are the learner's rate alone times the multiplications of the Nature CNN, forward once and backward
 twice that. `env_threads` are those of each acting lane.
 """
@@ -14,6 +15,8 @@ twice that. `env_threads` are those of each acting lane.
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
 import statistics
 import time
@@ -47,6 +50,7 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"overlap": True, "cuda_graphs": True, "lanes": 4, "env_threads": max(1, CORES // 4)},
     {"overlap": True, "cuda_graphs": True, "lanes": 4, "env_threads": max(1, CORES * 3 // 8)},
     {"overlap": True, "cuda_graphs": True, "lanes": 4},
+    {"overlap": True, "cuda_graphs": True, "lanes": 3, "env_threads": max(1, CORES * 3 // 8)},
 )
 ALTERNATIONS = 3
 JOB = Job(id="a", env=f"{GAME}-v5", seed=1, budget=Budget(unit="steps", amount=1e9))
@@ -115,9 +119,9 @@ def beside_the_environments(session: PPOSession, seconds: float) -> Iterator[dic
     alone.close()
 
 
-def profile(point: Point, device: str) -> tuple[str, dict[str, float]]:
+def profile(point: Point, device: str, rollout: int) -> tuple[str, dict[str, float]]:
     """The learner's kernels at a point, by time on the device; and seconds in all, of the clock and of kernels."""
-    session = open_session(point, device)
+    session = open_session(point, device, rollout=rollout)
     for _ in range(2):
         session.step()
     rollout = session._collector.collect(session._buffers[0], session.settings.rollout)
@@ -132,9 +136,71 @@ def profile(point: Point, device: str) -> tuple[str, dict[str, float]]:
         took = time.perf_counter() - began
     session.close()
     events = found.key_averages()
-    kernels_s = sum(event.self_device_time_total for event in events) / 1e6
+    on_device = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
+    kernels_s = sum(event.self_device_time_total for event in on_device) / 1e6  # the calls that launch them name it too
     table = str(events.table(sort_by="cuda_time_total" if on_gpu else "cpu_time_total", row_limit=25))
     return table, {"wall_s": round(took, 4), "kernels_s": round(kernels_s, 4), "samples": len(samples.rows)}
+
+
+def release() -> None:
+    """Give back the memory of sessions that are no longer used, and count its peak anew."""
+    gc.collect()  # they hold themselves in a circle
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def train(point: Point, ways: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """What a training at a point reaches; a way that fails gives its error."""
+    try:
+        session = open_session(point, options.device, rollout=options.rollout, **ways)
+        first_s = first_iteration_s(session)
+        found = timed(session, options.seconds)
+        session.close()
+    except (RuntimeError, AutotuneError) as error:
+        return {"error": repr(error)}
+    return {**found, "first_iteration_s": first_s}
+
+
+def parts_alone(point: Point, lanes: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rates of the environments, of inference and of learning, with graphs and without."""
+    for graphs in (True, False):
+        parts = {"lanes": lanes, "cuda_graphs": graphs}
+        session = open_session(point, options.device, rollout=options.rollout, **parts)
+        alone = session.ceilings(options.seconds / 2)
+        tflops = alone["learn"] * session.settings.epochs * training_flop(session._spec.actions) / 1e12
+        session.close()
+        yield {**parts, "alone": alone, "learner_tflops": round(tflops, 2)}
+
+
+def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The lines, the most valuable first."""
+    wanted = [Point(num_envs=n, batch_size=b) for n, b in points(options.points)]
+    chosen = [WAYS[int(number)] for number in options.ways.split(",")]
+    for line in parts_alone(wanted[0], chosen[0]["lanes"], options):
+        yield {**named(wanted[0]), **line}
+    release()
+    table, seconds = profile(wanted[0], options.device, options.rollout)
+    (options.out / "profile.txt").write_text(table)
+    yield {**named(wanted[0]), "profiled": seconds}
+    best: tuple[float, Point, dict[str, Any]] = (0.0, wanted[0], chosen[0])
+    for point, ways in itertools.product(wanted, chosen):
+        release()
+        found = train(point, ways, options)
+        yield {**named(point), **ways, **found}
+        best = max(best, (found.get("sps", 0.0), point, ways), key=lambda each: each[0])
+    _, point, ways = best
+    session = open_session(point, options.device, rollout=options.rollout, **ways)
+    for compared in beside_the_environments(session, options.seconds):
+        yield {**named(point), **ways, **compared}
+    session.close()
+    checks = DoctorWorkload({"seconds": 0.5}).open(point, JOB, options.device)
+    yield {name: rate for _ in checks.checks for name, rate in checks.step().metrics.items()}
+
+
+def named(point: Point) -> dict[str, int]:
+    """The knobs of a point."""
+    return {"num_envs": point.num_envs, "batch_size": point.batch_size}
 
 
 def main() -> None:
@@ -148,51 +214,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    wanted = [Point(num_envs=n, batch_size=b) for n, b in points(options.points)]
-    chosen = [WAYS[int(number)] for number in options.ways.split(",")]
-    best: tuple[float, Point, dict[str, Any]] = (0.0, wanted[0], chosen[0])
     began = time.perf_counter()
     with (options.out / "trainer.jsonl").open("a") as file:
-
-        def keep(line: dict[str, Any]) -> None:
+        for line in measured(options):
             print(f"{time.perf_counter() - began:5.0f} s", json.dumps(line), flush=True)
             file.write(json.dumps(line) + "\n")
             file.flush()
-
-        for point in wanted:
-            where = {"num_envs": point.num_envs, "batch_size": point.batch_size}
-            for ways in chosen:
-                try:
-                    session = open_session(point, options.device, rollout=options.rollout, **ways)
-                    first_s = first_iteration_s(session)
-                    found = timed(session, options.seconds)
-                    keep({**where, **ways, **found, "first_iteration_s": first_s})
-                    best = max(best, (found["sps"], point, ways), key=lambda each: each[0])
-                    session.close()
-                except (RuntimeError, AutotuneError) as error:  # a way that fails is a line too
-                    keep({**where, **ways, "error": repr(error)})
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                    torch.cuda.reset_peak_memory_stats()
-        _, point, ways = best
-        where = {"num_envs": point.num_envs, "batch_size": point.batch_size}
-        session = open_session(point, options.device, rollout=options.rollout, **ways)
-        for compared in beside_the_environments(session, options.seconds):
-            keep({**where, **ways, **compared})
-        session.close()
-        for graphs in (True, False):
-            parts = {"lanes": ways["lanes"], "cuda_graphs": graphs}
-            session = open_session(point, options.device, rollout=options.rollout, **parts)
-            alone = session.ceilings(options.seconds / 2)
-            tflops = alone["learn"] * session.settings.epochs * training_flop(session._spec.actions) / 1e12
-            keep({**where, **parts, "alone": alone, "learner_tflops": round(tflops, 2)})
-            session.close()
-        checks = DoctorWorkload({"seconds": 0.5}).open(point, JOB, options.device)
-        keep({name: rate for _ in checks.checks for name, rate in checks.step().metrics.items()})
-        table, seconds = profile(point, options.device)
-        keep({**where, "profiled": seconds})
-    (options.out / "profile.txt").write_text(table)
-    print(table)
+    print((options.out / "profile.txt").read_text())
 
 
 if __name__ == "__main__":
