@@ -145,9 +145,10 @@ def test_oom_is_a_value_and_leaves_the_device_clean(tmp_path):
     assert inspect_device().gpu.vram_used_bytes < before + 256 * 2**20
 
 
+@pytest.mark.timeout(600)
 def test_search_then_train_at_the_tuned_point(tmp_path):
     games = ["--games", "Breakout,Pong"]
-    found = autotune(tmp_path, "search", "atari", *games, "--budget", "4m", "--price", "2.0")
+    found = autotune(tmp_path, "search", "atari", *games, "--budget", "4m", "--price", "2.0", timeout_s=330)
     assert found["status"] == "ok"
     manifest = tmp_path / "runs" / "atari-1" / "manifest.json"
     short = json.loads(manifest.read_text())
@@ -156,7 +157,7 @@ def test_search_then_train_at_the_tuned_point(tmp_path):
     manifest.write_text(json.dumps(short))
     trained = autotune(tmp_path, "train", str(manifest))
     assert {job["status"] for job in trained["jobs"]} == {"done"}
-    assert trained["sps"] == pytest.approx(found["sps"], rel=0.15)
+    assert 0.85 * found["sps_low"] < trained["sps"] < 1.15 * found["sps_high"]
 
 
 def test_deterministic_training_is_bit_identical_and_moves_to_the_cpu(tmp_path):
