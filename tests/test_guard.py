@@ -465,7 +465,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_a_search_says_what_moved_and_a_later_guard_checks_the_same_run(here, capsys):
-    search = ["search", "--budget", "40s", "--no-early-stop", "--name", "mine"]
+    search = ["search", "--budget", "25s", "--no-early-stop", "--name", "mine"]
     assert main(search) == 0
     text = capsys.readouterr().out
     assert "LEARNING NOT CHECKED, AND IT MAY CHANGE: 8 times more samples per update" in text
