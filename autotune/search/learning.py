@@ -59,10 +59,12 @@ def sentences(learning: LearningSection) -> list[str]:
     if learning.status == "passed":
         return [f"Learning checked: {evidence}: not worse by more than the margin.", *although]
     if learning.status == "failed":
+        found = "an env step at the tuned point teaches less than at the baseline"
+        if _crashed(learning):
+            found = "the tuned point did not survive its pilots"
         why = f" ({learning.detail})" if learning.detail else ""
         return [
-            f"LEARNING FAILED THE GUARD: an env step at the tuned point teaches less than at the baseline{why}: "
-            f"{evidence}. The recommendation stands for speed alone.",
+            f"LEARNING FAILED THE GUARD: {found}{why}: {evidence}. The recommendation stands for speed alone.",
             *although,
             f"What to do: {remedy(learning)}.",
         ]
@@ -75,7 +77,13 @@ def sentences(learning: LearningSection) -> list[str]:
 
 
 def remedy(learning: LearningSection) -> str:
-    """What to do about a point that teaches less, by what it moves; unknown is taken for moved."""
+    """What to do about a point that teaches less, by what it moves (unknown is taken for moved), or that crashed."""
+    if _crashed(learning):
+        return (
+            "read why in the pilot's log, in guard/ of the run; where its loss was not finite any more, lower "
+            "learning_rate or use precision = 'fp32', and where memory ran out, allow fewer environments (num_envs) in "
+            "the recipe's [knobs], and search again; or train at the baseline"
+        )
     samples, updates = learning.samples_per_update_ratio, learning.updates_per_step_ratio
     changes = ["allow fewer environments (num_envs) in the recipe's [knobs]"]
     if samples is None or samples > 1:
@@ -86,6 +94,12 @@ def remedy(learning: LearningSection) -> str:
             "let the learning rate follow (learning_rate_scaling)",
         ]
     return f"{', or '.join(changes)}, and search again; or train at the baseline"
+
+
+def _crashed(learning: LearningSection) -> bool:
+    """Whether a pilot at the tuned point crashed: that is no matter of how much an env step teaches."""
+    returns = learning.tuned_returns
+    return learning.status == "failed" and bool(learning.detail) and returns is not None and None in returns.by_seed
 
 
 def _fed_beside(learning: LearningSection) -> str:
