@@ -1,5 +1,7 @@
 """The next rollout is collected while the last one is learnt from."""
 
+import contextlib
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -93,6 +95,29 @@ def test_a_training_goes_on_with_and_without(before, after):
     assert second.step().env_steps > 0
     first.close()
     second.close()
+
+
+def test_a_rollout_that_is_waited_for_is_collected_in_the_stream_that_learns(monkeypatch):
+    """What was restored is ordered before it; only what is collected meanwhile has a stream of its own."""
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    used = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: used.append(stream) or contextlib.nullcontext())
+    session = open_session()
+    session.step()
+    session.restore(session.state())
+    collector = session._collector
+    collector._stream = Stream()
+    collector.collect(session._buffers[0], 4)
+    assert used == []
+    collector.begin(session._buffers[1], 4)
+    collector.take()
+    assert used == [collector._stream]
+    session.close()
 
 
 def test_what_the_environment_raises_is_not_lost_in_the_other_thread():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
@@ -50,9 +49,11 @@ class Collector:
         self._stream: torch.cuda.Stream | None = None
         self._coming: Future[Rollout] | None = None
 
-    def collect(self, buffer: RolloutBuffer, steps: int) -> Rollout:
-        """Act for `steps` vector steps from where the environments are."""
-        found = self.lanes.run(lambda lane: self._collect_lane(buffer.columns(self._columns[lane]), lane, steps))
+    def collect(self, buffer: RolloutBuffer, steps: int, stream: torch.cuda.Stream | None = None) -> Rollout:
+        """Act for `steps` vector steps from where the environments are, in this stream of a device if given."""
+        found = self.lanes.run(
+            lambda lane: self._collect_lane(buffer.columns(self._columns[lane]), lane, steps, stream)
+        )
         seconds = {phase: sum(each[phase] for each in found) / len(found) for phase in found[0]}
         return Rollout(buffer=buffer, steps=steps, seconds=seconds)
 
@@ -64,7 +65,7 @@ class Collector:
                 self._stream = torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
         if self._stream is not None:  # the policy that the learner last gave is in place before it is used
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        self._coming = self._thread.submit(self.collect, buffer, steps)
+        self._coming = self._thread.submit(self.collect, buffer, steps, self._stream)
 
     def take(self) -> Rollout | None:
         """Wait for what was begun; None when nothing was."""
@@ -82,10 +83,12 @@ class Collector:
             self._thread.shutdown()
         self.lanes.close()
 
-    def _collect_lane(self, buffer: RolloutBuffer, lane: int, steps: int) -> dict[str, float]:
+    def _collect_lane(
+        self, buffer: RolloutBuffer, lane: int, steps: int, stream: torch.cuda.Stream | None
+    ) -> dict[str, float]:
         learner, environment = self._learner, self.environment.parts[lane]
         infer = env = transfer = 0.0
-        with torch.no_grad(), learner.autocast(), self._on_stream():
+        with torch.no_grad(), learner.autocast(), torch.cuda.stream(stream) if stream else contextlib.nullcontext():
             before = perf_counter()
             buffer.write_observations(0, environment.observations)
             for step in range(steps):
@@ -105,8 +108,3 @@ class Collector:
             buffer.values[steps] = learner.values(buffer.observations(steps))
             infer += perf_counter() - before
         return {"env": env, "infer": infer, "transfer": transfer}
-
-    @contextlib.contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            yield
