@@ -1,5 +1,7 @@
 """CUDA graphs, with a stand-in for the device's recording: what is replayed reads the recorded tensors only."""
 
+import contextlib
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -75,6 +77,32 @@ def test_what_comes_next_overwrites_the_outputs():
     double = Replayed(lambda x: (2 * x,))
     outputs = [double(x)[0] for x in tensors(*range(8))]
     assert outputs[-1] is outputs[-2]
+
+
+def test_work_is_recorded_on_the_device_of_its_tensors(monkeypatch):
+    """A recording takes place on the current device, which is the first one, and would be empty for another one's."""
+    current = []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    def record(work, generator):
+        assert current == [torch.device("meta")]
+        raise WorkerError("recorded")
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(graphs, "record", record)
+    ones = torch.ones(1, device="meta")
+    double = Replayed(lambda x: (2 * x,))
+    for _ in range(WARM_UP):
+        double(ones)
+    with pytest.raises(WorkerError, match="recorded"):
+        double(ones)
+    current.clear()
+    assert not graphs.can_record(lambda: (2 * ones,))
 
 
 def weights_after(monkeypatch, iterations, *, replayed, **settings):

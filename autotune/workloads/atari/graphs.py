@@ -56,7 +56,8 @@ class Replayed:
             self._seen[shapes] += 1
             if self._seen[shapes] > WARM_UP:
                 self._shapes, self._inputs = shapes, tuple(each.clone() for each in inputs)
-                self._graph, self._outputs = record(lambda: self._work(*self._inputs), self._generator)
+                with torch.cuda.device_of(inputs[0]):  # type: ignore[no-untyped-call]
+                    self._graph, self._outputs = record(lambda: self._work(*self._inputs), self._generator)
         if self._graph is None or shapes != self._shapes:
             return self._work(*inputs)
         for own, new in zip(self._inputs, inputs, strict=True):
@@ -68,16 +69,17 @@ class Replayed:
 def can_record(work: Callable[[], Tensors]) -> bool:
     """Whether CUDA records `work`, which runs for it."""
     for _ in range(WARM_UP):
-        work()
+        outputs = work()
     try:
-        record(work, None)
+        with torch.cuda.device_of(outputs[0]):  # type: ignore[no-untyped-call]
+            record(work, None)
     except WorkerError:
         return False
     return True
 
 
 def record(work: Callable[[], Tensors], generator: torch.Generator | None) -> tuple[Any, Tensors]:
-    """What `work` launches, unexecuted, and the tensors in which a replay leaves its outputs.
+    """What `work` launches on the current device, unexecuted, and the tensors in which a replay leaves its outputs.
 
     One thread at a time; others may go on launching work of their own.
 
