@@ -18,7 +18,12 @@ class GpuProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuInfo:
-    """One NVIDIA GPU as NVML (or nvidia-smi) describes it; None is unknown."""
+    """One NVIDIA GPU as NVML (or nvidia-smi) describes it; None is unknown.
+
+    Attributes:
+        compute_mode: who may compute on it: ``default`` (every process), ``exclusive_process`` (one at a time) or
+            ``prohibited``.
+    """
 
     index: int
     name: str
@@ -39,6 +44,7 @@ class GpuInfo:
     ecc_uncorrected: int | None = None
     mig_enabled: bool | None = None
     persistence_enabled: bool | None = None
+    compute_mode: str | None = None
     throttle_reasons: tuple[str, ...] = ()
     problem: str | None = None
 

@@ -55,6 +55,7 @@ class FakeGpu:
     mig: bool | None = False
     parts: list[FakeGpu] = field(default_factory=list)
     persistence: bool = True
+    compute_mode: int | None = 0
     throttle_bits: int = 0x1
     lost: bool = False
     xids: list[int] = field(default_factory=list)
@@ -238,6 +239,9 @@ class FakeNvml:
 
     def nvmlDeviceGetPersistenceMode(self, handle: FakeGpu) -> int:
         return int(self._known(handle, handle.persistence))
+
+    def nvmlDeviceGetComputeMode(self, handle: FakeGpu) -> int:
+        return int(self._known(handle, handle.compute_mode))
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: FakeGpu) -> int:
         return self._known(handle, handle.throttle_bits)

@@ -213,7 +213,7 @@ def test_mps_daemon(tmp_path: Path) -> None:
 
 SMI_ROW = (
     "0, Tesla T4, GPU-t4, 15360, 14900, 460, 7.5, 70.00, 70.00, 9.50, 300, 1590, 405, 35, Enabled, 0, [N/A], "
-    "Disabled, 535.104.05"
+    "Disabled, Exclusive_Process, 535.104.05"
 )
 
 
@@ -246,6 +246,7 @@ def test_nvidia_smi_answers_where_nvml_does_not() -> None:
     assert (gpu.vram_total_bytes, gpu.vram_used_bytes) == (15360 * 2**20, 460 * 2**20)
     assert (gpu.compute_capability, gpu.power_draw_w, gpu.sm_clock_mhz) == ((7, 5), 9.5, 300)
     assert (gpu.mig_enabled, gpu.ecc_enabled, gpu.persistence_enabled) == (None, True, False)
+    assert gpu.compute_mode == "exclusive_process"
     assert gpu.processes == (GpuProcess(pid=99, used_bytes=400 * 2**20, name="python, train.py"),)
 
 

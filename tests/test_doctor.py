@@ -98,6 +98,16 @@ def test_mig() -> None:
     assert "-mig 0" in finding.fix
 
 
+def test_a_compute_mode_that_keeps_processes_out() -> None:
+    one = judge(FakeNvml(fake_nvml.t4(compute_mode=3)))
+    finding = only(one, "compute mode is exclusive_process")
+    assert (finding.severity, one.fit) == ("warning", True)
+    assert "nvidia-smi -c 0, or sharing = cuda-mps" in finding.fix
+    none = judge(FakeNvml(fake_nvml.t4(compute_mode=2)))
+    assert (only(none, "compute mode is prohibited").severity, none.fit) == ("fatal", False)
+    assert not judge(FakeNvml(fake_nvml.t4(compute_mode=None))).findings
+
+
 def test_two_gpus_say_which_is_used() -> None:
     diagnosis = judge(FakeNvml(fake_nvml.h200(), fake_nvml.h200()))
     assert said(diagnosis) == {"training uses one of 2 GPUs: index 0": "info"}

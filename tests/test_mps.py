@@ -151,6 +151,33 @@ def test_a_training_takes_turns_where_mps_does_not_serve():
     assert len(warnings) == 1 and warnings[0].endswith("The processes take turns on the device instead.")
 
 
+def in_mode(mode):
+    return replace(GPU, gpus=(replace(GPU.gpus[0], compute_mode=mode),))
+
+
+def test_a_gpu_that_admits_one_process_refuses_several_that_take_turns(control):
+    turns, one = replace(SHARED, extra=()), replace(SHARED, concurrency=1)
+    message = r"mode is exclusive_process, .* concurrency is 2: .*nvidia-smi -c 0\), or sharing = cuda-mps"
+    with pytest.raises(DeviceError, match=message), shared_device(in_mode("exclusive_process"), turns):
+        pass
+    for device, point in ((in_mode("exclusive_process"), one), (in_mode("exclusive_process"), SHARED), (GPU, turns)):
+        with shared_device(device, point):
+            pass
+    with pytest.raises(DeviceError, match="mode is prohibited"), shared_device(in_mode("prohibited"), one):
+        pass
+
+
+def test_a_training_takes_no_turns_on_a_gpu_that_admits_one_process(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    warnings = []
+    with (
+        pytest.raises(DeviceError, match="mode is exclusive_process"),
+        shared_if_possible(in_mode("exclusive_process"), SHARED, warnings.append),
+    ):
+        pass
+    assert warnings == []
+
+
 def test_mps_alone_means_apples():
     for good in (None, "time-slice", "cuda-mps"):
         check_sharing(good)

@@ -121,6 +121,7 @@ def _gpu_rows(gpu: GpuInfo) -> list[Row]:
         ("  throttled by", ", ".join(gpu.throttle_reasons) or "nothing known"),
         ("  ECC", f"{_known(gpu.ecc_enabled)}, uncorrected errors {_known(gpu.ecc_uncorrected)}"),
         ("  MIG, persistence", f"{_known(gpu.mig_enabled)}, {_known(gpu.persistence_enabled)}"),
+        ("  compute mode", _known(gpu.compute_mode)),
     ]
 
 

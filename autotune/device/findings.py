@@ -132,6 +132,17 @@ def gpu_setup(gpu: GpuInfo) -> Iterator[Finding]:
             "the driver unloads between processes: each start waits a second or two",
             "sudo nvidia-smi -pm 1",
         )
+    if gpu.compute_mode == "prohibited":
+        yield _finding(
+            "fatal", "the GPU's compute mode is prohibited", "no process may compute on it", "sudo nvidia-smi -c 0"
+        )
+    elif gpu.compute_mode not in (None, "default"):
+        yield _finding(
+            "warning",
+            f"the GPU's compute mode is {gpu.compute_mode}",
+            "one process at a time may compute on it: several fail, unless CUDA MPS serves them",
+            "sudo nvidia-smi -c 0, or sharing = cuda-mps, or concurrency 1",
+        )
     limit, default = gpu.power_limit_w, gpu.power_default_limit_w
     if limit is not None and default is not None and limit < 0.99 * default:
         yield _finding(

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from autotune.device.inspect import child_environment
@@ -56,13 +57,30 @@ def mps_problem(device: DeviceInfo) -> str | None:
     return None
 
 
+def check_compute_mode(device: DeviceInfo, point: Point) -> None:
+    """Refuse a point whose processes the GPU's compute mode keeps out; CUDA MPS is one process to it.
+
+    Raises:
+        DeviceError: names the mode, the point's concurrency and the remedy.
+    """
+    mode = None if device.gpu is None else device.gpu.compute_mode
+    if mode in (None, "default") or (mode != "prohibited" and (point.concurrency == 1 or _wants_mps(point))):
+        return
+    others = "" if mode == "prohibited" else ", or sharing = cuda-mps, or concurrency = 1"
+    raise DeviceError(
+        f"the GPU's compute mode is {mode}, which admits {'no' if mode == 'prohibited' else 'one'} process, and "
+        f"concurrency is {point.concurrency}: set the mode to default (sudo nvidia-smi -c 0){others}"
+    )
+
+
 @contextlib.contextmanager
 def shared_device(device: DeviceInfo, point: Point) -> Iterator[dict[str, str]]:
     """The environment in which a point's processes see their device and share it as the point says.
 
     Raises:
-        DeviceError: the point wants CUDA MPS, and it does not serve here; says why.
+        DeviceError: the point wants CUDA MPS, and it does not serve here, or the GPU admits fewer processes; says why.
     """
+    check_compute_mode(device, point)
     environment = child_environment(device)
     if not _wants_mps(point):
         yield environment
@@ -75,11 +93,16 @@ def shared_device(device: DeviceInfo, point: Point) -> Iterator[dict[str, str]]:
 def shared_if_possible(
     device: DeviceInfo, point: Point, warn: Callable[[str], None]
 ) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
-    """`shared_device` and `sharing_in_effect`; where CUDA MPS does not serve, a warning and turns instead."""
+    """`shared_device` and `sharing_in_effect`; where CUDA MPS does not serve, a warning and turns instead.
+
+    Raises:
+        DeviceError: the GPU admits fewer processes.
+    """
     with contextlib.ExitStack() as stack:
         try:
             shared = stack.enter_context(shared_device(device, point)), sharing_in_effect(point)
         except DeviceError as error:
+            check_compute_mode(device, replace(point, extra=()))
             warn(f"{error}. The processes take turns on the device instead.")
             shared = child_environment(device), {SHARING: SHARINGS[0]}
         yield shared

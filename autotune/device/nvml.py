@@ -26,6 +26,7 @@ THROTTLE_BITS = {
     0x100: "display_clock",
 }
 """Of NVML's reasons for low clocks all but 0x1: an idle GPU is not held back."""
+COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
 _LOST_CODES = (15, 16)  # GPU_IS_LOST, RESET_REQUIRED
 _NOT_AVAILABLE = 2**64 - 1
 ECC_UNCORRECTED, ECC_VOLATILE = 1, 0
@@ -159,6 +160,7 @@ def _describe(nvml: Any, handle: Any, index: int, visible: str) -> GpuInfo:
         ecc_uncorrected=ask(nvml, "nvmlDeviceGetTotalEccErrors", handle, ECC_UNCORRECTED, ECC_VOLATILE),
         mig_enabled=flag(ask(nvml, "nvmlDeviceGetMigMode", handle)),
         persistence_enabled=flag(ask(nvml, "nvmlDeviceGetPersistenceMode", handle)),
+        compute_mode=COMPUTE_MODES.get(ask(nvml, "nvmlDeviceGetComputeMode", handle)),
         throttle_reasons=throttle_reasons(nvml, handle) or (),
     )
     instance = _mig_handle(nvml, handle, visible) if info.mig_enabled else None

@@ -31,6 +31,7 @@ FIELDS = (
     "ecc.errors.uncorrected.volatile.total",
     "mig.mode.current",
     "persistence_mode",
+    "compute_mode",
     "driver_version",
 )
 _MIB = 2**20
@@ -118,6 +119,7 @@ def _gpu(row: dict[str, str], processes: dict[str, list[GpuProcess]]) -> GpuInfo
         ecc_uncorrected=_whole(row.get("ecc.errors.uncorrected.volatile.total")),
         mig_enabled=_enabled(row.get("mig.mode.current")),
         persistence_enabled=_enabled(row.get("persistence_mode")),
+        compute_mode=(_value(row.get("compute_mode")) or "").lower() or None,
         problem="GPU is lost" if "lost" in " ".join(row.values()).lower() else None,
     )
 

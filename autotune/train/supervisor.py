@@ -67,6 +67,7 @@ def supervise(
 
     Raises:
         UsageError: the workload refuses the point, a hyperparameter or a job, or another run goes on with this one.
+        DeviceError: the GPU admits fewer processes than the point has.
         FileError: the run's folder is read-only or full.
     """
     refuse_migrated(run)
