@@ -79,6 +79,13 @@ def test_headroom_below_10_percent(figures: dict[str, int], detail: str) -> None
     assert (result.detail, result.status) == (detail, "unstable" if detail else "ok")
 
 
+@pytest.mark.parametrize(("used", "detail"), [(71, ""), (76, "VRAM peak at 95% of the device, all programs together")])
+def test_a_neighbours_memory_leaves_no_headroom_either(used: int, detail: str) -> None:
+    readings = readings_of("vram_device_used_bytes", [4.0 * GIB, None, used * GIB])
+    assert verdict(readings, vram_peak_bytes=60 * GIB).detail == detail
+    assert verdict(readings).detail == detail
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [

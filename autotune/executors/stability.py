@@ -116,10 +116,11 @@ def _flags(seen: Seen, others: Sequence[GpuProcess]) -> list[str]:
 
 
 def _vram_headroom(seen: Seen) -> str:
-    used, total = seen.result.vram_peak_bytes, seen.device.vram_total_bytes
-    if not used or not total or used <= seen.limits.vram_fraction * total:
+    own, total = seen.result.vram_peak_bytes or 0, seen.device.vram_total_bytes
+    used = max(own, peak(seen.readings, "vram_device_used_bytes") or 0)
+    if not total or used <= seen.limits.vram_fraction * total:
         return ""
-    return f"VRAM peak at {used / total:.0%} of the device"
+    return f"VRAM peak at {used / total:.0%} of the device" + (", all programs together" if used > own else "")
 
 
 def _ram_headroom(seen: Seen) -> str:
