@@ -14,7 +14,9 @@ import pytest
 
 from autotune.cli import main
 from autotune.errors import UsageError
+from autotune.manifest import build_manifest, save_manifest
 from autotune.options import parse_counts, parse_knob_value, parse_settings
+from autotune.probe.recipe import load_recipe
 from autotune.runs import Run, create_run
 
 FAST = """
@@ -159,6 +161,50 @@ def test_a_knob_without_its_place_in_the_command_is_named_and_a_further_one_reac
     further = ["--knob", "lr=3", "--", sys.executable, "-c", script, "{lr}", "{num_envs}", "{batch_size}"]
     assert run(*options, *further) == 0
     assert "lr" in capsys.readouterr().out
+
+
+OWN = """
+workload = "command"
+[hyperparameters]
+argv = ["{python}", "own.py", "{{num_envs}}", "{{batch_size}}"]
+counter = 'steps: (\\d+)'
+grace_s = 1
+[knobs]
+num_envs = [8, 64]
+batch_size = [32]
+[quick]
+discard_s = 0.2
+discard_iterations = 1
+window_s = 0.4
+[[jobs]]
+id = "a"
+env = "own"
+{budget}
+"""
+OWN_SCRIPT = """
+import sys, time
+for n in range(10**6):
+    print("steps:", n * int(sys.argv[1]), flush=True)
+    time.sleep(0.01)
+"""
+
+
+def write_own(folder, budget="steps = 1000"):
+    """A recipe of a program of one's own, and the program beside it."""
+    (folder / "own.py").write_text(OWN_SCRIPT)
+    (folder / "own.toml").write_text(OWN.format(python=sys.executable, budget=budget))
+    return folder / "own.toml"
+
+
+def test_a_program_of_ones_own_has_no_budget_in_episodes(here, capsys):
+    recipe = load_recipe(str(write_own(here, "episodes = 100")))
+    save_manifest(here / "own.json", build_manifest(recipe, recipe.baseline))
+    for command in (["probe", "own.toml"], ["search", "own.toml"], ["record", "own.toml", "--out", "x.csv"]):
+        assert run(*command) == 2
+        assert "job 'a' has a budget of 100 episodes" in capsys.readouterr().err
+    assert run("train", "own.json") == 2
+    assert "job 'a' has a budget of 100 episodes" in capsys.readouterr().err
+    assert not list(here.glob("runs/*"))
 
 
 def test_a_search_stopped_before_its_first_result_is_an_object_too(here):

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from autotune.errors import UsageError, WorkerError
 from autotune.records import Job, Point, Work
-from autotune.units import format_duration
+from autotune.units import counted, format_duration
 from autotune.workloads.command_argv import fill, placeholders, values_at
 from autotune.workloads.command_child import Child, describe_exit
 from autotune.workloads.command_progress import ProgressRule, make_rule
@@ -94,7 +94,7 @@ class CommandWorkload:
                 raise UsageError(f"environment variable {name!r} = {value!r} has an impossible name or a NUL character")
 
     def check(self, point: Point, jobs: Sequence[Job]) -> None:
-        """Refuse unknown placeholders and knobs without one, a missing folder or a program that cannot be found.
+        """Refuse unknown placeholders, knobs without one, budgets in episodes, a missing folder or program.
 
         Raises:
             UsageError: names the value, the expectation and the remedy.
@@ -107,6 +107,11 @@ class CommandWorkload:
         if folder is not None and not Path(folder).is_dir():
             raise UsageError(f"the command's folder {folder!r} does not exist: correct cwd")
         for job in jobs:
+            if job.budget.unit == "episodes":
+                raise UsageError(
+                    f"job {job.id!r} has a budget of {counted(int(job.budget.amount), 'episode')}, "
+                    "and a program of your own counts none: give it steps or hours"
+                )
             program = fill(self.settings.argv, values_at(point, job))[0]
             self._check_program(program)
 
