@@ -64,7 +64,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 def chosen_run(runs: Path, word: str | None) -> Run:
-    """The run that a command is given, the newest by default; every command says which it uses."""
+    """The run that a command is given, the one used last by default; every command says which it uses."""
     from autotune.runs import find_run
 
     run = find_run(runs, word)
@@ -192,7 +192,7 @@ def write_exports(files: Sequence[Path], run: Run, price: float | None) -> None:
     JSON,
 )
 def report(run_word: str | None, price: float | None, exports: tuple[Path, ...], runs: Path, as_json: bool) -> int:
-    """Write the time and cost report of a run (the newest, unless named)."""
+    """Write the time and cost report of a run (the one used last, unless named)."""
     from autotune.report.figures import report_json
     from autotune.report.render import render_report
     from autotune.units import counted
@@ -266,11 +266,15 @@ def rollback(run_word: str | None, runs: Path, as_json: bool) -> int:
     JSON,
 )
 def status(run_word: str | None, watch: bool, runs: Path, as_json: bool) -> int:
-    """What a run is doing, or how it ended, and how it compares with the prediction."""
-    from autotune import views
-    from autotune.runs import is_held
+    """What a run is doing, or how it ended, and how it compares with the prediction.
 
-    run = chosen_run(runs, run_word)
+    Without RUN: the one that runs (of several the one begun last), else the one used last.
+    """
+    from autotune import views
+    from autotune.runs import is_held, running_runs
+
+    running = running_runs(runs) if run_word is None else []
+    run = chosen_run(runs, str(running[-1].path) if running else run_word)
     while watch and is_held(run.path):
         views.show_status(run, stderr=as_json)
         time.sleep(2.0)

@@ -99,12 +99,14 @@ class Run:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Be the only writer of this run.
+        """Be the only writer of this run; when is among its facts.
 
         Raises:
             BusyError: another process holds it; the message names it.
         """
         with hold(self.path / ".lock", f"run {self.path}", "Stop it, or choose another run with --name or --new."):
+            if self.state_file.exists():
+                self.update(used=datetime.now(UTC).isoformat())
             yield
 
 
@@ -165,6 +167,8 @@ def is_held(path: Path) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
+    except PermissionError:  # somebody else's run: it cannot be told
+        return False
     lock.release()
     return False
 
@@ -190,8 +194,18 @@ def all_runs(root: Path) -> list[Run]:
     return sorted(found, key=lambda run: (str(run.state().get("created", "")), run.name))
 
 
+def running_runs(root: Path) -> list[Run]:
+    """The runs under a folder that a process holds, the one last begun at the end."""
+    return [run for run in _by_use(root) if is_held(run.path)]
+
+
+def _by_use(root: Path) -> list[Run]:
+    """Every run under a folder, the one that a command last began to work in at the end."""
+    return sorted(all_runs(root), key=lambda run: max(str(run.state().get(fact, "")) for fact in ("created", "used")))
+
+
 def find_run(root: Path, word: str | None) -> Run:
-    """The run that the user means: a name, a path, or the newest.
+    """The run that the user means: a name, a path, or the one used last.
 
     Raises:
         UsageError: there is none.
@@ -202,7 +216,7 @@ def find_run(root: Path, word: str | None) -> Run:
             known = ", ".join(run.name for run in all_runs(root)) or "none"
             raise UsageError(f"there is no run {word!r} in {root}/ (runs: {known})")
         return run
-    runs = all_runs(root)
+    runs = _by_use(root)
     if not runs:
         raise UsageError(f"there is no run in {root}/ yet: start one with `autotune search --budget 30m`")
     return runs[-1]

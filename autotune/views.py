@@ -12,7 +12,7 @@ from autotune.codec import to_json
 from autotune.export.rows import probe_row, trial_rows
 from autotune.manifest_schema import LearningSection
 from autotune.records import ProbeResult, TrainResult
-from autotune.runs import Run, is_held
+from autotune.runs import Run, is_held, running_runs
 from autotune.search.learning import sentences
 from autotune.search.result import StudyResult, economy, failures, sentence
 from autotune.search.trials import load_trials
@@ -216,7 +216,14 @@ def status_text(run: Run) -> str:
         lines += [f"training: {snapshot.state} at {snapshot.point}", _jobs_table(snapshot.jobs)]
         if snapshot.measured_sps is not None and snapshot.predicted_sps:
             lines.append(_against_prediction(snapshot.measured_sps, snapshot.predicted_sps))
+    if others := _also_running(run):
+        lines.append(f"also running: {', '.join(others)}")
     return "\n".join(lines)
+
+
+def _also_running(run: Run) -> list[str]:
+    """Names of the other runs beside this one that a process holds."""
+    return [other.name for other in running_runs(run.path.parent) if other.name != run.name]
 
 
 def _jobs_table(jobs: Sequence[JobSnapshot]) -> str:
@@ -257,6 +264,7 @@ def status_json(run: Run) -> dict[str, Any]:
         "run": str(run.path),
         **run.state(),
         "active": is_held(run.path),
+        "also_running": _also_running(run),
         "trials": trial_rows(load_trials(run), None),
         "training": to_json(read_snapshot(run)) if status_file(run).exists() else None,
     }

@@ -122,13 +122,29 @@ def test_probe_rows_and_failures_are_values(here, capsys):
 
 def test_a_watched_status_leaves_stdout_to_the_json(here, capsys, monkeypatch):
     create_run(here / "runs", "r", command="train")
-    held = iter([True, True, False])
-    monkeypatch.setattr("autotune.runs.is_held", lambda _: next(held, False))
-    monkeypatch.setattr("time.sleep", lambda _: None)
+    slept: list[float] = []
+    monkeypatch.setattr("autotune.runs.is_held", lambda _: len(slept) < 2)
+    monkeypatch.setattr("time.sleep", slept.append)
     assert main(["status", "--watch", "--json"]) == 0
     out, told = capsys.readouterr()
     assert json.loads(out)["command"] == "train"
     assert told.count("train r, created") == 2
+
+
+def test_status_takes_the_run_that_runs_and_names_the_others(here, capsys):
+    search, training, probe = (create_run(here / "runs", name, command="train") for name in ("s", "t", "later"))
+    with search.hold(), training.hold():
+        with probe.hold():
+            pass
+        assert main(["status"]) == 0
+        shown = capsys.readouterr()
+        assert shown.out.startswith("train t, created") and shown.out.endswith("also running: s\n")
+        assert "run runs/t\n" in shown.err
+        assert main(["status", "--json", "later"]) == 0
+        assert json.loads(capsys.readouterr().out)["also_running"] == ["s", "t"]
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("train later, created") and "also running" not in shown
 
 
 def test_nothing_stable_is_exit_code_3(here, capsys):

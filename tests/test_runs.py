@@ -21,6 +21,7 @@ from autotune.runs import (
     next_name,
     numbered_run,
     open_run,
+    running_runs,
 )
 
 
@@ -59,6 +60,19 @@ def test_newest_is_by_creation(tmp_path):
     assert [run.name for run in all_runs(tmp_path)] == ["c", "b", "a"]
     assert find_run(tmp_path, None).name == "a"
     assert find_run(tmp_path, "b").path == find_run(tmp_path, str(tmp_path / "b")).path == tmp_path / "b"
+
+
+def test_the_run_that_is_meant_is_the_one_used_last(tmp_path):
+    for created, name in [("2026-01-01", "training"), ("2026-01-02", "probe"), ("2026-01-03", "later")]:
+        create_run(tmp_path, name).update(created=created)
+    with Run(tmp_path / "training").hold(), Run(tmp_path / "probe").hold():
+        assert find_run(tmp_path, None).name == "probe"
+        assert [run.name for run in running_runs(tmp_path)] == ["training", "probe"]
+    assert running_runs(tmp_path) == []
+    with Run(tmp_path / "training").hold():
+        pass
+    assert find_run(tmp_path, None).name == "training"
+    assert [run.name for run in all_runs(tmp_path)][-1] == "later", "resuming goes by creation"
 
 
 def test_runs_that_are_not_there(tmp_path):
