@@ -21,6 +21,8 @@ class GpuInfo:
     """One NVIDIA GPU as NVML (or nvidia-smi) describes it; None is unknown.
 
     Attributes:
+        uuid: of the MIG instance where the board is divided.
+        board_uuid: of the whole board, None where `uuid` is it.
         compute_mode: who may compute on it: ``default`` (every process), ``exclusive_process`` (one at a time) or
             ``prohibited``.
     """
@@ -28,6 +30,7 @@ class GpuInfo:
     index: int
     name: str
     uuid: str | None = None
+    board_uuid: str | None = None
     vram_total_bytes: int | None = None
     vram_free_bytes: int | None = None
     vram_used_bytes: int | None = None

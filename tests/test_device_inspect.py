@@ -75,6 +75,17 @@ def test_mig_instance_named_in_the_environment_is_the_one() -> None:
     assert device.gpu.uuid == "MIG-2"
 
 
+@pytest.mark.parametrize(
+    ("variable", "uuid"),
+    [("MIG-2,MIG-1", "MIG-2"), ("MIG-1,MIG-2", "MIG-1"), ("GPU-a80", "MIG-1"), ("GPU-a", "MIG-1"), ("0", "MIG-1")],
+)
+def test_a_divided_gpu_is_the_instance_that_stands_first(variable: str, uuid: str) -> None:
+    nvml = FakeNvml(fake_nvml.a100_80_mig())
+    device = inspect(nvml, environment={"CUDA_VISIBLE_DEVICES": variable})
+    assert (device.kind, device.gpus[0].uuid, device.gpus[0].board_uuid) == ("cuda", uuid, "GPU-a80")
+    assert child_environment(device)["CUDA_VISIBLE_DEVICES"] == uuid
+
+
 def test_h200_on_an_old_library_lacks_only_what_that_lacks() -> None:
     nvml = FakeNvml(
         fake_nvml.h200(used_gib=1),

@@ -23,7 +23,8 @@ def visible_gpus(gpus: tuple[GpuInfo, ...], variable: str | None) -> list[int]:
     """Indexes of the GPUs that CUDA will show, in CUDA's order (with CUDA_DEVICE_ORDER=PCI_BUS_ID).
 
     CUDA_VISIBLE_DEVICES holds indexes or UUID prefixes; the first entry that names no GPU hides
-    itself and all after it. A ``MIG-`` entry names a part of a GPU, whose UUID NVML gave.
+    itself and all after it. A ``MIG-`` entry names a part of a GPU, whose UUID NVML gave; a divided GPU's own
+    UUID stands for the part that CUDA uses.
     https://docs.nvidia.com/cuda/cuda-c-programming-guide/#cuda-environment-variables
     """
     if variable is None:
@@ -33,12 +34,17 @@ def visible_gpus(gpus: tuple[GpuInfo, ...], variable: str | None) -> list[int]:
         match = [
             gpu.index
             for gpu in gpus
-            if entry == str(gpu.index) or (not entry.isdigit() and entry and (gpu.uuid or "").startswith(entry))
+            if entry == str(gpu.index) or (entry and not entry.isdigit() and _is_named(gpu, entry))
         ]
         if len(match) != 1:
             break
         shown += match
     return shown
+
+
+def _is_named(gpu: GpuInfo, start: str) -> bool:
+    """Whether its UUID, or that of the board it is a part of, begins so."""
+    return any((uuid or "").startswith(start) for uuid in (gpu.uuid, gpu.board_uuid))
 
 
 def mps_active(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> bool:

@@ -113,11 +113,13 @@ def throttle_reasons(nvml: Any, handle: Any) -> tuple[str, ...] | None:
 
 
 def _mig_handle(nvml: Any, parent: Any, visible: str) -> Any:
-    """The MIG instance that CUDA would use: the one named in CUDA_VISIBLE_DEVICES, else the first."""
+    """The MIG instance that CUDA would use: the first named in CUDA_VISIBLE_DEVICES, else the first."""
     count = ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", parent) or 0
     handles = [ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", parent, index) for index in range(count)]
     present = [handle for handle in handles if handle is not None]
-    named = [h for h in present if (_text(ask(nvml, "nvmlDeviceGetUUID", h)) or "?") in visible]
+    uuids = [_text(ask(nvml, "nvmlDeviceGetUUID", handle)) or "" for handle in present]
+    entries = [part.strip() for part in visible.split(",") if part.strip().startswith("MIG-")]
+    named = [h for entry in entries for h, uuid in zip(present, uuids, strict=True) if uuid.startswith(entry)]
     return (named or present or [None])[0]
 
 
@@ -164,7 +166,9 @@ def _describe(nvml: Any, handle: Any, index: int, visible: str) -> GpuInfo:
         throttle_reasons=throttle_reasons(nvml, handle) or (),
     )
     instance = _mig_handle(nvml, handle, visible) if info.mig_enabled else None
-    return _with_memory(nvml, handle if instance is None else instance, info)
+    if instance is None:
+        return _with_memory(nvml, handle, info)
+    return _with_memory(nvml, instance, replace(info, board_uuid=_text(ask(nvml, "nvmlDeviceGetUUID", handle))))
 
 
 def _gpu(nvml: Any, index: int, visible: str) -> GpuInfo:
