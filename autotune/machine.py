@@ -100,6 +100,7 @@ class DeviceInfo:
         source: ``nvml``, ``nvidia-smi`` or None where neither answered.
         nvml_problem: why NVML did not answer, None when it did.
         mps_active: whether a CUDA MPS control daemon runs.
+        pci_order: whether CUDA is told to count the GPUs in this order.
         sku: key in the price table, such as ``a100-80gb``; None when not listed.
     """
 
@@ -113,6 +114,7 @@ class DeviceInfo:
     source: Literal["nvml", "nvidia-smi"] | None = None
     nvml_problem: str | None = None
     mps_active: bool | None = None
+    pci_order: bool = True
     sku: str | None = None
 
     @property

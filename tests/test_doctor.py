@@ -114,6 +114,16 @@ def test_two_gpus_say_which_is_used() -> None:
     assert diagnosis.verdict == "Fit for training on CUDA (NVIDIA H200)."
 
 
+def test_gpus_that_differ_may_be_counted_in_another_order() -> None:
+    mixed = FakeNvml(fake_nvml.t4(), fake_nvml.h200())
+    finding = only(judge(mixed), "the GPUs differ; index 0 is Tesla T4")
+    assert finding.severity == "warning"
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in finding.fix
+    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    told = inspect_device(pynvml=mixed, run=lambda _: None, host=host(), environment=order, apple_gpu=False)
+    assert set(said(diagnose(told, CUDA_CHECKS, {}))) == {"training uses one of 2 GPUs: index 0"}
+
+
 def test_a_driver_too_old_for_torch_is_fatal() -> None:
     diagnosis = judge(FakeNvml(fake_nvml.h200(), driver="470.82", cuda=11040), rates={})
     finding = only(diagnosis, "too old")

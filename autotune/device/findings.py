@@ -80,6 +80,13 @@ def driver_answer(device: DeviceInfo) -> Iterator[Finding]:
             "one device a run",
             "start a second run with --device cuda:1",
         )
+        if not device.pci_order and len({gpu.name for gpu in device.gpus if gpu.problem is None}) > 1:
+            yield _finding(
+                "warning",
+                f"the GPUs differ; index {device.gpu_index} is {device.name}, as nvidia-smi counts",
+                "CUDA by itself counts the fastest first: cuda:0 of another program may be another GPU",
+                "export CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the GPU by its UUID in CUDA_VISIBLE_DEVICES",
+            )
 
 
 def lost_gpus(device: DeviceInfo) -> Iterator[Finding]:

@@ -135,6 +135,7 @@ def inspect_device(
         source=source,
         nvml_problem=problem,
         mps_active=mps_active(root, environment) if answer.gpus else None,
+        pci_order=environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID",
     )
     chosen = _choose(device, kind, number or 0, visible_gpus(answer.gpus, variable), apple_gpu)
     if chosen is None:
