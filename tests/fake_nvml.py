@@ -42,6 +42,7 @@ class FakeGpu:
     used_gib: float = 0.0
     reserved_gib: float = 0.5
     processes: dict[int, int | None] = field(default_factory=dict)
+    mps_clients: dict[int, int | None] = field(default_factory=dict)
     power_limit_w: float | None = 300.0
     power_default_w: float | None = 300.0
     power_draw_w: float | None = 50.0
@@ -185,6 +186,9 @@ class FakeNvml:
     def nvmlDeviceGetComputeRunningProcesses(self, handle: FakeGpu) -> list[Any]:
         self._known(handle, 1)
         return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in handle.processes.items()]
+
+    def nvmlDeviceGetMPSComputeRunningProcesses(self, handle: FakeGpu) -> list[Any]:
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in handle.mps_clients.items()]
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, handle: FakeGpu) -> list[Any]:
         return []

@@ -18,6 +18,7 @@ from fake_nvml import GIB, FakeNvml
 
 from autotune import registry
 from autotune.device.inspect import inspect_device
+from autotune.device.live_gpu import LiveGpu
 from autotune.executors.ending import side_by_side, start_meters, stop_all
 from autotune.machine import DeviceInfo
 from autotune.meters import summary
@@ -103,6 +104,16 @@ def test_an_mps_server_is_no_neighbour() -> None:
     meter = VramMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)
     meter.start()
     assert neighbours_in(meter.stop()) == {}
+
+
+def test_clients_of_mps_count_where_only_its_own_list_has_them() -> None:
+    nvml = FakeNvml(fake_nvml.t4(processes={1: GIB}, mps_clients={10: GIB, 11: 2 * GIB}))
+    nvml.names[1] = b"/usr/bin/nvidia-cuda-mps-server"
+    meter = VramMeter(device(nvml), lambda: [10, 11], 10.0, pynvml=nvml)
+    meter.start()
+    assert last(meter.stop())["vram_process_bytes"] == 3 * GIB
+    old = FakeNvml(fake_nvml.t4(processes={10: GIB}), absent=("nvmlDeviceGetMPSComputeRunningProcesses",))
+    assert LiveGpu(device(old).gpus[0], old).processes() == {10: GIB}
 
 
 def neighbours_in(readings: tuple[Reading, ...]) -> dict[str, float | None]:

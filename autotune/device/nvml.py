@@ -91,9 +91,10 @@ def memory_info(nvml: Any, handle: Any) -> Any:
 
 
 def process_memory(nvml: Any, handle: Any) -> dict[int, int | None] | None:
-    """Bytes by pid on a device, compute and graphics; None when NVML refuses the list."""
+    """Bytes by pid on a device: clients of MPS, compute and graphics; None when NVML refuses every list."""
     found: dict[int, int | None] = {}
     lists = [
+        ask(nvml, "nvmlDeviceGetMPSComputeRunningProcesses", handle) or None,  # empty, it says nothing of others
         ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle),
         ask(nvml, "nvmlDeviceGetGraphicsRunningProcesses", handle),
     ]
