@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.codec import to_json
 from autotune.errors import UsageError
-from autotune.options import parse_knob_value
+from autotune.options import OWN_STEPS, parse_knob_value
 from autotune.records import KNOBS, KnobValue, Point, Recipe
 
 if TYPE_CHECKING:
@@ -42,21 +42,26 @@ def choose_recipe(argv: list[str], options: dict[str, Any]) -> Recipe:
             counter=options["counter"],
             rate=options["rate"],
             progress=options["progress"],
-            jobs=max(options["jobs"], *(options.get("concurrency") or (1,))),
-            steps=options["steps"],
+            jobs=max(options["jobs"] or 1, *(options.get("concurrency") or (1,))),
+            steps=options["steps"] or OWN_STEPS,
         )
         if options["seeds"] is not None:
             raise UsageError(f"--seeds {options['seeds']} is for recipes: your own command takes --jobs N and {{seed}}")
         if options["games"] is not None and not any("{env}" in argument for argument in argv):
             raise UsageError("--games needs {env} in the command: it is where the name of the game goes")
     else:
-        for name in ("counter", "rate", "progress"):
+        for name in ("counter", "rate", "progress", "jobs"):
             if options[name] is not None:
-                raise UsageError(f"--{name} is for your own command: write it after --, such as -- python train.py")
+                instead = "; --seeds N trains every game of a recipe N times" if name == "jobs" else ""
+                raise UsageError(
+                    f"--{name} is for your own command: write it after --, such as -- python train.py{instead}"
+                )
         chosen = recipes.load_recipe(options["recipe"], seeds=options["seeds"])
     if options["games"] is not None:
         games = [name.strip() for name in options["games"].split(",")]
         chosen = recipes.restrict_games(chosen, games, options["seeds"])
+    if options["steps"] is not None:
+        chosen = recipes.with_steps(chosen, options["steps"])
     if options["baseline"]:
         chosen = replace(chosen, baseline=point_of(chosen, options["baseline"]))
     return chosen
@@ -107,7 +112,7 @@ def choose_executor(
         from autotune.executors.surface import recipe_of
 
         given = {"a recipe": options["recipe"], "a command": argv}
-        for option in ("games", "seeds", "from_checkpoint"):
+        for option in ("games", "seeds", "jobs", "steps", "from_checkpoint"):
             given[f"--{option.replace('_', '-')}"] = options[option] is not None
         if unfit := [name for name, there in given.items() if there]:
             raise UsageError(

@@ -13,6 +13,9 @@ from autotune.errors import UsageError
 from autotune.records import COUNT_MAX, KnobValue
 from autotune.units import parse_duration, parse_price
 
+OWN_STEPS = 10_000_000
+"""Steps of each training of the user's own command, where none are given."""
+
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -141,9 +144,14 @@ WORK = options(
     ),
     click.option("--rate", metavar="REGEX", help="Own script: group 1 is its steps per second since the line before."),
     click.option("--progress", metavar="cleanrl|sb3", help="Own script: a preset for --counter or --rate."),
-    click.option("--jobs", type=click.IntRange(1), default=1, help="Own script: trainings to do, {seed} 1, 2, ..."),
     click.option(
-        "--steps", type=click.IntRange(1, 10**15), default=10_000_000, help="Own script: steps of each training."
+        "--jobs", type=click.IntRange(1), metavar="N", help="Own script: trainings, {seed} 1, 2, ...; default 1."
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(1, 10**15),
+        metavar="N",
+        help=f"Steps of each training; default: the recipe's budgets, of an own script {OWN_STEPS:,}.",
     ),
     click.option("--baseline", type=SETTINGS, help="What you run today, such as num_envs=1,batch_size=32."),
     click.option("--from-checkpoint", metavar="RUN", help="Probes begin with the policies that this run has trained."),

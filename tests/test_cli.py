@@ -17,6 +17,7 @@ from autotune.errors import UsageError
 from autotune.manifest import build_manifest, save_manifest
 from autotune.options import parse_counts, parse_knob_value, parse_settings
 from autotune.probe.recipe import load_recipe
+from autotune.records import Budget
 from autotune.runs import Run, create_run
 
 FAST = """
@@ -315,6 +316,7 @@ BAD = [
     (["search", "--jobs", "999999999", "--", "true"], "at most 10,000"),
     (["search", "--steps", "9" * 30, "--", "true"], "--steps"),
     (["probe", "--counter", "(x)"], "write it after --"),
+    (["probe", "--jobs", "1"], "--jobs is for your own command"),
     (["probe", "--counter", "", "--", "true"], "needs parentheses"),
     (["probe", "--games", "Pong", "--", "true"], "{env}"),
     (["probe", "--"], "nothing follows --"),
@@ -512,7 +514,14 @@ def test_a_baseline_that_a_surface_lacks_is_said_to_be_moved(here, capsys, envs,
 
 
 @pytest.mark.parametrize(
-    ("words", "named"), [(("small",), "a recipe"), (("--games", "Pong"), "--games"), (("--seeds", "2"), "--seeds")]
+    ("words", "named"),
+    [
+        (("small",), "a recipe"),
+        (("--games", "Pong"), "--games"),
+        (("--seeds", "2"), "--seeds"),
+        (("--steps", "5"), "--steps"),
+        (("--jobs", "2"), "--jobs"),
+    ],
 )
 def test_a_surface_is_its_own_recipe(here, capsys, words, named):
     assert run(*small_surface(here), *words) == 2
@@ -530,6 +539,26 @@ def test_more_processes_than_jobs_name_the_remedy(here, capsys):
     assert run(*given, "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["status"] == "ok" and len(row["job_sps"]) == 2
+
+
+def test_steps_are_the_budget_of_every_job_of_a_recipe(here, capsys):
+    write_recipe(here)
+    once = ["record", "--num-envs", "4", "--batch-size", "64", "--concurrency", "1", "--out", "x.csv"]
+    for steps, name in ((500, "fast-record-1"), (500, "fast-record-1"), (600, "fast-record-2")):
+        assert run(*once, "--steps", steps) == 0
+        assert f"run runs/{name}" in capsys.readouterr().err
+        recipe = load_recipe(f"runs/{name}/recipe.toml")
+        assert [job.budget for job in recipe.jobs] == [Budget(unit="steps", amount=steps)] * 2
+        assert [job.budget.amount for job in build_manifest(recipe, recipe.baseline).jobs] == [steps] * 2
+        Run(here / "runs" / name).update(finished=False)  # the same command goes on, another budget is another run
+
+
+def test_more_jobs_of_ones_own_program_are_seeds_in_a_recipe_and_jobs_on_the_command_line(here, capsys):
+    write_own(here)
+    assert run("search", "own.toml", "--try", "concurrency=2") == 2
+    assert "give --seeds N or lower concurrency" in capsys.readouterr().err
+    assert run("search", "--try", "concurrency=2", "--", sys.executable, "own.py") == 2
+    assert "give --jobs N or lower concurrency" in capsys.readouterr().err
 
 
 def test_a_surface_that_changed_is_another_search(here, capsys):

@@ -15,6 +15,7 @@ from autotune.errors import UsageError
 from autotune.machine import HostInfo
 from autotune.probe import schema
 from autotune.probe.recipe_file import (
+    COMMAND_LINE,
     batch_size_max,
     check_job_count,
     check_point,
@@ -38,6 +39,7 @@ __all__ = [
     "restrict_games",
     "rule_of_thumb",
     "with_jobs",
+    "with_steps",
 ]
 
 DEFAULT_FILE = "autotune.toml"
@@ -131,6 +133,12 @@ def with_jobs(recipe: Recipe, jobs: Sequence[Job]) -> Recipe:
     )
 
 
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with a budget of so many steps for every job, whatever its own is."""
+    budget = Budget(unit="steps", amount=float(steps))
+    return replace(recipe, jobs=tuple(replace(job, budget=budget) for job in recipe.jobs))
+
+
 def rule_of_thumb(recipe: Recipe, host: HostInfo) -> Point:
     """What an expert sets without measuring: 8 environments per core, one process, a minibatch near 256.
 
@@ -212,5 +220,5 @@ def command_recipe(
         knobs=knobs,
         grid=default_grid({}, knobs, baseline, jobs),
         baseline=baseline,
-        source="command line",
+        source=COMMAND_LINE,
     )

@@ -28,6 +28,9 @@ from autotune.records import (
 from autotune.units import counted
 from autotune.workloads.learning import Rollout, rollout_of
 
+COMMAND_LINE = "command line"
+"""Source of a recipe that no file holds: of the user's own command after ``--``."""
+
 
 def parse_recipe(text: str, *, source: str, name: str, seeds: int | None = None) -> Recipe:
     """A recipe from TOML text.
@@ -89,7 +92,7 @@ def more_jobs(recipe: Recipe) -> str:
     """How a recipe is given more jobs, as the beginning of a list of remedies; nothing for a recorded surface."""
     if recipe.workload == "replay":
         return ""
-    return f"give {'--jobs' if recipe.workload == 'command' else '--seeds'} N or "
+    return f"give {'--jobs' if recipe.source == COMMAND_LINE else '--seeds'} N or "
 
 
 def _build(file: schema.RecipeFile, source: str, name: str, seeds: int | None) -> Recipe:

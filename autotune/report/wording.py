@@ -18,7 +18,7 @@ from autotune.units import counted, format_count, format_duration, format_usd
 UNKNOWN = "unknown"
 MORE_GAMES = (
     f"{GAMES_PER_ENV:g} or more in each environment are needed: measure longer, with fewer environments "
-    "(`--try num_envs=8,...`), or give budgets in steps"
+    "(`--try num_envs=8,...`), or give budgets in steps (`--steps N`)"
 )
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#!])")
 
