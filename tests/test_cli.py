@@ -224,6 +224,25 @@ def test_a_program_of_ones_own_has_no_budget_in_episodes(here, capsys):
     assert not list(here.glob("runs/*"))
 
 
+def test_a_program_of_ones_own_runs_in_its_recipes_folder(here, capsys):
+    (here / "mine").mkdir()
+    write_own(here / "mine")
+    assert run("probe", "mine/own.toml", "--num-envs", "8", "--json") == 0  # own.py is not in the caller's folder
+    assert json.loads(capsys.readouterr().out)["rows"][0]["status"] == "ok"
+    recipe = load_recipe("runs/own-probe-1/recipe.toml")
+    assert recipe.hyperparameters["cwd"] == str(here / "mine")
+    manifest = build_manifest(recipe, recipe.baseline)
+    assert manifest.workload.hyperparameters["cwd"] == str(here / "mine")
+
+
+@pytest.mark.parametrize(("cwd", "folder"), [("..", "."), ("sub", "mine/sub"), ("/", "/")])
+def test_a_recipes_relative_cwd_begins_in_its_folder(here, cwd, folder):
+    (here / "mine").mkdir()
+    recipe = write_own(here / "mine")
+    recipe.write_text(recipe.read_text().replace("grace_s = 1", f'cwd = "{cwd}"'))
+    assert load_recipe("mine/own.toml").hyperparameters["cwd"] == str((here / folder).resolve())
+
+
 def test_a_search_stopped_before_its_first_result_is_an_object_too(here):
     write_recipe(here)
     command = [sys.executable, "-m", "autotune", "search", "--budget", "60s", "--json"]

@@ -63,6 +63,8 @@ def recipe_path(word: str | None) -> Path:
 def load_recipe(word: str | None = None, *, seeds: int | None = None) -> Recipe:
     """Read a recipe by bundled name or path.
 
+    A program of the user's own runs in the recipe's folder, whatever the caller's is; a relative `cwd` begins there.
+
     Args:
         word: a bare bundled name, a path, or None for the default (`recipe_path`).
         seeds: trainings of each environment, None for the jobs that the recipe names.
@@ -76,7 +78,12 @@ def load_recipe(word: str | None = None, *, seeds: int | None = None) -> Recipe:
         text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} cannot be read: {error}") from error
-    return parse_recipe(text, source=str(path), name=_safe_name(path.stem), seeds=seeds)
+    recipe = parse_recipe(text, source=str(path), name=_safe_name(path.stem), seeds=seeds)
+    cwd = recipe.hyperparameters.get("cwd", "")
+    if recipe.workload != "command" or not isinstance(cwd, str):
+        return recipe
+    settled = {"cwd": str((path.parent / cwd).resolve())}
+    return replace(recipe, hyperparameters={**recipe.hyperparameters, **settled})
 
 
 def _safe_name(stem: str) -> str:

@@ -56,7 +56,7 @@ class CommandSettings(Settings):
             when left out.
         progress: a preset in place of these, see `command_progress.PROGRESS`. With none of them
             the script calls `autotune.tick`.
-        cwd: where it runs, the worker's folder when left out.
+        cwd: where it runs; a recipe's folder, elsewhere the worker's, when left out.
         environment: further environment variables.
         progress_timeout_s: without a first sign of progress for so long, nothing is being counted.
         hang_timeout_s: without progress for so long after the first, it counts as hung.
