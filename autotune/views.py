@@ -14,7 +14,7 @@ from autotune.manifest_schema import LearningSection
 from autotune.records import ProbeResult, TrainResult
 from autotune.runs import Run, is_held, running_runs
 from autotune.search.learning import sentences
-from autotune.search.result import StudyResult, economy, failures, sentence
+from autotune.search.result import StudyResult, contention, economy, failures, sentence
 from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
 from autotune.units import counted, format_bytes, format_count, format_duration
@@ -142,7 +142,8 @@ def nothing_json(run: Run, price: float | None, reason: str) -> dict[str, Any]:
 def search_text(found: StudyResult, run: Run, learning: LearningSection) -> str:
     """What a search says at its end."""
     price = "" if found.price_usd_per_hour is None else f" --price {found.price_usd_per_hour:g}"
-    lines = [sentence(found), economy(found), *(decision.sentence for decision in found.knobs)]
+    busy = contention({"the baseline": found.baseline, "this point": found.result})
+    lines = [sentence(found), economy(found), *([busy] if busy else []), *(each.sentence for each in found.knobs)]
     if found.sharing:
         lines.append(found.sharing.sentence)
     lines += sentences(learning)

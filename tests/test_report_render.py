@@ -17,9 +17,12 @@ from autotune.report.figures import report_json
 from autotune.report.render import priced_facts, render_report, render_sections, to_html
 from autotune.report.wording import block, code, percent, text
 from autotune.runs import Run, create_run
+from autotune.search.learning import unchecked
+from autotune.search.outcome import found_in
 from autotune.search.sampler import IGNORED
 from autotune.store import append_line, canonical_json, durable_write, write_json
 from autotune.units import format_duration
+from autotune.views import search_text
 
 SECTIONS = ["Time and cost", "What limits it", "Stability", "Learning and training", "All probes", "Device"]
 
@@ -95,6 +98,26 @@ def test_words_of_certainty(tmp_path: Path) -> None:
     quick = report(make_run(tmp_path, search_trials()[:-2], name="quick", tuned=search_trials()[-4][1]))
     assert "7,600 SPS (7,372 to 7,828; 95 %, this machine, one launch, quick windows)" in quick
     assert "**Not firm:**" in quick
+
+
+def test_what_was_measured_beside_busy_programs_is_said_in_the_summary(tmp_path: Path) -> None:
+    trials = search_trials()
+    busy = {0: 1.2, len(trials) - 2: 1.66}  # the baseline, and one of the tuned point's two final launches
+    shared = [
+        (stage, replace(each, flags=("shared cpu",), others_cpu_cores=busy[number]) if number in busy else each)
+        for number, (stage, each) in enumerate(trials)
+    ]
+    run = make_run(tmp_path, shared)
+    assert line(report(run), "- **Not alone:**") == (
+        "- **Not alone:** other programs took 1.7 CPU cores while the tuned point was measured and 1.2 CPU cores while "
+        "the baseline was measured: the machine alone may be faster, so measure again without them."
+    )
+    found = found_in(run, recipe(), device(), None)
+    assert found is not None
+    assert "other programs took 1.2 CPU cores while the baseline was measured and 1.7 CPU cores while this" in (
+        search_text(found, run, unchecked(found, recipe()))
+    )
+    assert "Not alone" not in report(make_run(tmp_path, trials, name="alone"))
 
 
 def test_same_speed_is_a_tie_not_a_saving(tmp_path: Path) -> None:

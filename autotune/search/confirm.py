@@ -186,13 +186,23 @@ def weight(point: Point) -> tuple[int, int, int]:
 
 
 def published(history: Sequence[ProbeResult], point: Point) -> ProbeResult:
-    """The result that is stated for a point: its final measurements pooled, else its last quick one, flagged."""
+    """The result that is stated for a point: its final measurements pooled, else its last quick one, flagged.
+
+    What disturbed one of the pooled launches stands for all of them: its flags, and the busiest others.
+    """
     own = [result for result in measured(history) if result.requested == point]
     finals = [result for result in own if result.grade == "final"]
     if not finals:
         return _flagged(own[-1], "quick, one launch")
     entry = _pool(point, finals, launch_fraction(history))
-    last = replace(finals[-1], sps=entry.sps, sps_low=entry.low, sps_high=entry.high)
+    last = replace(
+        finals[-1],
+        sps=entry.sps,
+        sps_low=entry.low,
+        sps_high=entry.high,
+        others_cpu_cores=max((busy for each in finals if (busy := each.others_cpu_cores) is not None), default=None),
+        flags=tuple(dict.fromkeys(flag for each in finals for flag in each.flags)),
+    )
     return _flagged(last, counted(len(finals), "launch", "launches"))
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from autotune.executors.stability import SHARED_CPU
 from autotune.records import STATUSES, Point, ProbeResult
 from autotune.search.knobs import KnobDecision
 from autotune.search.plan import Ending
@@ -116,6 +117,19 @@ def sentence(found: StudyResult) -> str:
     if found.tied:
         parts.append(f"tied with {counted(len(found.tied), 'other point')}")
     return "; ".join(parts) + "."
+
+
+def contention(stated: Mapping[str, ProbeResult | None]) -> str:
+    """One sentence on the stated results, by name, that were measured on a busy CPU; empty where none was."""
+    busy = {
+        name: result.others_cpu_cores
+        for name, result in stated.items()
+        if result and SHARED_CPU in result.flags and result.others_cpu_cores
+    }
+    if not busy:
+        return ""
+    amounts = " and ".join(f"{cores:.1f} CPU cores while {name} was measured" for name, cores in busy.items())
+    return f"other programs took {amounts}: the machine alone may be faster, so measure again without them"
 
 
 ENDINGS: Mapping[Ending, str] = {

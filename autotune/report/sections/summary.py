@@ -18,6 +18,7 @@ from autotune.report.wording import (
     text,
 )
 from autotune.search.learning import remedy, sentences
+from autotune.search.result import contention
 from autotune.stats import failure_rate_bound_per_hour
 from autotune.units import counted, format_duration, format_usd
 
@@ -128,6 +129,9 @@ def _sure(facts: Facts, tuned: Measured) -> list[str]:
     lines = [f"**How sure:** {speed(tuned)}{each}.{_ties(facts)}"]
     if not tuned.firm:
         lines.append("**Not firm:** one launch or quick windows rank points, they do not promise; search longer.")
+    baseline = facts.baseline.result if facts.baseline and facts.baseline.point != tuned.point else None
+    if busy := contention({f"the {tuned.role} point": tuned.result, "the baseline": baseline}):
+        lines.append(f"**Not alone:** {busy}.")
     observed_hours = tuned.observed_s / HOUR_S
     if tuned.failures == 0 and observed_hours > 0:
         bound = counts(failure_rate_bound_per_hour(0, observed_hours))
