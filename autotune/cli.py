@@ -106,7 +106,7 @@ def probe(ctx: click.Context, /, **options: Any) -> int:
     if options["as_json"]:
         show_json({"rows": probe_rows(measured.rows, price=None)})
     else:
-        click.echo(views.probe_table(measured.rows))
+        click.echo(views.probe_text(measured.rows, measured.recipe.jobs))
     write_exports(options["exports"], measured.run, price=None)
     return measured.exit_code
 

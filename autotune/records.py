@@ -237,6 +237,7 @@ class ProbeResult:
     Attributes:
         requested: the point asked for.
         effective: what took effect, as the session reports it.
+        envs: environment of each process.
         status: see `STATUSES`; everything but ``ok`` is a failure with a `detail`.
         grade: quick figures rank, final ones are published.
         sps: aggregate agent steps per second over all processes, None on failure.
@@ -279,6 +280,7 @@ class ProbeResult:
     status: Status
     grade: Grade
     effective: Mapping[str, Any] = field(default_factory=dict)
+    envs: tuple[str, ...] = ()
     detail: str = ""
     sps: float | None = None
     sps_low: float | None = None

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from autotune.codec import to_json
 from autotune.export.rows import probe_row, trial_rows
 from autotune.manifest_schema import LearningSection
-from autotune.records import ProbeResult, TrainResult
+from autotune.records import Job, ProbeResult, TrainResult
 from autotune.runs import Run, is_held, running_runs
 from autotune.search.learning import sentences
 from autotune.search.result import StudyResult, contention, economy, failures, sentence
@@ -20,6 +20,7 @@ from autotune.train.status import JobSnapshot, read_snapshot, status_file
 from autotune.units import counted, format_bytes, format_count, format_duration
 
 _DETAIL_MAX = 240
+_NAMES_MAX = 10
 
 
 def describe(result: ProbeResult) -> str:
@@ -55,6 +56,23 @@ def probe_table(results: Sequence[ProbeResult]) -> str:
     names = dict.fromkeys([*knobs, *(name for row in rows for name in row)])
     shown = [name for name in names if name in always or any(row.get(name, "") != "" for row in rows)]
     return tabulate([[row.get(name, "") for name in shown] for row in rows], headers=shown, disable_numparse=True)
+
+
+def probe_text(results: Sequence[ProbeResult], jobs: Sequence[Job]) -> str:
+    """What a probe says at its end: the table, and which of the jobs' environments it leaves open."""
+    return "\n".join(line for line in (probe_table(results), _unmeasured(results, jobs)) if line)
+
+
+def _unmeasured(results: Sequence[ProbeResult], jobs: Sequence[Job]) -> str:
+    """A sentence on the jobs' environments that no probe ran; empty where each was run."""
+    ran = list(dict.fromkeys(env for result in results for env in result.envs))
+    left_out = [env for env in dict.fromkeys(job.env for job in jobs) if env not in ran]
+    if not ran or not left_out:
+        return ""
+    count = max(len(result.envs) for result in results)
+    runs = f"concurrency {count} runs {'the first job' if count == 1 else f'the first {count} jobs'} only"
+    more = f" and {len(left_out) - _NAMES_MAX} more" if len(left_out) > _NAMES_MAX else ""
+    return f"measured with {', '.join(ran)}, not with {', '.join(left_out[:_NAMES_MAX])}{more}: {runs}"
 
 
 def _cells(result: ProbeResult) -> dict[str, Any]:

@@ -114,10 +114,12 @@ def test_probe_rows_and_failures_are_values(here, capsys):
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["num_envs"], row["status"]) for row in rows] == [(8, "ok"), (16, "oom")]
     assert rows[1]["sps"] is None
+    assert rows[0]["envs"] == rows[1]["envs"] == ["busywork"]
     assert (here / "rows.csv").read_text().startswith("number,stage,num_envs,batch_size,concurrency,")
     cells = list(csv.DictReader((here / "rows.csv").read_text().splitlines()))
     assert [cell["status"] for cell in cells] == ["ok", "oom"]
     assert json.loads(cells[0]["job_sps"]) == rows[0]["job_sps"]
+    assert json.loads(cells[0]["envs"]) == ["busywork"]
     assert json.loads(cells[0]["effective"])["num_envs"] == 8
 
 

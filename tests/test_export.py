@@ -25,7 +25,7 @@ TRIALS = [
     ("model", result(FAST, 900.0, batch_sps=(900.0, 900.0))),
     ("model", result(HEAVY, detail="the device ran out of memory")),
     ("final", result(FAST, 1000.0, grade="final", window_s=30.0, batch_sps=BATCHES)),
-    ("final", result(FAST, 1010.0, grade="final", window_s=30.0)),
+    ("final", result(FAST, 1010.0, grade="final", window_s=30.0, envs=("Pong-v5",))),
 ]
 
 
@@ -75,6 +75,7 @@ def test_rounds_are_the_batches_of_the_final_launches_and_nothing_else():
     # three batches of the first final launch; the second, which carries none, is one round; the quick one is out
     assert fast["stats"]["data"] == [1 / rate for rate in BATCHES] + [1 / 1010.0]
     assert (fast["stats"]["rounds"], fast["extra_info"]["launches"]) == (4, 2)
+    assert fast["extra_info"]["envs"] == ["Pong-v5"]
     assert (fast["stats"]["min"], fast["stats"]["max"]) == (1 / 1250.0, 1 / 800.0)
     assert fast["stats"]["iterations"] == round((1000.0 + 1010.0) * 30 / 4)
     assert (slow["stats"]["rounds"], slow["stats"]["stddev"]) == (1, 0.0)

@@ -2,11 +2,11 @@
 
 from report_run import result
 
-from autotune.records import Point
+from autotune.records import Budget, Job, Point
 from autotune.runs import create_run
 from autotune.store import make_folder
 from autotune.train.status import JobSnapshot, Snapshot, write_snapshot
-from autotune.views import probe_table, status_text
+from autotune.views import probe_table, probe_text, status_text
 
 GIB = 2**30
 SMALL, LARGE = Point(num_envs=8, batch_size=256), Point(num_envs=16, batch_size=256)
@@ -48,6 +48,18 @@ def test_a_knob_of_some_probes_only():
     assert header.split()[3:5] == ["precision", "status"]
     assert "bf16" not in first
     assert "bf16" in second
+
+
+def test_a_probe_says_which_games_it_did_not_measure():
+    steps = Budget(unit="steps", amount=1)
+    jobs = [Job(id=env, env=env, seed=1, budget=steps) for env in ("Breakout-v5", "Pong-v5", "Freeway-v5")]
+    two = result(Point(num_envs=8, batch_size=256, concurrency=2), 100.0, envs=("Breakout-v5", "Pong-v5"))
+    one = result(SMALL, 100.0, envs=("Breakout-v5",))
+    assert probe_text([one, two], jobs).splitlines()[-1] == (
+        "measured with Breakout-v5, Pong-v5, not with Freeway-v5: concurrency 2 runs the first 2 jobs only"
+    )
+    assert probe_text([one], jobs).endswith("not with Pong-v5, Freeway-v5: concurrency 1 runs the first job only")
+    assert "measured with" not in probe_text([one, two], jobs[:2])
 
 
 def a_job(name: str, status: str, detail: str = "") -> JobSnapshot:

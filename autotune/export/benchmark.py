@@ -20,7 +20,10 @@ from autotune.codec import to_json
 from autotune.machine import DeviceInfo
 from autotune.records import Point, ProbeResult
 
-_KEPT = ("sps", "sps_low", "sps_high", "grade", "noise_fraction", "window_s", "vram_peak_bytes", "ram_peak_bytes")
+_KEPT = (
+    *("envs", "sps", "sps_low", "sps_high", "grade"),
+    *("noise_fraction", "window_s", "vram_peak_bytes", "ram_peak_bytes"),
+)
 
 
 def benchmark_json(name: str, results: Sequence[ProbeResult], device: DeviceInfo | None) -> dict[str, Any]:

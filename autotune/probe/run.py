@@ -77,5 +77,6 @@ def run_probe(
     except UsageError as error:
         if not optional:
             raise
-        return ProbeResult(requested=point, status="crashed", grade=grade, detail=str(error))
-    return replace(result, limited_by=limited_by(result, executor.device)) if result.ok else result
+        result = ProbeResult(requested=point, status="crashed", grade=grade, detail=str(error))
+    limit = limited_by(result, executor.device) if result.ok else result.limited_by
+    return replace(result, envs=tuple(job.env for job in request.jobs), limited_by=limit)
