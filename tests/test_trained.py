@@ -12,6 +12,7 @@ from migration_run import NEW, OLD, QUICK, a_manifest, content, old_run
 
 from autotune import cli
 from autotune.errors import FileError, UsageError
+from autotune.manifest import load_manifest, save_manifest
 from autotune.records import Budget, Job, Recipe
 from autotune.runs import find_run
 from autotune.train.trained import begin_trained, where
@@ -65,6 +66,13 @@ def test_every_job_begins_with_its_newest_checkpoint(tmp_path: Path) -> None:
     recipe = begin_trained(a_recipe("a"), source, said.append)
     assert "-200-" in Path(recipe.checkpoints["a"]).name and "continuing at env step 200" in said[-2]
     assert newest.read_bytes() == b"torn", "the run is only read"
+
+
+def test_a_job_that_the_manifest_dropped_begins_where_it_stands(tmp_path: Path) -> None:
+    source = old_run(tmp_path, a_manifest(point=replace(OLD, concurrency=1)))
+    whole = load_manifest(source.manifest_file)
+    save_manifest(source.manifest_file, whole.model_copy(update={"jobs": whole.jobs[:1]}))
+    assert set(begin_trained(a_recipe("ab"), source, print).checkpoints) == {"a", "b"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from autotune.records import Recipe
 from autotune.runs import Run
 from autotune.train.events import read_events
 from autotune.train.migration_plan import manifest_of, newest_saved, refuse_other_game, refuse_other_workload
-from autotune.worker.checkpoint import trained_env_steps
+from autotune.worker.checkpoint import load_checkpoint, trained_env_steps
 
 _NAMED = 6
 
@@ -43,18 +43,19 @@ def begin_trained(recipe: Recipe, source: Run, say: Callable[[str], None]) -> Re
         raise UsageError(f"run {source.path} has not trained: leave --from-checkpoint out, or name one that has")
     old = manifest_of(source)
     refuse_other_workload(source, old, recipe.workload, f"recipe {recipe.name!r} is of")
-    trained, events = {job.id: job for job in old.jobs}, read_events(source)
+    games, events = {job.id: job.env for job in old.jobs}, read_events(source)
     found = dict[str, str]()
-    for job in recipe.jobs:
-        if job.id not in trained:
-            continue
-        refuse_other_game(source, job.id, trained[job.id].env, job.env, f"recipe {recipe.name!r}")
+    for job in recipe.jobs:  # one that its manifest dropped, too
+        if job.id in games:
+            refuse_other_game(source, job.id, games[job.id], job.env, f"recipe {recipe.name!r}")
         if path := newest_saved(source, job.id, events, say):
+            env = load_checkpoint(path).meta.get("env", job.env)
+            refuse_other_game(source, job.id, env, job.env, f"recipe {recipe.name!r}")
             found[job.id] = str(path.resolve())
     if not found:
         raise UsageError(
             f"run {source.path} has no checkpoint of the jobs {', '.join(job.id for job in recipe.jobs)}: its jobs are "
-            f"{', '.join(trained)}; leave --from-checkpoint out"
+            f"{', '.join(games)}; leave --from-checkpoint out"
         )
     say(f"probes begin where run {source.path} stands: {where(trained_env_steps(found))}")
     if fresh := [job.id for job in recipe.jobs if job.id not in found]:
