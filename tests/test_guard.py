@@ -331,6 +331,19 @@ def test_a_large_move_is_loud_wherever_it_is_not_checked():
     assert sentences(unchecked(found(Point(num_envs=16, batch_size=64)), a_recipe())) == []
 
 
+def test_a_large_move_is_loud_where_the_program_alone_knows_what_it_does():
+    point = Point(num_envs=256, batch_size=512)
+    learning = unchecked(found(point), a_recipe())
+    moved = "32 times more environments and 8 times more samples per minibatch"
+    assert build_manifest(a_recipe(), point, learning=learning).checked().warning == moved
+    assert concerns(learning) == [
+        f"LEARNING NOT CHECKED, AND IT MAY CHANGE: {moved} than the baseline (what that does to samples per update and "
+        "optimizer steps per env step only the program knows); an env step may teach less. "
+        "Compare a short training at both settings before a long one."
+    ]
+    assert sentences(unchecked(found(point), replace(a_recipe(), workload="replay"))) == [], "it trains nothing"
+
+
 def test_old_manifests_load_and_keep_their_text():
     manifest = build_manifest(a_recipe(), BASE)
     assert manifest.learning is None and "learning" not in json.loads(manifest_text(manifest))

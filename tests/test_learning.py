@@ -19,6 +19,7 @@ from autotune.workloads.learning import (
     Learning,
     LearningChange,
     Rollout,
+    knobs_warning,
     learning_of,
     rollout_of,
     scaled_learning_rate,
@@ -214,6 +215,13 @@ def test_what_a_point_feeds_the_learner():
     assert learning_of(at(64, 256), hyperparameters, {"rollout": 16}).samples_per_update == 1024, "what ran counts"
     assert learning_of(at(8), {"epochs": 4}, {}) is None
     assert learning_of(at(8, 256), {"rollout": 4, "epochs": 1}, {}).updates_per_step == 1 / 32
+
+
+def test_the_knobs_alone_are_loud_where_no_more_is_known():
+    assert knobs_warning(at(16, 512), at(8, 256)) is None
+    far = knobs_warning(at(256, 2048), at(8, 256))
+    assert far == "32 times more environments and 8 times more samples per minibatch"
+    assert knobs_warning(at(8, 32), at(8, 256)) == "8 times fewer samples per minibatch"
 
 
 def test_only_a_change_of_more_than_twice_is_loud():

@@ -250,6 +250,16 @@ def test_learning_uses_what_took_effect(tmp_path: Path) -> None:
     assert "**Learning not checked:** these figures are speed" in markdown
 
 
+def test_what_a_program_of_ones_own_learns_from_is_loud_by_its_knobs(tmp_path: Path) -> None:
+    far, alike = "32 times more environments and 4 times more samples per minibatch", Point(num_envs=16, batch_size=256)
+    for name, point in (("far", Point(num_envs=256, batch_size=1024)), ("alike", alike)):
+        rows = [("baseline", result(Point(num_envs=8, batch_size=256), 500.0)), ("model", result(point, 900.0))]
+        markdown = report(make_run(tmp_path / name, rows, own_recipe=recipe(hyperparameters={})))
+        loud = f"**Learning not checked, and it may change:** {far} than the baseline; see below." in markdown
+        below = f"**The tuned point has {far} than the baseline**; what that does to samples per update" in markdown
+        assert loud == below == (name == "far")
+
+
 def test_grid_of_a_probe_has_no_manifest(tmp_path: Path) -> None:
     points = [Point(num_envs=8, batch_size=256), Point(num_envs=16, batch_size=256)]
     run = make_run(tmp_path, [("grid", result(point, 100.0 * point.num_envs)) for point in points])

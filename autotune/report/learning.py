@@ -29,5 +29,6 @@ def loud_change(facts: Facts) -> str | None:
     tuned = learning_of(facts.tuned, facts.hyperparameters)
     baseline = learning_of(facts.baseline, facts.hyperparameters)
     if tuned is None or baseline is None:
-        return None
+        replayed = facts.recipe is not None and facts.recipe.workload == "replay"  # trains nothing
+        return None if replayed else learning.knobs_warning(facts.tuned.point, facts.baseline.point)
     return LearningChange(tuned=tuned, baseline=baseline).warning

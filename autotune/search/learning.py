@@ -9,7 +9,10 @@ from autotune.records import KNOBS, Point, Recipe
 from autotune.search.knobs import NEUTRAL
 from autotune.search.result import StudyResult
 from autotune.units import format_count
+from autotune.workloads.learning import UNTOLD, knobs_warning
 
+COMPARE = "Compare a short training at both settings before a long one."
+"""What to do where no guard can: it knows nothing of a program of the user's own."""
 _FED = ("samples per update", "optimizer steps per env step")
 
 
@@ -31,12 +34,15 @@ def unchecked(found: StudyResult, recipe: Recipe, detail: str = "") -> LearningS
         detail: why there were none.
     """
     change = found.learning
+    warning = change.warning if change else None
+    if change is None and recipe.workload != "replay" and (warning := knobs_warning(found.point, recipe.baseline)):
+        detail = detail or UNTOLD
     if learns_alike(found.point, recipe.baseline):
         detail = "each process trains as at the baseline, only speed differs"
     return LearningSection(
         status="not checked",
         detail=detail,
-        warning=change.warning if change else None,
+        warning=warning,
         point=knobs_of(found.point),
         baseline=knobs_of(recipe.baseline),
         samples_per_update_ratio=change.samples_ratio if change else None,
@@ -119,10 +125,9 @@ def concerns(learning: LearningSection | None) -> list[str]:
 def _not_checked(learning: LearningSection, moved: str) -> list[str]:
     why = f" ({learning.detail})" if learning.detail else ""
     if moved:
-        return [
-            f"LEARNING NOT CHECKED, AND IT MAY CHANGE: {moved}{why}; an env step may teach less. "
-            "`autotune search --guard` compares short trainings of both."
-        ]
+        told = learning.samples_per_update_ratio is not None
+        how = "`autotune search --guard` compares short trainings of both." if told else COMPARE
+        return [f"LEARNING NOT CHECKED, AND IT MAY CHANGE: {moved}{why}; an env step may teach less. {how}"]
     against = f": {fed}" if (fed := _fed_beside(learning)) else ""
     return [f"Learning not checked{why}{against}."] if why or against else []
 

@@ -231,12 +231,27 @@ class LearningChange:
     @property
     def warning(self) -> str | None:
         """What moved by more than `LOUD_FACTOR`: ``16 times more samples per update and ...``; None when nothing."""
-        parts = [
-            f"{format_count(max(ratio, 1 / ratio))} times {'more' if ratio > 1 else 'fewer'} {name}"
-            for name, ratio in (
-                ("samples per update", self.samples_ratio),
-                ("optimizer steps per env step", self.updates_ratio),
-            )
-            if max(ratio, 1 / ratio) > LOUD_FACTOR
-        ]
-        return " and ".join(parts) or None
+        return _loud({"samples per update": self.samples_ratio, "optimizer steps per env step": self.updates_ratio})
+
+
+UNTOLD = "what that does to samples per update and optimizer steps per env step only the program knows"
+"""Of a point that moves the knobs of a workload which tells no rollout and epochs."""
+
+
+def knobs_warning(point: Point, baseline: Point) -> str | None:
+    """Knobs that moved by more than `LOUD_FACTOR`, for a workload of which no more is known; None when none did."""
+    return _loud(
+        {
+            "environments": point.num_envs / baseline.num_envs,
+            "samples per minibatch": point.batch_size / baseline.batch_size,
+        }
+    )
+
+
+def _loud(ratios: Mapping[str, float]) -> str | None:
+    parts = [
+        f"{format_count(max(ratio, 1 / ratio))} times {'more' if ratio > 1 else 'fewer'} {name}"
+        for name, ratio in ratios.items()
+        if max(ratio, 1 / ratio) > LOUD_FACTOR
+    ]
+    return " and ".join(parts) or None

@@ -7,8 +7,9 @@ from autotune.report.facts import Facts
 from autotune.report.learning import checked, learning_of, loud_change
 from autotune.report.training import RETURN_WINDOW
 from autotune.report.wording import UNKNOWN, counts, signed_percent, table, text
-from autotune.search.learning import sentences
+from autotune.search.learning import COMPARE, sentences
 from autotune.units import format_count, format_duration
+from autotune.workloads.learning import UNTOLD
 
 
 def render(facts: Facts) -> str:
@@ -18,8 +19,10 @@ def render(facts: Facts) -> str:
 
 def _learning(facts: Facts) -> str:
     known = [(each, change) for each in facts.measured if (change := learning_of(each, facts.hyperparameters))]
+    warning = loud_change(facts)
     if not known:
-        return ""
+        untold = f"**The tuned point has {warning} than the baseline**; {UNTOLD}. Learning was not checked. {COMPARE}"
+        return untold if warning and not checked(facts) else ""
     rows = [
         ["samples per update (num_envs x rollout)", *(format_count(each.samples_per_update) for _, each in known)],
         ["optimizer steps per 1,000 env steps", *(format_count(each.updates_per_step * 1000) for _, each in known)],
@@ -27,7 +30,6 @@ def _learning(facts: Facts) -> str:
     fed = table(["each job", *(each.role for each, _ in known)], rows)
     if evidence := checked(facts):
         return f"{text(' '.join(sentences(evidence)), 2000)}\n\n{_pilots(evidence)}\n\n{fed}"
-    warning = loud_change(facts)
     verdict = (
         f"**The tuned point has {warning} than the baseline.** Faster steps may teach less: learning was not "
         "checked here. Compare a short training at both settings before a long one (`autotune search --guard` does)."
