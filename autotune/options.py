@@ -153,7 +153,12 @@ WORK = options(
         metavar="N",
         help=f"Steps of each training; default: the recipe's budgets, of an own script {OWN_STEPS:,}.",
     ),
-    click.option("--baseline", type=SETTINGS, help="What you run today, such as num_envs=1,batch_size=32."),
+    click.option(
+        "--baseline",
+        type=SETTINGS,
+        help="What you run today, such as num_envs=1,batch_size=32; default: the recipe's [baseline], of an own script "
+        "the values nearest to num_envs=8,batch_size=256,concurrency=1.",
+    ),
     click.option("--from-checkpoint", metavar="RUN", help="Probes begin with the policies that this run has trained."),
     DEVICE,
     RUNS,

@@ -541,6 +541,22 @@ def test_good_end_without_progress_is_misuse(start, options, words):
     assert type(error) is UsageError and re.search(words, str(error))
 
 
+@pytest.mark.parametrize(
+    ("line", "preset"),
+    [
+        ("global_step=400, episodic_return=[21.]\nSPS: 567", "cleanrl"),
+        ("|    total_timesteps     | 2048        |", "sb3"),
+        ("global_step=400", None),  # without a line that ends an iteration the preset would find nothing
+        ("steps: 5", None),
+    ],
+)
+@pytest.mark.parametrize("then", ["", "import time; time.sleep(600)"])
+def test_a_preset_that_the_lines_match_is_named(start, line, preset, then):
+    session = start(python(f"print({line!r}, flush=True); {then}"), progress_timeout_s=1.5)
+    remedy = f"its lines match --progress {preset}: give that" if preset else "correct --counter, --rate or --progress"
+    assert remedy in str(step_to_the_end(session)[1])
+
+
 def test_last_lines_without_newline_or_with_carriage_returns(start):
     code = r"import sys; sys.stdout.write('steps: 10\rsteps: 20\rsteps: 30')"
     assert step_to_the_end(start(python(code), counter=COUNTER))[0] == 30

@@ -22,7 +22,7 @@ from autotune.records import Job, Point, Work
 from autotune.units import counted, format_duration
 from autotune.workloads.command_argv import fill, placeholders, values_at
 from autotune.workloads.command_child import Child, describe_exit
-from autotune.workloads.command_progress import ProgressRule, make_rule
+from autotune.workloads.command_progress import ProgressRule, make_rule, preset_of
 from autotune.workloads.memory_words import tells_out_of_memory
 from autotune.workloads.protocol import SEVERAL_TOTALS, Finished, NoProgressError, RefusedError, SessionState
 from autotune.workloads.settings import Settings, check_counts, parse_settings, workload_knobs
@@ -288,10 +288,13 @@ class CommandSession:
         longer = f"If it starts or compiles for longer, give it {more}"
         if not self._child.tail():
             return f"the program printed nothing within {waited}. {longer}; if it buffers its output, flush it"
-        return (
-            f"{described} within {waited}; correct --counter, --rate or --progress, or call "
-            f"autotune.tick(steps) in the program. {longer}. The last lines were:\n{self._last_lines()}"
-        )
+        return f"{described} within {waited}; {self._remedy()}. {longer}. The last lines were:\n{self._last_lines()}"
+
+    def _remedy(self) -> str:
+        preset = preset_of(self._child.tail())
+        if preset is not None and preset != self._settings.progress:
+            return f"its lines match --progress {preset}: give that"
+        return "correct --counter, --rate or --progress, or call autotune.tick(steps) in the program"
 
     def _ending(self) -> Exception:
         """What to raise now that the program has ended."""
@@ -304,8 +307,7 @@ class CommandSession:
             found = progress.found and not progress.unread
             missing = "its steps stayed at zero" if found else self._rule.describe(progress.unread)
             return UsageError(
-                f"the program ended well, but {missing}; correct --counter, --rate or --progress, "
-                f"or call autotune.tick(steps) in it. The last lines were:\n{self._last_lines()}"
+                f"the program ended well, but {missing}; {self._remedy()}. The last lines were:\n{self._last_lines()}"
             )
         message = f"the program ended with {describe_exit(code)}; the last lines were:\n{self._last_lines()}"
         if starved:

@@ -118,6 +118,12 @@ def make_rule(*, counter: str | None, rate: str | None, mark: str | None, preset
     )
 
 
+def preset_of(output: str) -> str | None:
+    """The preset that lines of output fit, mark and all; None where none does."""
+    text = _ESCAPES.sub("", output)
+    return next((name for name, rule in PROGRESS.items() if all(re.search(each, text) for each in rule.values())), None)
+
+
 @dataclass
 class _Run:
     """Numbers that never fall.
