@@ -98,11 +98,12 @@ def probe(ctx: click.Context, /, **options: Any) -> int:
 
     RECIPE: atari, cartpole, cartpole-jax, busywork, a TOML file, or your own command after ``--``.
     """
-    from autotune import views
-    from autotune.export.rows import probe_rows
     from autotune.measuring import measure_grid
 
     measured = measure_grid("probe", ctx.obj["command"], options, say)
+    from autotune import views
+    from autotune.export.rows import probe_rows
+
     if options["as_json"]:
         show_json({"rows": probe_rows(measured.rows, price=None)})
     else:
@@ -124,13 +125,14 @@ def record(ctx: click.Context, /, **options: Any) -> int:
 
     Knobs without an option take every value of the recipe. The same command goes on where it was stopped.
     """
+    from autotune.measuring import measure_grid
+
+    measured = measure_grid("record", ctx.obj["command"], options, say)
     from autotune.executors.surface import surface_text
     from autotune.export.rows import probe_rows
-    from autotune.measuring import measure_grid
     from autotune.store import durable_write
     from autotune.units import counted
 
-    measured = measure_grid("record", ctx.obj["command"], options, say)
     durable_write(options["out"], surface_text(measured.rows, measured.recipe, measured.device, options["price"]))
     say(f"wrote {options['out']}: {counted(len(measured.rows), 'point')}")
     if options["as_json"]:
@@ -158,10 +160,11 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     The same command resumes an interrupted search; Ctrl-C keeps everything and emits the best so far. --guard
     checks afterwards, outside the budget, that the tuned point learns as well per env step as the baseline.
     """
-    from autotune import views
     from autotune.measuring import FoundNothing, run_search
 
     ended = run_search(ctx.obj["command"], options, say)
+    from autotune import views
+
     if isinstance(ended, FoundNothing):
         if options["as_json"]:
             show_json(views.nothing_json(ended.run, ended.price, str(ended.error)))

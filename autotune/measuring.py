@@ -1,10 +1,13 @@
-"""What `probe`, `record` and `search` do between their options and their output."""
+"""What `probe`, `record` and `search` do between their options and their output.
+
+That a run is in use is said before the slow imports (optuna, scipy): those stand in the functions that need them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.choices import (
     begin_where_trained,
@@ -17,25 +20,19 @@ from autotune.choices import (
 )
 from autotune.device.inspect import inspect_device
 from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, InfeasibleError, UsageError
-from autotune.executors.isolated import IsolatedExecutor
-from autotune.guard.pilots import GuardPlan, plan_pilots, refuse_guard
-from autotune.guard.run import run_guard
-from autotune.live import ProbeView, SearchView, TrainView
 from autotune.machine import DeviceInfo
-from autotune.manifest import build_manifest
-from autotune.manifest_schema import LearningSection
 from autotune.probe.grid import grid_points, run_grid
 from autotune.probe.recipe import missing_placeholders
 from autotune.probe.recipe_file import knob_points
 from autotune.records import KNOBS, Point, ProbeResult, Recipe
-from autotune.runs import Run, discarded_when_refused, hold_device
-from autotune.search.emit import emit_manifest
-from autotune.search.learning import learns_alike, unchecked
-from autotune.search.result import StudyResult
-from autotune.search.study import run_study
-from autotune.search.trials import add_probe_trial, load_trials
+from autotune.runs import Run, check_name, discarded_when_refused, hold_device, refuse_held
 from autotune.signals import StopSignals
 from autotune.units import counted
+
+if TYPE_CHECKING:
+    from autotune.guard.pilots import GuardPlan
+    from autotune.manifest_schema import LearningSection
+    from autotune.search.result import StudyResult
 
 Say = Callable[[str], None]
 _GUARDED = "guarded"
@@ -84,6 +81,11 @@ def say_recipe(say: Say, recipe: Recipe, named: bool) -> None:
         say(sentence)
 
 
+def _refuse_held_name(options: dict[str, Any]) -> None:
+    if options["name"] is not None:
+        refuse_held(Run(options["runs"] / check_name(options["name"])))
+
+
 def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Say) -> MeasuredGrid:
     """Measure the grid that the options name; `record` takes every value of a knob without one, and resumes.
 
@@ -97,6 +99,9 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
         UsageError: a value that cannot be used.
         BusyError: another process holds the run or the device.
     """
+    _refuse_held_name(options)
+    from autotune.executors.isolated import IsolatedExecutor
+
     recipe = choose_recipe(argv, options)
     say_recipe(say, recipe, bool(options["recipe"] or argv))
     recipe = begin_where_trained(recipe, options, say)
@@ -111,6 +116,10 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
     executor.check(recipe, points)
     run = open_measuring_run(command, recipe, device, options)
     say(f"run {run.path}")
+    refuse_held(run)
+    from autotune.live import ProbeView
+    from autotune.search.trials import add_probe_trial, load_trials
+
     with discarded_when_refused(run), run.hold(), hold_device(device), stop, ProbeView(len(points)) as view:
         rows = run_grid(
             recipe,
@@ -142,6 +151,7 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
         UsageError: a value that cannot be used.
         BusyError: another process holds the run or the device.
     """
+    _refuse_held_name(options)
     stop = StopSignals()
     executor, recipe = choose_executor(argv, options, stop.requested, say)
     say_recipe(say, recipe, bool(options["recipe"] or argv or recipe.workload == "replay"))
@@ -150,12 +160,18 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     tries = tried_points(recipe, options, say)
     executor.check(recipe, [recipe.baseline, *tries, *knob_points(recipe)])
     if not executor.simulated:
+        from autotune.manifest import build_manifest
+
         build_manifest(recipe, recipe.baseline)  # what cannot become a manifest is refused before hours are spent
     facts = {name: options[name] for name in ("sampler", "seed", "executor")}
     if executor.simulated:
         facts["surface_hash"] = executor.surface.content_hash
     run = open_measuring_run("search", recipe, executor.device, options, lacking=_GUARDED if plan else None, **facts)
     say(f"run {run.path}")
+    refuse_held(run)
+    from autotune.search.emit import emit_manifest
+    from autotune.search.learning import unchecked
+
     if plan:
         say(f"guard: 2 x {plan.seeds} pilots follow the search, outside --budget; it says how long they take first")
     try:
@@ -187,6 +203,8 @@ def _guard_plan(recipe: Recipe, options: dict[str, Any], *, simulated: bool) -> 
         if steps is not None:
             raise UsageError(f"--guard-steps {steps} needs --guard: it is the length of the pilots that --guard trains")
         return None
+    from autotune.guard.pilots import GuardPlan, refuse_guard
+
     refuse_guard(recipe, simulated=simulated)
     return GuardPlan(env_steps=steps, seeds=options["guard_seeds"], margin_fraction=options["guard_margin"])
 
@@ -202,6 +220,11 @@ def _guard(
     say: Say,
 ) -> tuple[LearningSection, bool]:
     """What pilots say of learning, and whether they came to their end."""
+    from autotune.guard.pilots import plan_pilots
+    from autotune.guard.run import run_guard
+    from autotune.live import TrainView
+    from autotune.search.learning import learns_alike, unchecked
+
     if learns_alike(found.point, recipe.baseline):
         say(f"guard: nothing to check, {learning.detail}")
         return learning, True
@@ -226,6 +249,9 @@ def _guard(
 def _study(
     recipe: Recipe, executor: Any, run: Run, options: dict[str, Any], stop: StopSignals, tries: Sequence[Point]
 ) -> StudyResult:
+    from autotune.live import SearchView
+    from autotune.search.study import run_study
+
     device, budget_s, price = executor.device, options["budget"], options["price"] or recorded_price(executor)
     with discarded_when_refused(run), run.hold(), hold_device(device), stop, SearchView(budget_s) as view:
         run.update(budget_s=budget_s, price_usd_per_hour=price)

@@ -173,6 +173,17 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def refuse_held(run: Run) -> None:
+    """Say at once that a run is in use, where `Run.hold` comes only after much else.
+
+    Raises:
+        BusyError: another process holds it; the message names it.
+    """
+    if is_held(run.path):
+        with run.hold():
+            pass
+
+
 def load_device(run: Run) -> DeviceInfo | None:
     """The machine that a run was measured on, None when it does not say.
 

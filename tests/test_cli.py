@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from autotune.choices import open_measuring_run
 from autotune.cli import main
+from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError
 from autotune.manifest import build_manifest, save_manifest
 from autotune.options import parse_counts, parse_knob_value, parse_settings
@@ -148,6 +150,29 @@ def test_status_takes_the_run_that_runs_and_names_the_others(here, capsys):
     assert main(["status"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("train later, created") and "also running" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "slow"),
+    [
+        (["search", "--name", "mine"], {"optuna", "scipy", "numpy", "pandas", "rich"}),
+        (["probe", "--name", "mine"], {"optuna", "scipy", "numpy", "pandas", "rich"}),
+        (["search", "--budget", "60s"], {"optuna", "sqlalchemy", "pandas", "rich"}),
+    ],
+)
+def test_the_holder_of_a_run_is_named_before_the_slow_imports(here, words, slow):
+    write_recipe(here)
+    recipe, device = load_recipe(None), inspect_device("auto")
+    options = {"runs": here / "runs", "name": "mine", "new": False}
+    facts = {"sampler": "autotune", "seed": 0, "executor": "isolated"}
+    held = open_measuring_run("search", recipe, device, options, **facts)
+    code = "import sys\nfrom autotune.cli import main\nprint(main(sys.argv[1:]), *sys.modules)"
+    with held.hold():
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert f"runs/mine is in use by PID {os.getpid()} (since " in done.stderr
+    exit_code, *modules = done.stdout.split()
+    assert (exit_code, slow & set(modules)) == ("1", set())
 
 
 def test_nothing_stable_is_exit_code_3(here, capsys):
