@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from autotune.train.status import Snapshot
 from autotune.units import format_duration
@@ -18,18 +20,39 @@ if TYPE_CHECKING:
     from autotune.search.running import SearchEvent
 
 
+_BAR_MAX = 40
+"""Characters of a bar, less on a terminal that is not four times as wide."""
+
+
+class _Shrinking(ProgressColumn):
+    """A text that is cut, as plain text, where the terminal is too narrow for all columns."""
+
+    def __init__(self, text: Callable[[Task], str]) -> None:
+        super().__init__()
+        self._text = text
+
+    def render(self, task: Task) -> Text:
+        """One line, whatever its width."""
+        return Text(self._text(task), no_wrap=True, overflow="ellipsis")
+
+
 class _Live:
-    """A progress bar on a terminal, one line an event elsewhere; all on stderr."""
+    """A progress bar on a terminal, one line an event elsewhere; all on stderr.
+
+    The bar guesses the time that remains (`ESTIMATED`) only where the notes do not say it.
+    """
+
+    ESTIMATED = False
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.terminal = self.console.is_terminal
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
+            _Shrinking(lambda task: task.description),
+            BarColumn(min(_BAR_MAX, self.console.width // 4)),
+            _Shrinking(lambda task: str(task.fields["note"])),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            *([TimeRemainingColumn()] if self.ESTIMATED else []),
             console=self.console,
             disable=not self.terminal,
         )
@@ -50,6 +73,8 @@ class _Live:
 
 class ProbeView(_Live):
     """Progress of a grid of probes."""
+
+    ESTIMATED = True
 
     def __init__(self, total: int) -> None:
         super().__init__()
@@ -75,11 +100,11 @@ class SearchView(_Live):
     def update(self, event: SearchEvent) -> None:
         """A probe began or ended."""
         best = "no stable point yet" if event.best is None else f"best {describe(event.best)}"
-        note = f"{event.stage}: {event.point.label()} | {best}"
+        left = f"{format_duration(max(0.0, event.left_s))} left"
+        note = f"{left} | {event.stage}: {event.point.label()} | {best}"
         self.progress.update(self.task, completed=self._budget_s - event.left_s, note=note)
         if event.result is not None:
-            left = format_duration(max(0.0, event.left_s))
-            self.line(f"[{event.trials_done}] {event.stage}: {describe(event.result)}  ({left} left)")
+            self.line(f"[{event.trials_done}] {event.stage}: {describe(event.result)}  ({left})")
 
 
 class TrainView(_Live):
