@@ -87,6 +87,11 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"one {noun}" if count == 1 else f"{count:,} {plural or noun + 's'}"
 
 
+def shortened(text: str, limit: int) -> str:
+    """A text of at most so many characters; that it goes on is shown."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def how_often(count: int) -> str:
     """``1`` -> ``once``; ``3`` -> ``3 times``."""
     return "once" if count == 1 else f"{count:,} times"

@@ -17,8 +17,9 @@ from autotune.search.learning import sentences
 from autotune.search.result import StudyResult, contention, economy, failures, sentence
 from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
-from autotune.units import counted, format_bytes, format_count, format_duration
+from autotune.units import counted, format_bytes, format_count, format_duration, shortened
 
+_CELL_MAX = 80
 _DETAIL_MAX = 240
 _NAMES_MAX = 10
 
@@ -77,7 +78,7 @@ def _unmeasured(results: Sequence[ProbeResult], jobs: Sequence[Job]) -> str:
 
 def _cells(result: ProbeResult) -> dict[str, Any]:
     """A probe by column; the three VRAM columns are what different observers saw of its peak."""
-    half, reason = _half_width(result), result.limited_by or brief(result.detail)[:80]
+    half, reason = _half_width(result), result.limited_by or shortened(brief(result.detail), _CELL_MAX)
     marks = [flag for flag in result.flags if "launch" not in flag]
     return {
         **result.requested.knobs(),
@@ -200,7 +201,7 @@ def train_text(result: TrainResult, run: Run) -> str:
             format_duration(job.seconds),
             format_count(job.sps),
             "" if job.mean_return is None else f"{job.mean_return:.1f}",
-            job.detail.splitlines()[0][:80] if job.detail else "",
+            shortened(job.detail.partition("\n")[0], _CELL_MAX),
         ]
         for job in result.jobs
     ]
@@ -258,7 +259,7 @@ def _jobs_table(jobs: Sequence[JobSnapshot]) -> str:
             "" if job.mean_return is None else f"{job.mean_return:.1f}",
             format_bytes(job.vram_bytes) if job.vram_bytes is not None else "unknown",
             "" if job.eta_s is None else format_duration(job.eta_s),
-            brief(job.detail)[:_DETAIL_MAX],
+            shortened(brief(job.detail), _DETAIL_MAX),
         ]
         for job in jobs
     ]

@@ -28,6 +28,13 @@ def test_what_each_observer_saw_of_the_vram_stands_side_by_side():
     assert ("oom" in second, "unknown" in second, "ran out of memory Traceback" in second) == (True, True, True)
 
 
+def test_a_reason_that_is_cut_says_so():
+    told = "batch_size=1024 is more than a rollout of one process, num_envs=8 x rollout=32 = 256"
+    cut = probe_table([result(SMALL, detail=told)])
+    assert cut.endswith("num_envs=8 x rollout=32 …") and len(told) > 80
+    assert probe_table([result(SMALL, detail=told[:80])]).endswith(told[:80])
+
+
 def test_a_machine_without_a_gpu_has_no_columns_for_one():
     table = probe_table([result(SMALL, 100.0, vram_peak_bytes=None, flags=("one launch", "shared cpu"))])
     assert "framework" not in table

@@ -13,7 +13,7 @@ from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S, Projection, Quantity, Savings
 from autotune.search.result import ratio
 from autotune.stats import GAMES_PER_ENV
-from autotune.units import counted, format_count, format_duration, format_usd
+from autotune.units import counted, format_count, format_duration, format_usd, shortened
 
 UNKNOWN = "unknown"
 MORE_GAMES = (
@@ -25,8 +25,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]|#!])")
 
 def text(value: object, limit: int = 300) -> str:
     """Somebody else's words (job ids, device names, messages) as one line of inert Markdown."""
-    line = _printable(value)
-    line = line if len(line) <= limit else line[: limit - 1] + "…"
+    line = shortened(_printable(value), limit)
     return _MARKDOWN.sub(r"\\\1", html.escape(line, quote=False))
 
 
