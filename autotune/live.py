@@ -86,7 +86,7 @@ class ProbeView(_Live):
             self.progress.update(self.task, note=event.point.label())
             return
         self.progress.advance(self.task)
-        self.line(f"[{event.number + 1}/{event.total}] {describe(event.result)}")
+        self.line(f"[{event.number}] {describe(event.result)}  ({event.number + 1} of {event.total})")
 
 
 class SearchView(_Live):
@@ -104,7 +104,7 @@ class SearchView(_Live):
         note = f"{left} | {event.stage}: {event.point.label()} | {best}"
         self.progress.update(self.task, completed=self._budget_s - event.left_s, note=note)
         if event.result is not None:
-            self.line(f"[{event.trials_done}] {event.stage}: {describe(event.result)}  ({left})")
+            self.line(f"[{event.number}] {event.stage}: {describe(event.result)}  ({left})")
 
 
 class TrainView(_Live):

@@ -26,7 +26,7 @@ def shown(view: ProbeView | SearchView | TrainView, columns: int) -> str:
 def a_search() -> SearchView:
     view = SearchView(600.0)
     best = result(POINT, 8000.0)
-    view.update(SearchEvent(stage="spread", point=POINT, result=None, best=best, left_s=125.0, trials_done=3))
+    view.update(SearchEvent(stage="spread", point=POINT, result=None, best=best, left_s=125.0, number=3))
     return view
 
 
@@ -56,3 +56,13 @@ def test_one_estimate_of_what_is_left(monkeypatch):
     grid = ProbeView(2)
     grid.update(GridEvent(number=0, total=2, point=POINT))
     assert "-:--:--" in shown(grid, 200), "a grid says it nowhere else"
+
+
+def test_a_probe_has_the_number_that_reports_and_exports_give_it(capsys):
+    a_search().update(
+        SearchEvent(stage="spread", point=POINT, result=result(POINT, 8000.0), best=None, left_s=125.0, number=7)
+    )
+    ProbeView(2).update(GridEvent(number=0, total=2, point=POINT, result=result(POINT, 8000.0)))
+    search, grid = capsys.readouterr().err.splitlines()
+    assert search.startswith("[7] spread: num_envs=256") and search.endswith("(2m 5s left)")
+    assert grid.startswith("[0] num_envs=256") and grid.endswith("(1 of 2)")

@@ -208,7 +208,7 @@ def test_events_tell_a_viewer_what_goes_on(surface, run):
     events: list[SearchEvent] = []
     search(surface, run, budget_s=300.0, on_event=events.append)
     assert [event.result is None for event in events[:4]] == [True, False, True, False]
-    assert (events[0].stage, events[0].best, events[0].left_s, events[0].trials_done) == ("baseline", None, 300.0, 0)
+    assert (events[0].stage, events[0].best, events[0].left_s, events[0].number) == ("baseline", None, 300.0, 0)
     assert events[1].result.requested == events[1].best.requested == events[0].point
     assert events[-1].left_s == pytest.approx(300.0 - sum(e.result.cost_s for e in events if e.result))
 
@@ -226,8 +226,12 @@ def test_an_interrupted_probe_blames_no_point_and_the_search_goes_on(surface, tm
     executor = Watched(surface, raise_at=3)
     found = search(surface, run, executor)
     assert found.interrupted and len(found.trials) == 3
-    more = search(surface, run, Watched(surface))
+    events: list[SearchEvent] = []
+    more = search(surface, run, Watched(surface), on_event=events.append)
     assert not more.interrupted
+    ran = [record for record in more.trials[3:] if record.stage != "refused"]
+    assert [event.number for event in events if event.result] == [record.number for record in ran]
+    assert events[0].number == 4, "the interrupted probe has a number, too"
     assert [record.result for record in more.trials[:3]] == [record.result for record in found.trials]
     assert more.counts["crashed"] == 0
     assert [r.result.requested for r in more.trials][3] == executor.requests[3].point

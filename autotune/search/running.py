@@ -45,7 +45,7 @@ class SearchEvent:
         result: what came out.
         best: the fastest stable result so far.
         left_s: seconds of budget left.
-        trials_done: finished probes.
+        number: of the trial, as the report and exports have it.
     """
 
     stage: str
@@ -53,7 +53,7 @@ class SearchEvent:
     result: ProbeResult | None
     best: ProbeResult | None
     left_s: float
-    trials_done: int
+    number: int
 
 
 @dataclass
@@ -205,7 +205,7 @@ class Search:
             trial, step.stage, point, self.executor.device.host.boot_id, self.executor.clock_s(), step.predicted_s
         )
         self.run.update(spent_s=self.budget_s - left_s)
-        self._tell_viewer(step, point)
+        self._tell_viewer(step, trial.number, point)
         recipe = _patient(self.recipe, _LONG_TIMEOUT * step.predicted_s)
         label = f"{trial.number:04d}"
         try:
@@ -229,14 +229,14 @@ class Search:
         trials.finish(self.study, trial, result, value, self._epoch(result))
         self.run.update(spent_s=self.budget_s - self.left_s())
         self._read()
-        self._tell_viewer(step, point, result)
+        self._tell_viewer(step, trial.number, point, result)
 
     def _epoch(self, result: ProbeResult) -> int:
         """The machine's epoch with this newest result."""
         measured = [record.result for record in self.records]
         return epochs.epochs_of([*measured, result], self.recipe.baseline)[-1]
 
-    def _tell_viewer(self, step: Step, point: Point, result: ProbeResult | None = None) -> None:
+    def _tell_viewer(self, step: Step, number: int, point: Point, result: ProbeResult | None = None) -> None:
         leader = confirm.pool(self.history)
         self.on_event(
             SearchEvent(
@@ -245,7 +245,7 @@ class Search:
                 result=result,
                 best=confirm.published(self.history, leader[0].point) if leader else None,
                 left_s=self.left_s(),
-                trials_done=len(self.history) + len(self.compared),
+                number=number,
             )
         )
 
