@@ -99,6 +99,8 @@ def test_when_the_search_is_earned_back(tmp_path: Path) -> None:
     )
     run.update(ended="known")
     assert "29m 10s, 0.97 USD (it ended because nothing was left worth measuring), left out" in section(run, "cost")
+    run.update(ended="budget")
+    assert "29m 10s, 0.97 USD (it ended because no further probe fitted into the budget)" in section(run, "cost")
 
 
 def test_jobs_too_short_to_earn_the_search_back_are_told_so(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ SENTINEL_FROM_PROBES = 10
 """Budgets of fewer probes have none to spare for the sentinel."""
 
 Ending = Literal["budget", "known", "worth", "stopped"]
-"""Why a search ended: the budget is spent, nothing is left worth measuring, the next probe would cost more
-than it saves, it was stopped."""
+"""Why a search ended: no further probe fits into the budget, nothing is left worth measuring, the next probe would
+cost more than it saves, it was stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)

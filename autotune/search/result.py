@@ -133,7 +133,7 @@ def contention(stated: Mapping[str, ProbeResult | None]) -> str:
 
 
 ENDINGS: Mapping[Ending, str] = {
-    "budget": "the budget was spent",
+    "budget": "no further probe fitted into the budget",
     "known": "nothing was left worth measuring",
     "worth": "the next probe would have cost more than it was expected to save (--no-early-stop goes on)",
     "stopped": "it was stopped",
