@@ -9,6 +9,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from autotune.codec import to_json
+from autotune.executors.stability import MARKS
 from autotune.export.rows import probe_row, trial_rows
 from autotune.manifest_schema import LearningSection
 from autotune.records import Job, ProbeResult, TrainResult
@@ -60,8 +61,10 @@ def probe_table(results: Sequence[ProbeResult]) -> str:
 
 
 def probe_text(results: Sequence[ProbeResult], jobs: Sequence[Job]) -> str:
-    """What a probe says at its end: the table, and which of the jobs' environments it leaves open."""
-    return "\n".join(line for line in (probe_table(results), _unmeasured(results, jobs)) if line)
+    """What a probe says at its end: the table, what its marks mean, and which environments it leaves out."""
+    seen = {flag for result in results for flag in result.flags}
+    marks = [f"{mark}: {meaning}" for mark, meaning in MARKS.items() if mark in seen]
+    return "\n".join(line for line in (probe_table(results), *marks, _unmeasured(results, jobs)) if line)
 
 
 def _unmeasured(results: Sequence[ProbeResult], jobs: Sequence[Job]) -> str:

@@ -45,6 +45,13 @@ def test_a_machine_without_a_gpu_has_no_columns_for_one():
     assert "one launch" not in row
 
 
+def test_marks_are_explained_below_the_table():
+    probes = [result(SMALL, 100.0, flags=("one launch", "shared cpu")), result(LARGE, 100.0, flags=("one launch",))]
+    *_, last = probe_text(probes, []).splitlines()
+    assert last == "shared cpu: other processes kept much of the CPU busy meanwhile"
+    assert probe_text(probes[1:], []) == probe_table(probes[1:])
+
+
 def test_a_table_of_nothing_is_empty():
     assert probe_table([]) == ""
 

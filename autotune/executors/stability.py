@@ -21,6 +21,14 @@ from autotune.units import format_bytes
 from autotune.workloads.protocol import SEVERAL_TOTALS
 
 SHARED, SHARED_CPU, SLOWING = "shared", "shared cpu", "slowing"
+MARKS = {
+    "extrapolated": "iterations too long to measure whole, put together from their phases",
+    SHARED: "another process used the GPU meanwhile",
+    SHARED_CPU: "other processes kept much of the CPU busy meanwhile",
+    SLOWING: "its second half was slower than its first",
+    SEVERAL_TOTALS: "the program told several totals of steps, of which the largest counts",
+}
+"""Flags of a result, and what they mean."""
 ALLOC_RETRIES = "alloc_retries"
 """Name in `Work.metrics` of a cumulative count: allocations that succeeded only after the framework freed its cache."""
 _BRAKE_SHARE_MAX = 0.05

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from autotune.executors.stability import MARKS
 from autotune.records import KNOBS, Point
 from autotune.report.facts import Facts
 from autotune.report.wording import block, code, counts, table, text
@@ -13,13 +14,6 @@ from autotune.units import counted, format_bytes, format_duration
 
 _LOGS_SHOWN = 5
 _SKIPPED_SHOWN = 8
-MARKS = {
-    "extrapolated": "iterations too long to measure whole, put together from their phases",
-    "shared": "another process used the GPU meanwhile",
-    "shared cpu": "other processes kept much of the CPU busy meanwhile",
-    "slowing": "its second half was slower than its first",
-}
-"""Flags of a result, and what they mean."""
 UNSEEN = "-"
 
 
