@@ -20,12 +20,13 @@ from autotune.choices import (
 )
 from autotune.device.inspect import inspect_device
 from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, InfeasibleError, UsageError
+from autotune.locks import hold_device
 from autotune.machine import DeviceInfo
 from autotune.probe.grid import grid_points, run_grid
 from autotune.probe.recipe import missing_placeholders
 from autotune.probe.recipe_file import knob_points
 from autotune.records import KNOBS, Point, ProbeResult, Recipe
-from autotune.runs import Run, check_name, discarded_when_refused, hold_device, refuse_held
+from autotune.runs import Run, check_name, discarded_when_refused, refuse_held
 from autotune.signals import StopSignals
 from autotune.units import counted
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,12 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from autotune.codec import from_json
 from autotune.errors import BusyError, FileError, UsageError
+from autotune.locks import hold, is_locked
 from autotune.machine import DeviceInfo
-from autotune.store import content_hash, durable_write, make_folder, read_json, write_json
+from autotune.store import content_hash, make_folder, read_json, write_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LEFTOVERS = (".run.json.", ".lock")
@@ -110,67 +107,9 @@ class Run:
             yield
 
 
-@contextmanager
-def hold(path: Path, what: str, remedy: str) -> Iterator[None]:
-    """Hold a lock file; the holder's pid and time stand beside it for the message of the next one.
-
-    Raises:
-        BusyError: somebody else holds it (said within a second).
-    """
-    lock, owner = FileLock(path), path.with_suffix(".owner")
-    try:
-        lock.acquire(timeout=0.5)
-    except Timeout:
-        holder = owner.read_text(encoding="utf-8", errors="replace").strip() if owner.exists() else "another process"
-        raise BusyError(f"{what} is in use by {holder}. {remedy}") from None
-    except OSError as error:
-        raise FileError(
-            f"cannot lock {path}: {error.strerror or error}. Its folder must be local and writable: choose another "
-            "with --runs, or copy the run to one"
-        ) from error
-    try:
-        durable_write(owner, f"PID {os.getpid()} (since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
-
-
-@contextmanager
-def hold_device(device: DeviceInfo) -> Iterator[None]:
-    """Be the only autotune process of this user that measures or trains on a GPU; a CPU is not held.
-
-    The lock lies in a private folder below the system's temporary one, keyed by the GPU's UUID.
-
-    Raises:
-        BusyError: another process holds it; the message names it.
-        FileError: the private folder belongs to somebody else.
-    """
-    if device.gpu is None or device.gpu.uuid is None:
-        yield
-        return
-    folder = Path(tempfile.gettempdir()) / f"autotune-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise FileError(f"{folder} is not this user's own folder: remove it, or set TMPDIR to another place")
-    what = f"{device.name} ({device.gpu.uuid})"
-    with hold(folder / f"{device.gpu.uuid}.lock", what, "Wait for it, or choose another GPU with --device cuda:N."):
-        yield
-
-
 def is_held(path: Path) -> bool:
     """Whether a process holds the run in this folder."""
-    lock = FileLock(path / ".lock")
-    if not (path / ".lock").exists():
-        return False
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except PermissionError:  # somebody else's run: it cannot be told
-        return False
-    lock.release()
-    return False
+    return is_locked(path / ".lock")
 
 
 def refuse_held(run: Run) -> None:

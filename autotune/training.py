@@ -10,10 +10,11 @@ from typing import Any
 from autotune import live, resources
 from autotune.device.inspect import inspect_device
 from autotune.errors import EXIT_ERROR, EXIT_OK, EXIT_UNFINISHED, UsageError
+from autotune.locks import hold_device
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, check_manifest, load_manifest
 from autotune.records import TrainResult
-from autotune.runs import Run, discarded_when_refused, find_run, hold_device
+from autotune.runs import Run, discarded_when_refused, find_run
 from autotune.search.learning import concerns
 from autotune.signals import StopSignals
 from autotune.train.canary import train_run

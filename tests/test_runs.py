@@ -8,6 +8,7 @@ import pytest
 from fake_host import host
 
 from autotune.errors import BusyError, FileError, UsageError
+from autotune.locks import hold_device
 from autotune.machine import DeviceInfo, GpuInfo
 from autotune.runs import (
     Run,
@@ -17,7 +18,6 @@ from autotune.runs import (
     discarded_when_refused,
     find_run,
     hold,
-    hold_device,
     next_name,
     numbered_run,
     open_run,
