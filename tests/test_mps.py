@@ -112,9 +112,10 @@ def test_it_ends_with_its_parent(control, number):
 def test_one_that_does_not_serve_is_told_and_stopped(control, monkeypatch, fault, message):
     monkeypatch.setenv("FAKE_MPS", fault)
     monkeypatch.setattr("autotune.device.mps._START_S", 0.4 if fault == "no-server" else 10.0)
+    others = psutil.Process().children()
     with pytest.raises(DeviceError, match=message), shared_device(GPU, SHARED):
         pass
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= set(others)
 
 
 def test_turns_need_no_service(monkeypatch):
