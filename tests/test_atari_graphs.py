@@ -108,7 +108,7 @@ def test_work_is_recorded_on_the_device_of_its_tensors(monkeypatch):
 def weights_after(monkeypatch, iterations, *, replayed, **settings):
     values = {"rollout": 16, "epochs": 2, "precision": "fp32", "env_threads": 1, "lanes": 1, **settings}
     job = Job(id="a", env=values.pop("env"), seed=3, budget=Budget(unit="steps", amount=1e6))
-    session = AtariWorkload(values).open(Point(num_envs=6, batch_size=24), job, "cpu")
+    session = AtariWorkload(values).open(Point(num_envs=3, batch_size=12), job, "cpu")
     session._learner.cuda_graphs = replayed
     monkeypatch.setattr(Recording, "parameters", tuple(session._learner.model.parameters()))
     metrics = [dict(session.step().metrics) for _ in range(iterations)]

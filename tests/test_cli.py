@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError
 from autotune.manifest import build_manifest, save_manifest
 from autotune.options import parse_counts, parse_knob_value, parse_settings
-from autotune.probe.recipe import load_recipe
-from autotune.records import Budget
+from autotune.probe.recipe import command_recipe, load_recipe
+from autotune.records import Budget, MeasurePlan
 from autotune.runs import Run, create_run
 
 FAST = """
@@ -196,7 +197,11 @@ def test_a_forgotten_double_dash_is_named(here, capsys, command):
     assert ("Your own command goes after --" in capsys.readouterr().err) == ("--" not in command)
 
 
-def test_a_knob_without_its_place_in_the_command_is_named_and_a_further_one_reaches_it(here, capsys):
+def test_a_knob_without_its_place_in_the_command_is_named_and_a_further_one_reaches_it(here, capsys, monkeypatch):
+    short = MeasurePlan(discard_s=0.5, discard_iterations=1, window_s=0.5)
+    monkeypatch.setattr(
+        "autotune.probe.recipe.command_recipe", lambda *a, **k: replace(command_recipe(*a, **k), quick=short)
+    )
     script = "import sys, time\nfor n in range(10**6): print('steps:', n * int(sys.argv[1])); time.sleep(0.01)"
     options = ["probe", "--num-envs", "8", "--batch-size", "32", "--counter", r"steps: (\d+)"]
     assert run(*options, "--", sys.executable, "-c", script, "{num_env}", "{batch_size}") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -134,6 +135,8 @@ def annealed(learning_rate: float, env_steps: int, horizon_steps: int, floor: fl
 
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than the mean; nan if returns do not vary."""
+    if not len(returns):
+        return returns.new_tensor(math.nan)
     return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
 
 
