@@ -7,6 +7,7 @@ from typing import Any
 
 from autotune.manifest_schema import LearningSection
 from autotune.report.facts import Facts, Measured
+from autotune.search.learning import warning_of
 from autotune.workloads import learning
 from autotune.workloads.learning import Learning, LearningChange
 
@@ -28,7 +29,5 @@ def loud_change(facts: Facts) -> str | None:
         return None
     tuned = learning_of(facts.tuned, facts.hyperparameters)
     baseline = learning_of(facts.baseline, facts.hyperparameters)
-    if tuned is None or baseline is None:
-        replayed = facts.recipe is not None and facts.recipe.workload == "replay"  # trains nothing
-        return None if replayed else learning.knobs_warning(facts.tuned.point, facts.baseline.point)
-    return LearningChange(tuned=tuned, baseline=baseline).warning
+    change = LearningChange(tuned=tuned, baseline=baseline) if tuned and baseline else None
+    return warning_of(change, facts.recipe.workload if facts.recipe else "", facts.tuned.point, facts.baseline.point)

@@ -9,7 +9,7 @@ from autotune.records import KNOBS, Point, Recipe
 from autotune.search.knobs import NEUTRAL
 from autotune.search.result import StudyResult
 from autotune.units import format_count
-from autotune.workloads.learning import UNTOLD, knobs_warning
+from autotune.workloads.learning import UNTOLD, LearningChange, knobs_warning
 
 COMPARE = "Compare a short training at both settings before a long one."
 """What to do where no guard can: it knows nothing of a program of the user's own."""
@@ -25,6 +25,13 @@ def _fed(point: Point) -> dict[str, object]:
     return {name: value for name, value in point.knobs().items() if name not in (*NEUTRAL, KNOBS[2])}
 
 
+def warning_of(change: LearningChange | None, workload: str, point: Point, baseline: Point) -> str | None:
+    """What a point moves loudly: of what the learner is fed, of the knobs where that is not known; None for nothing."""
+    if change is not None:
+        return change.warning
+    return None if workload == "replay" else knobs_warning(point, baseline)  # a replay trains nothing
+
+
 def unchecked(found: StudyResult, recipe: Recipe, detail: str = "") -> LearningSection:
     """What is known of learning without pilots.
 
@@ -34,8 +41,8 @@ def unchecked(found: StudyResult, recipe: Recipe, detail: str = "") -> LearningS
         detail: why there were none.
     """
     change = found.learning
-    warning = change.warning if change else None
-    if change is None and recipe.workload != "replay" and (warning := knobs_warning(found.point, recipe.baseline)):
+    warning = warning_of(change, recipe.workload, found.point, recipe.baseline)
+    if warning and change is None:
         detail = detail or UNTOLD
     if learns_alike(found.point, recipe.baseline):
         detail = "each process trains as at the baseline, only speed differs"
