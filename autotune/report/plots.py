@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from autotune.report.facts import Facts, Measured
-from autotune.report.training import RETURN_WINDOW
+from autotune.worker.totals import RETURNS_KEPT
 
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#000000")  # Okabe & Ito 2008
 _MARKERS = ("o", "s", "^", "D", "v", "P", "*", "X")
@@ -49,7 +49,7 @@ def draw_plots(facts: Facts) -> tuple[Plot, ...]:
         plots.append(Plot(name="throughput", section="summary", caption=caption, png=_png(_throughput(facts))))
     curves = facts.training.curves if facts.training else {}
     if any(len(curve) > 1 for curve in curves.values()):
-        caption = f"Episode return during training, mean of the last {RETURN_WINDOW} games."
+        caption = f"Episode return during training, mean of the last {RETURNS_KEPT} games."
         plots.append(Plot(name="training", section="training", caption=caption, png=_png(_returns(curves))))
     return tuple(plots)
 
@@ -181,6 +181,6 @@ def _returns(curves: Mapping[str, pd.DataFrame]) -> Figure:
         axes.plot(curve["env_steps"], curve["mean_return"], color=shade, linewidth=1.6, label=name.replace("$", r"\$"))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("env steps of the job")
-    axes.set_ylabel(f"return per game, mean of the last {RETURN_WINDOW}")
+    axes.set_ylabel(f"return per game, mean of the last {RETURNS_KEPT}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +12,8 @@ from autotune.records import Job
 from autotune.runs import Run
 from autotune.search.episodes import GameLength
 from autotune.store import read_lines
-from autotune.worker.metrics import read_metrics
-
-RETURN_WINDOW = 100
-_RETURN_COLUMN = f"mean_return_{RETURN_WINDOW}"
+from autotune.worker.metrics import cell_number, read_metrics
+from autotune.worker.totals import MEAN_RETURN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +25,7 @@ class TrainedJob:
         env_steps: agent decisions.
         episodes: games that ended.
         seconds: of training, saving included.
-        mean_return: of the last `RETURN_WINDOW` games.
+        mean_return: of the last `RETURNS_KEPT` games.
         best_return: of a single game.
         crashes: of its process.
     """
@@ -100,26 +97,18 @@ def load_training(run: Run) -> Training | None:
     return Training(jobs=jobs, curves=curves, events=events)
 
 
-def _number(field_text: str | None) -> float | None:
-    try:
-        value = float(field_text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _trained(job: str, row: Mapping[str, str], crashes: int) -> TrainedJob:
     return TrainedJob(
         id=job,
-        env_steps=_number(row.get("env_steps")),
-        episodes=_number(row.get("episodes")),
-        seconds=_number(row.get("seconds")),
-        mean_return=_number(row.get(_RETURN_COLUMN)),
-        best_return=_number(row.get("best_return")),
+        env_steps=cell_number(row.get("env_steps")),
+        episodes=cell_number(row.get("episodes")),
+        seconds=cell_number(row.get("seconds")),
+        mean_return=cell_number(row.get(MEAN_RETURN)),
+        best_return=cell_number(row.get("best_return")),
         crashes=crashes,
     )
 
 
 def _curve(rows: Sequence[Mapping[str, str]]) -> pd.DataFrame:
-    pairs = [(_number(row.get("env_steps")), _number(row.get(_RETURN_COLUMN))) for row in rows]
+    pairs = [(cell_number(row.get("env_steps")), cell_number(row.get(MEAN_RETURN))) for row in rows]
     return pd.DataFrame([pair for pair in pairs if None not in pair], columns=["env_steps", "mean_return"])

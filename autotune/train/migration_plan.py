@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from autotune.train.events import Event, last_event, read_events
 from autotune.train.migration import Canary, MigratedJob, Migration
 from autotune.train.status import read_snapshot, status_file
 from autotune.worker.checkpoint import load_checkpoint, lost_checkpoints, newest_checkpoint
-from autotune.worker.metrics import read_metrics
+from autotune.worker.metrics import cell_number, read_metrics
 from autotune.worker.resume import refuse_other_job
 from autotune.worker.totals import MEAN_RETURN
 
@@ -129,17 +128,11 @@ def _migrated_job(source: Run, job: JobSection, path: Path, warn: Callable[[str]
 def _first_return(curve: Path, warn: Callable[[str], None]) -> float | None:
     """Mean return at the start of a curve, None where it tells none; cells that are no number are passed over."""
     cells = [row[MEAN_RETURN] for row in read_metrics(curve) if row.get(MEAN_RETURN)]
-    values = [_number(cell) for cell in cells]
+    values = [cell_number(cell) for cell in cells]
     if None in values:
         bad = cells[values.index(None)]
         warn(f"{curve}: {bad!r} in column {MEAN_RETURN} is no number, and such rows are passed over; mend it by hand")
     return next((value for value in values if value is not None), None)
-
-
-def _number(text: str) -> float | None:
-    with contextlib.suppress(ValueError):
-        return value if math.isfinite(value := float(text)) else None
-    return None
 
 
 def _processes(events: list[Event], old: Manifest) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +64,15 @@ class MetricsFile:
         writer.writeheader()
         writer.writerows(rows)
         durable_write(self.path, text.getvalue())
+
+
+def cell_number(text: str | None) -> float | None:
+    """The number in a cell; None where it is empty, damaged or not finite."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from autotune.manifest_schema import LearningSection
 from autotune.report.facts import Facts
 from autotune.report.learning import checked, learning_of, loud_change
-from autotune.report.training import RETURN_WINDOW
 from autotune.report.wording import UNKNOWN, counts, signed_percent, table, text
 from autotune.search.learning import COMPARE, sentences
 from autotune.units import format_count, format_duration
+from autotune.worker.totals import RETURNS_KEPT
 from autotune.workloads.learning import UNTOLD
 
 
@@ -83,7 +83,7 @@ def _training(facts: Facts) -> str:
         "time",
         "SPS",
         "against prediction",
-        f"mean return (last {RETURN_WINDOW})",
+        f"mean return (last {RETURNS_KEPT})",
         "crashes",
     ]
     note = (
