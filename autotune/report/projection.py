@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from autotune.errors import UsageError
 from autotune.records import Budget, Job
-from autotune.search.worth import job_speeds, job_steps, spans
+from autotune.search.worth import job_speeds, spans
 from autotune.stats import log_ratio
 
 HOUR_S = 3600.0
@@ -155,11 +155,19 @@ def job_hours(budget: Budget, job_sps: Quantity, steps_per_episode: Quantity | N
     """
     if budget.unit == "hours":
         return _exactly(budget.amount)
-    games = steps_per_episode.scaled(budget.amount) if budget.unit == "episodes" and steps_per_episode else None
-    steps = _exactly(budget.amount) if budget.unit == "steps" else games
+    steps = _steps(budget, steps_per_episode)
     if steps is None or steps.value <= 0 or job_sps.value <= 0:
         return None
     return ratio(steps, job_sps).scaled(1 / HOUR_S)
+
+
+def _steps(budget: Budget, steps_per_episode: Quantity | None) -> Quantity | None:
+    """Agent steps in a budget that is not in hours, None where the length of a game is not known."""
+    if budget.unit == "steps":
+        return _exactly(budget.amount)
+    if budget.unit == "episodes" and steps_per_episode and steps_per_episode.value > 0:
+        return steps_per_episode.scaled(budget.amount)
+    return None
 
 
 def project(
@@ -186,8 +194,10 @@ def project(
     hours = {job.id: job_hours(job.budget, job_sps, games.get(job.env)) for job in jobs}
     steps: dict[str, float | None] = {}
     for job in jobs:
-        known = job_steps(job.budget, games[job.env].value if job.env in games else None)
-        steps[job.id] = job_sps.value * HOUR_S * job.budget.amount if job.budget.unit == "hours" else known
+        known = _steps(job.budget, games.get(job.env))
+        if job.budget.unit == "hours":
+            known = job_sps.scaled(HOUR_S * job.budget.amount)
+        steps[job.id] = known.value if known else None
     return _projection(budgets, hours, steps, {**(fewer or {}), slots: job_sps.scaled(slots)}, price_usd_per_hour)
 
 
