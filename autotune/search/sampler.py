@@ -83,9 +83,9 @@ class HistorySampler(PointSampler):
     Parameters of a study beyond the standard knobs are drawn at random.
     """
 
-    def __init__(self, *, problem: Problem | None = None, seed: int = 0) -> None:
+    def __init__(self, *, problem: Problem | None = None, limits: MemoryLimits | None = None, seed: int = 0) -> None:
         self._problem = problem
-        self._limits = MemoryLimits()  # of a problem that the study's own knobs make
+        self._limits = limits or MemoryLimits()  # of a problem that the study's own knobs make
         self._seed = seed
         self._chosen: tuple[int, Point | None] = (-1, None)
 
@@ -183,8 +183,7 @@ class GoodputSampler(HistorySampler):
             points = [p for p in grid(knobs) if rollout is None or p.batch_size <= p.num_envs * rollout]
             rule = None if rollout is None else Rollout(steps=rollout)
             problem = Problem(space=Space(points=tuple(points), rollout=rule), limits=limits)
-        super().__init__(problem=problem, seed=seed)
-        self._limits = limits
+        super().__init__(problem=problem, limits=limits, seed=seed)
 
     def propose(self, problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None:
         """`autotune.search.propose.propose`."""
