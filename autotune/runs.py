@@ -151,7 +151,12 @@ def running_runs(root: Path) -> list[Run]:
 
 def _by_use(root: Path) -> list[Run]:
     """Every run under a folder, the one that a command last began to work in at the end."""
-    return sorted(all_runs(root), key=lambda run: max(str(run.state().get(fact, "")) for fact in ("created", "used")))
+    return sorted(all_runs(root), key=_last_use)
+
+
+def _last_use(run: Run) -> str:
+    state = run.state()
+    return max(str(state.get(fact, "")) for fact in ("created", "used"))
 
 
 def find_run(root: Path, word: str | None) -> Run:
