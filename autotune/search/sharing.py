@@ -69,12 +69,14 @@ def sharing_gain(
 def _untried(together: Point, alone: Point, tried: Sequence[Point], *, pays: bool) -> str:
     """What was not tried of the side that lost, empty where it had as many environments as the one that won."""
     if pays:
+        wanted = together.num_envs
         most = max(point.num_envs for point in tried if point.concurrency == 1)
-        missing = f", but one was tried with {most} environments at most, and each of these has {together.num_envs}"
-        return missing if most < together.num_envs else ""
-    most = max(point.num_envs * point.concurrency for point in tried if point.concurrency > 1)
-    missing = f", but they were tried with {most} environments in all at most, and that one has {alone.num_envs}"
-    return missing if most < alone.num_envs else ""
+        said = f"one was tried with {most} environments at most, and each of these has {wanted}"
+    else:
+        wanted = alone.num_envs
+        most = max(point.num_envs * point.concurrency for point in tried if point.concurrency > 1)
+        said = f"they were tried with {most} environments in all at most, and that one has {wanted}"
+    return f", but {said}" if most < wanted else ""
 
 
 def _best(entries: Sequence[Pooled], recommended: Point | None) -> Pooled | None:
