@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ def test_a_job_that_the_manifest_dropped_begins_where_it_stands(tmp_path: Path) 
     whole = load_manifest(source.manifest_file)
     save_manifest(source.manifest_file, whole.model_copy(update={"jobs": whole.jobs[:1]}))
     assert set(begin_trained(a_recipe("ab"), source, print).checkpoints) == {"a", "b"}
+
+
+def test_another_jobs_checkpoint_is_refused(tmp_path: Path) -> None:
+    source = old_run(tmp_path)
+    shutil.rmtree(source.jobs_folder / "a")
+    shutil.copytree(source.jobs_folder / "b", source.jobs_folder / "a")
+    with pytest.raises(UsageError, match="is a checkpoint of job b, and this is job a"):
+        begin_trained(a_recipe("a"), source, print)
 
 
 @pytest.mark.parametrize(

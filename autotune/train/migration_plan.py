@@ -114,10 +114,20 @@ def newest_saved(source: Run, job: str, events: list[Event], warn: Callable[[str
     return path
 
 
-def _migrated_job(source: Run, job: JobSection, path: Path, warn: Callable[[str], None]) -> MigratedJob:
+def meta_of(source: Run, path: Path, job: str, env: str, where: str) -> Mapping[str, Any]:
+    """What a checkpoint of a run says of itself, for the job that goes on from it.
+
+    Raises:
+        UsageError: it is of another job or game.
+    """
     meta = load_checkpoint(path).meta
-    refuse_other_job(meta, job.id, path)
-    refuse_other_game(source, job.id, meta.get("env", job.env), job.env, "the manifest")
+    refuse_other_job(meta, job, path)
+    refuse_other_game(source, job, meta.get("env", env), env, where)
+    return meta
+
+
+def _migrated_job(source: Run, job: JobSection, path: Path, warn: Callable[[str], None]) -> MigratedJob:
+    meta = meta_of(source, path, job.id, job.env, "the manifest")
     progress: Mapping[str, Any] = meta["progress"]
     first = _first_return(source.jobs_folder / job.id / "metrics.csv", warn)
     counts = {name: progress[name] for name in ("env_steps", "episodes", "seconds", "best_return")}

@@ -9,8 +9,8 @@ from autotune.errors import UsageError
 from autotune.records import Recipe
 from autotune.runs import Run
 from autotune.train.events import read_events
-from autotune.train.migration_plan import manifest_of, newest_saved, refuse_other_game, refuse_other_workload
-from autotune.worker.checkpoint import load_checkpoint, trained_env_steps
+from autotune.train.migration_plan import manifest_of, meta_of, newest_saved, refuse_other_game, refuse_other_workload
+from autotune.worker.checkpoint import trained_env_steps
 
 _NAMED = 6
 
@@ -49,8 +49,7 @@ def begin_trained(recipe: Recipe, source: Run, say: Callable[[str], None]) -> Re
         if job.id in games:
             refuse_other_game(source, job.id, games[job.id], job.env, f"recipe {recipe.name!r}")
         if path := newest_saved(source, job.id, events, say):
-            env = load_checkpoint(path).meta.get("env", job.env)
-            refuse_other_game(source, job.id, env, job.env, f"recipe {recipe.name!r}")
+            meta_of(source, path, job.id, job.env, f"recipe {recipe.name!r}")
             found[job.id] = str(path.resolve())
     if not found:
         raise UsageError(
