@@ -4,7 +4,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from waiting import comes_true
 
 from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError, WorkerError
@@ -605,13 +605,6 @@ def test_descendant_that_keeps_the_output_open_does_not_hold_up_the_end(start):
     assert time.monotonic() - begin_s < 25
 
 
-def wait_until(condition: Callable[[], bool]) -> bool:
-    deadline_s = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline_s:
-        time.sleep(0.02)
-    return condition()
-
-
 def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
@@ -626,7 +619,7 @@ def test_closing_ends_it_and_all_its_descendants(start, deaf):
     assert os.getpgid(program) == os.getpgid(0) != os.getpgid(helper)
     session.close()
     session.close()
-    assert wait_until(lambda: gone(program) and gone(helper))
+    assert comes_true(lambda: gone(program) and gone(helper))
 
 
 def test_environment_of_the_program(monkeypatch):
@@ -759,7 +752,7 @@ def test_a_daemon_ends_with_the_probe(tmp_path):
     )
     result = probe(tmp_path, POINT, python(code), PLAN, counter=COUNTER)
     assert result.ok, result.detail
-    assert wait_until(lambda: gone(int((tmp_path / "pid").read_text())))
+    assert comes_true(lambda: gone(int((tmp_path / "pid").read_text())))
 
 
 def test_in_a_probe_a_program_has_time_to_end_its_own_processes(tmp_path):

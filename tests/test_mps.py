@@ -6,13 +6,13 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from fake_host import host
+from waiting import comes_true
 
 from autotune.device.inspect import inspect_device
 from autotune.device.mps import (
@@ -47,17 +47,9 @@ def family(environment):
     return [int((pipes / name).read_text()) for name in ("control", "servers")]
 
 
-def eventually(condition, within_s=10.0):
-    """Whether something comes true in time."""
-    deadline_s = time.monotonic() + within_s
-    while not condition() and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    return condition()
-
-
 def gone(pids, within_s=10.0):
     """Whether all these processes end in time."""
-    return eventually(lambda: not any(map(psutil.pid_exists, pids)), within_s)
+    return comes_true(lambda: not any(map(psutil.pid_exists, pids)), within_s)
 
 
 def test_it_serves_privately_and_leaves_nothing(control):
@@ -96,7 +88,7 @@ def test_it_ends_with_its_parent(control, number):
         assert folder.is_dir()
         parent.send_signal(number)
     assert gone(pids)
-    assert eventually(lambda: not folder.exists())
+    assert comes_true(lambda: not folder.exists(), 10.0)
 
 
 @pytest.mark.parametrize(

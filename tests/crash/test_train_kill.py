@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from waiting import comes_true
 
 from autotune.manifest import Manifest, build_manifest, load_manifest, save_manifest
 from autotune.records import Budget, Job, Point, Recipe
@@ -52,10 +53,7 @@ def start(run: Run) -> subprocess.Popen[bytes]:
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.05)
+    assert comes_true(condition, timeout_s), f"not within {timeout_s:g} s: {what}"
 
 
 def workers(run: Run) -> set[int]:
