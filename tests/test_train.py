@@ -310,7 +310,7 @@ def test_a_program_that_resumed_by_itself_did_not_do_it_all_in_a_moment(
         "file = pathlib.Path(sys.argv[1])\n"
         "steps = int(file.read_text()) if file.exists() else 0\n"
         "while True:\n"
-        "    time.sleep(0.1); steps += 100; print('steps:', steps, flush=True)\n"
+        "    time.sleep(0.4); steps += 400; print('steps:', steps, flush=True)\n"  # seldom: a late one matters less
         f"    new = file.with_suffix('.new'); new.write_text(str((steps // 400) * 400 * {int(resumes)}))\n"
         "    new.replace(file)\n"
     )
@@ -323,8 +323,7 @@ def test_a_program_that_resumed_by_itself_did_not_do_it_all_in_a_moment(
     assert len(warnings) == 1 and "the program keeps its own, and what it tells counts from here" in warnings[0]
     assert (done[1].env_steps > done[0].env_steps) == (done[1].seconds > done[0].seconds) == resumes
     rows = read_metrics(run.train_folder / "jobs" / "run-1" / "metrics.csv")
-    most = max(float(row["sps"]) for row in rows)
-    assert most < 5000, "1,000 steps a second, late lines come together; all of the first part in a moment is 15,000"
+    assert max(float(row["sps"]) for row in rows) < 2000, "1,000 steps a second at most, as it was told"
 
 
 KEEPS_ITS_OWN = """
