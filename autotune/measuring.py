@@ -87,6 +87,13 @@ def _refuse_held_name(options: dict[str, Any]) -> None:
         refuse_held(Run(options["runs"] / check_name(options["name"])))
 
 
+def _opened(say: Say, command: str, recipe: Recipe, device: DeviceInfo, options: dict[str, Any], **facts: Any) -> Run:
+    run = open_measuring_run(command, recipe, device, options, **facts)
+    say(f"run {run.path}")
+    refuse_held(run)
+    return run
+
+
 def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Say) -> MeasuredGrid:
     """Measure the grid that the options name; `record` takes every value of a knob without one, and resumes.
 
@@ -115,9 +122,7 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
     stop = StopSignals()
     executor = IsolatedExecutor(device, stop.requested)
     executor.check(recipe, points)
-    run = open_measuring_run(command, recipe, device, options)
-    say(f"run {run.path}")
-    refuse_held(run)
+    run = _opened(say, command, recipe, device, options)
     from autotune.live import ProbeView
     from autotune.search.trials import add_probe_trial, load_trials
 
@@ -167,9 +172,7 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     facts = {name: options[name] for name in ("sampler", "seed", "executor")}
     if executor.simulated:
         facts["surface_hash"] = executor.surface.content_hash
-    run = open_measuring_run("search", recipe, executor.device, options, lacking=_GUARDED if plan else None, **facts)
-    say(f"run {run.path}")
-    refuse_held(run)
+    run = _opened(say, "search", recipe, executor.device, options, lacking=_GUARDED if plan else None, **facts)
     from autotune.search.emit import emit_manifest
     from autotune.search.learning import unchecked
 
