@@ -49,14 +49,12 @@ class Estimate:
         low: lower end, not below 0.
         high: upper end; infinite when one iteration was seen.
         per_process: rate of each process.
-        iterations: over all processes.
     """
 
     rate: float
     low: float
     high: float
     per_process: tuple[float, ...]
-    iterations: int
 
 
 def nearest_by_ratio(rows: Sequence[Sequence[float]], wanted: Sequence[float]) -> int:
@@ -155,7 +153,6 @@ def estimate(traces: Sequence[Trace], *, launch_fraction: float = LAUNCH_FRACTIO
         low=max(0.0, rate - half),
         high=rate + half,
         per_process=tuple(rates),
-        iterations=sum(len(trace.seconds) for trace in traces),
     )
 
 

@@ -69,7 +69,7 @@ def test_trace_counts_steps_after_the_opening_iteration_end():
 
 def test_sums_leave_the_opening_iteration_out():
     opened = [steps(3, reset_rows=4, lengths=(50,), seconds={"env": 0.3, "learn": 0.1})]
-    assert totals(opened) == {"env_steps": 200, "reset_rows": 8}
+    assert totals(opened) == {"env_steps": 200, "reset_rows": 8, "iterations": 2}
     assert phase_seconds(opened) == {"env": 0.6 / 200, "learn": 0.2 / 200}
 
 

@@ -132,7 +132,7 @@ def _measured(result: ProbeResult, opened: Sequence[Sequence[Step]], readings: S
         noise_fraction=window_noise(traces, _NOISE_WINDOW_S),
         batch_sps=summed_batch_rates(traces),
         window_s=end_s - begin_s,
-        iterations=figures.iterations,
+        iterations=sums["iterations"],
         phase_seconds=window.phase_seconds(opened),
         reset_fraction=sums["reset_rows"] / rows if rows else None,
         cpu_cores=rate(readings, "cpu_seconds", begin_s, end_s),

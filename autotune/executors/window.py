@@ -15,7 +15,7 @@ _MINIBATCHES_WHEN_SLICED = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One reported iteration (or slice); times are `time.monotonic` seconds."""
+    """What one message told: an iteration, several short ones or a slice of one; in `time.monotonic` seconds."""
 
     t: float
     started: float
@@ -23,6 +23,7 @@ class Step:
     reset_rows: int = 0
     episodes: int = 0
     minibatches: int = 0
+    iterations: int = 1
     parts: int = 1
     settled: bool = True
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -99,12 +100,13 @@ def trace(opened: Sequence[Step]) -> Trace:
     )
 
 
-def totals(opened: Sequence[Sequence[Step]]) -> dict[str, float]:
-    """Sums over the windows of all processes: env steps and reset rows."""
+def totals(opened: Sequence[Sequence[Step]]) -> dict[str, int]:
+    """Sums over the windows of all processes: env steps, reset rows and iterations."""
     measured = [step for steps in opened for step in steps[1:]]
     return {
         "env_steps": sum(step.env_steps for step in measured),
         "reset_rows": sum(step.reset_rows for step in measured),
+        "iterations": sum(step.iterations for step in measured),
     }
 
 

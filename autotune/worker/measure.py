@@ -1,11 +1,11 @@
-"""The measuring loop of a worker: step until told to stop, one message an iteration."""
+"""The measuring loop of a worker: step until told to stop, one message an iteration, or for several short ones."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autotune.codec import to_json
@@ -16,6 +16,8 @@ _SLICES_WHEN_LONG = 4
 _FIRST_SLICE_ROWS = 512
 _STEPS_TO_SETTLE = 2
 _PEAK_PERIOD_S = 1.0
+REPORT_PERIOD_S = 0.05
+"""Iterations that end sooner after the last message are told with the next: telling takes up to 1 % of 1 ms."""
 
 
 def share_done(session: Session, work: Work) -> float:
@@ -54,26 +56,52 @@ def measure(
     """
     go.wait()
     parts, steps, settled, last_peak_s = first_parts(session), 0, False, 0.0
+    untold: list[Work] = []
+    begun_s, told_s = 0.0, -math.inf
     while not stop.is_set():
         started_s = time.monotonic()
         work = session.step(parts)
         session.synchronize()
         ended_s = time.monotonic()
+        begun_s = begun_s if untold else started_s
+        untold.append(work)
+        if settled and ended_s < told_s + REPORT_PERIOD_S:
+            continue
         steps += 1
         if not settled:
             wanted = settle_parts((ended_s - started_s) / max(share_done(session, work), 1e-6), long_iteration_s)
             settled = wanted == parts
-        message = step_message(work, ended_s, started_s) | {"parts": parts, "settled": settled}
+        message = step_message(summed(untold), ended_s, begun_s)
+        message |= {"parts": parts, "settled": settled, "iterations": len(untold)}
         if not settled and steps == _STEPS_TO_SETTLE:
             parts, settled = wanted, True
         if ended_s - last_peak_s >= _PEAK_PERIOD_S:
             message["peak_memory_bytes"], last_peak_s = session.peak_memory_bytes(), ended_s
         send(message)
+        untold, told_s = [], ended_s
     send({"type": "done", "reason": "stopped", "peak_memory_bytes": session.peak_memory_bytes()})
 
 
+def summed(works: Sequence[Work]) -> Work:
+    """Successive iterations as one: what is counted adds up, the metrics are the last one's."""
+    if len(works) == 1:
+        return works[0]
+    phases = dict.fromkeys(phase for work in works for phase in work.seconds)
+    return Work(
+        env_steps=sum(work.env_steps for work in works),
+        reset_rows=sum(work.reset_rows for work in works),
+        episodes=sum(work.episodes for work in works),
+        samples=sum(work.samples for work in works),
+        minibatches=sum(work.minibatches for work in works),
+        seconds={phase: sum(work.seconds.get(phase, 0.0) for work in works) for phase in phases},
+        returns=tuple(value for work in works for value in work.returns),
+        lengths=tuple(value for work in works for value in work.lengths),
+        metrics=works[-1].metrics,
+    )
+
+
 def step_message(work: Work, ended_s: float, started_s: float) -> dict[str, Any]:
-    """A ``step`` message from what a step did; sent at every iteration, so that it copies no value."""
+    """A ``step`` message from what a step did; sent often, so that it copies no value."""
     mappings = {"seconds": dict(work.seconds), "metrics": dict(work.metrics)}
     return {"type": "step", "t": ended_s, "started": started_s, **vars(work), **mappings}
 

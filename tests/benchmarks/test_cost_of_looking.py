@@ -1,11 +1,12 @@
 """What measuring itself costs: `make bench`. Timings live here, never in tests.
 
 `python reports/reference/measuring/looking.py` runs these and writes the table; a benchmark's ``extra_info`` says how
-often its call happens (``calls_per_iteration``, ``calls_per_s``, in the worker or ``in_parent``) or what it may take
-(``limit_s``).
+often its call happens (once an iteration, but ``times_per_s_at_most``, or ``times_per_s``; in the worker or
+``in_parent``) or what it may take (``limit_s``).
 """
 
 import json
+import math
 import os
 import random
 import time
@@ -25,10 +26,11 @@ from autotune.search.memory import MemoryLimits
 from autotune.search.propose import Problem, propose
 from autotune.search.space import Space, grid
 from autotune.stats import Trace, estimate
-from autotune.worker.measure import step_message
+from autotune.worker.measure import REPORT_PERIOD_S, step_message, summed
 from autotune.worker.protocol import WorkerTask
 
 LEVELS = [1, 2, 3, 4, 6, 8, 12, 16]
+MESSAGES_PER_S = 1 / REPORT_PERIOD_S
 WORK = Work(
     env_steps=2048,
     reset_rows=60,
@@ -42,38 +44,49 @@ WORK = Work(
 )
 
 
-def test_report_of_one_iteration(benchmark):
-    """Once an iteration: a message built, encoded and written."""
-    benchmark.extra_info["calls_per_iteration"] = 1
+def test_report(benchmark):
+    """Once an iteration, or for five of 0.01 s together: added up, a message built, encoded and written."""
+    benchmark.extra_info["times_per_s_at_most"] = MESSAGES_PER_S
     with Path(os.devnull).open("w", buffering=1) as pipe:
-        benchmark(lambda: pipe.write(json.dumps(step_message(WORK, time.monotonic(), 0.0)) + "\n"))
+
+        def report():
+            message = step_message(summed([WORK] * 5), time.monotonic(), time.monotonic())
+            pipe.write(json.dumps(message | {"parts": 1, "settled": True, "iterations": 5}) + "\n")
+
+        benchmark(report)
 
 
-def test_phases_of_one_vector_step(benchmark):
-    """Four clocks read and three sums, 32 times an iteration of the CartPole recipes (128 of a longer one of atari)."""
-    benchmark.extra_info["calls_per_iteration"] = 32
+def test_phases_of_32_vector_steps(benchmark):
+    """Three clocks read and three sums each: an iteration of the CartPole recipes (atari's has 128, but is longer)."""
+    benchmark.extra_info["times_per_s_at_most"] = math.inf
+    vector_steps = range(32)
 
-    def phases(infer=0.0, env=0.0, transfer=0.0):
+    def phases():
+        infer = env = transfer = 0.0
         before = time.perf_counter()
-        acted = time.perf_counter()
-        stepped = time.perf_counter()
-        written = time.perf_counter()
-        return infer + acted - before, env + stepped - acted, transfer + written - stepped
+        for _ in vector_steps:
+            acted = time.perf_counter()
+            stepped = time.perf_counter()
+            written = time.perf_counter()
+            infer += acted - before
+            env += stepped - acted
+            transfer += written - stepped
+            before = written
 
     benchmark(phases)
 
 
-def test_message_of_one_iteration_in_the_parent(benchmark):
-    """Once an iteration, for each process: decoded and kept."""
-    benchmark.extra_info |= {"calls_per_iteration": 1, "in_parent": True}
-    line = json.dumps(step_message(WORK, time.monotonic(), 0.0)).encode()
+def test_message_in_the_parent(benchmark):
+    """Once a report of each process: decoded and kept."""
+    benchmark.extra_info |= {"times_per_s_at_most": MESSAGES_PER_S, "in_parent": True}
+    line = json.dumps(step_message(WORK, time.monotonic(), time.monotonic())).encode()
     assert benchmark(lambda: Step.from_message(json.loads(line.decode()))).env_steps == 2048
 
 
 @pytest.mark.parametrize("meter", METERS)
 def test_reading(benchmark, meter, worker):
     """Twice a second, in the parent, each after a pause: nothing is in the processor's caches."""
-    benchmark.extra_info |= {"calls_per_s": 2, "in_parent": True}
+    benchmark.extra_info |= {"times_per_s": 2, "in_parent": True}
     made = registry.load("meter", meter)(inspect_device("cpu"), worker.descendants)
     made.open()
     made.read()
@@ -82,13 +95,13 @@ def test_reading(benchmark, meter, worker):
 
 def test_free_memory_in_the_parent(benchmark):
     """Twice a second while a probe runs."""
-    benchmark.extra_info |= {"calls_per_s": 2, "in_parent": True}
+    benchmark.extra_info |= {"times_per_s": 2, "in_parent": True}
     benchmark.pedantic(ram_available_bytes, setup=lambda: time.sleep(0.02), rounds=100)
 
 
 def test_look_for_messages(benchmark, worker):
     """Four times a second, in the parent."""
-    benchmark.extra_info |= {"calls_per_s": 4, "in_parent": True}
+    benchmark.extra_info |= {"times_per_s": 4, "in_parent": True}
     benchmark.pedantic(lambda: receive_all([worker], 0.0), setup=lambda: time.sleep(0.02), rounds=100)
 
 

@@ -173,12 +173,14 @@ class CartpoleJaxSession:
         returns: list[float] = []
         lengths: list[int] = []
         for _ in range(rows):
-            with _timed(seconds, "infer"):
-                drawn = ppo.act(self._learner.params, self._obs, self._key)
-                self._key = drawn[3]
-                actions, log_probs, values = (np.asarray(column) for column in drawn[:3])
-            with _timed(seconds, "env"):
-                obs, rewards, terminated, truncated = self._act(actions)
+            begun_s = time.monotonic()
+            drawn = ppo.act(self._learner.params, self._obs, self._key)
+            self._key = drawn[3]
+            actions, log_probs, values = (np.asarray(column) for column in drawn[:3])
+            acted_s = time.monotonic()
+            obs, rewards, terminated, truncated = self._act(actions)
+            seconds["env"] += time.monotonic() - acted_s
+            seconds["infer"] += acted_s - begun_s
             valid = ~self._ended
             self._executed += int(valid.sum())
             table.append(

@@ -1,10 +1,12 @@
 """Cost of looking: `python looking.py` runs tests/benchmarks/test_cost_of_looking.py and writes looking.md.
 
-A share is seconds a call x calls / seconds of an iteration, for readings seconds a call x calls a second. A
-worker's own calls are a share of its iteration; the parent's run beside it and are a share of all cores.
+A share is seconds a call x calls a second: as many as iterations, though no more messages than `REPORT_PERIOD_S`
+allows, or as many as readings. A worker's own calls are a share of its time; the parent's run beside it and are a share
+of all cores.
 """
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -27,9 +29,9 @@ def shares(found: dict, cores: int) -> list[float]:
     """Share that a benchmark's calls take of iterations of each length; empty for what happens once a probe."""
     info, seconds = found["extra_info"], found["stats"]["median"]
     share = 1 / cores if info.get("in_parent") else 1.0
-    if calls := info.get("calls_per_iteration"):
-        return [share * calls * seconds / each for each in ITERATIONS_S.values()]
-    return [share * info["calls_per_s"] * seconds] * len(ITERATIONS_S) if "calls_per_s" in info else []
+    if at_most := info.get("times_per_s_at_most"):
+        return [share * min(1 / each, at_most) * seconds for each in ITERATIONS_S.values()]
+    return [share * info["times_per_s"] * seconds] * len(ITERATIONS_S) if "times_per_s" in info else []
 
 
 def cells(found: dict, cores: int) -> list[str]:
@@ -43,10 +45,11 @@ def cells(found: dict, cores: int) -> list[str]:
     if not taken:
         return [name, call, "once a probe, in the parent"]
     where = "in the parent" if info.get("in_parent") else "in the worker"
-    calls, unit = info.get("calls_per_iteration"), "an iteration"
-    if not calls:
-        calls, unit = info["calls_per_s"], "a second"
-    return [name, call, f"{calls} {unit}, {where}", *taken]
+    at_most = info.get("times_per_s_at_most")
+    often = f"{info['times_per_s']} a second" if at_most is None else "1 an iteration"
+    if at_most and math.isfinite(at_most):
+        often += f" or {at_most:g} a second"
+    return [name, call, f"{often}, {where}", *taken]
 
 
 def together(benchmarks: list[dict], cores: int) -> list[str]:

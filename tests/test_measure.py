@@ -1,0 +1,82 @@
+"""The measuring loop tells every iteration once, short ones together."""
+
+import itertools
+import threading
+import time
+
+import pytest
+
+from autotune.executors.window import Step, totals
+from autotune.records import Work
+from autotune.worker.measure import REPORT_PERIOD_S, measure, summed
+
+
+class Steps:
+    """A session whose steps take so many seconds each, until it has done them all."""
+
+    def __init__(self, seconds, stop):
+        self.effective = {}
+        self.left, self.stop = list(seconds), stop
+        self.done = 0
+
+    def step(self, parts=1):
+        time.sleep(self.left.pop(0))
+        self.done += 1
+        if not self.left:
+            self.stop.set()
+        return Work(
+            env_steps=self.done,
+            reset_rows=1,
+            episodes=1,
+            minibatches=2,
+            seconds={"env": 0.5} | ({"learn": 1.0} if self.done % 2 else {}),
+            lengths=(self.done,),
+            metrics={"count": float(self.done)},
+        )
+
+    def synchronize(self):
+        pass
+
+    def peak_memory_bytes(self):
+        return None
+
+
+def told(seconds) -> list[Step]:
+    """What `measure` tells of such steps."""
+    go, stop, messages = threading.Event(), threading.Event(), []
+    go.set()
+    measure(Steps(seconds, stop), messages.append, go, stop, long_iteration_s=15.0)
+    return [Step.from_message(message) for message in messages if message["type"] == "step"]
+
+
+def test_short_iterations_are_told_together_and_each_once():
+    steps = told([0.001] * 300)
+    assert 2 < len(steps) < 30
+    for earlier, later in itertools.pairwise(steps):
+        assert later.t >= earlier.t + REPORT_PERIOD_S
+        assert later.started >= earlier.t
+    count = sum(step.iterations for step in steps)
+    assert sum(step.env_steps for step in steps) == count * (count + 1) / 2
+    assert [length for step in steps for length in step.lengths] == list(range(1, count + 1))
+    assert totals([steps])["iterations"] == count - steps[0].iterations
+
+
+def test_long_iterations_are_told_at_their_ends():
+    assert [step.iterations for step in told([REPORT_PERIOD_S + 0.01] * 4)] == [1] * 4
+
+
+def test_the_first_iteration_is_told_alone():
+    """It is timed apart."""
+    assert told([0.001] * 5)[0].iterations == 1
+
+
+def test_iterations_as_one_keep_every_phase_and_the_last_metrics():
+    works = [
+        Work(env_steps=3, samples=4, seconds={"env": 1.0, "learn": 2.0}, returns=(1.0,), metrics={"loss": 1.0}),
+        Work(env_steps=5, samples=6, seconds={"env": 0.5}, returns=(2.0, 3.0), metrics={"loss": 2.0}),
+    ]
+    assert summed(works[:1]) is works[0]
+    both = summed(works)
+    assert (both.env_steps, both.samples, both.returns) == (8, 10, (1.0, 2.0, 3.0))
+    assert both.seconds == pytest.approx({"env": 1.5, "learn": 2.0})
+    assert both.metrics == {"loss": 2.0}
