@@ -90,6 +90,14 @@ def test_environments_in_processes_are_held_off_a_pids_limit():
     assert allowed(history, MemoryLimits(threads=450.0), at(64, 1024, 1), at(256, 2048, 8)) == [True, False]
 
 
+def test_threads_of_a_process_end_at_a_share_of_one_core():
+    """Two cores: 11 threads alone, 5 for each of two, and 5 for each of four, as recorded."""
+    history = [stable(at(8, 256, 1), threads_peak=11), stable(at(8, 256, 2), threads_peak=10)]
+    fitting, short = MemoryLimits(threads=21.0), MemoryLimits(threads=19.0)
+    assert allowed(history, fitting, at(8, 256, 4)) == [True]
+    assert allowed(history, short, at(8, 256, 4)) == [False]
+
+
 def test_what_processes_share_is_taken_once():
     """Two GiB of libraries that all share, half a GiB for each process: eight take six GiB, and not twenty."""
     history = [stable(at(8, concurrency=k), ram_peak_bytes=int((2 + 0.5 * k) * GIB)) for k in (1, 2, 4)]

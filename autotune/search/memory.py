@@ -110,8 +110,17 @@ def safe_points(
         if limit is not None and seen:
             each, held = np.array([taken for _, taken in seen]), rollout if resource in _SAMPLED else None
             there, where = loads(asked, held), loads(counts([point for point, _ in seen], rollout), held)
-            allowed &= asked[:, 2] * upper_bound(there, where, each) <= limit
+            allowed &= asked[:, 2] * most(resource, there, where, each) <= limit
     return allowed
+
+
+def most(resource: Resource, asked: Array, rows: Array, each: Array) -> Array:
+    """(n,) `upper_bound` of a resource; of threads no less than any process had.
+
+    A process has them by its share of the cores, which ends at one of each kind: they fall no further.
+    """
+    bound = upper_bound(asked, rows, each)
+    return np.maximum(bound, each.min()) if resource == "threads" else bound
 
 
 def _forbidden(asked: Array, history: Sequence[ProbeResult], rollout: Rollout | None) -> Array:

@@ -90,7 +90,7 @@ def predictions(history: Sequence[ProbeResult], resource: memory.Resource, rollo
         before, taken = slice(0, now), each[now]
         law = memory.fit(rows[before], each[before])
         fitted = float((memory.features(rows[now : now + 1]) @ law)[0])
-        bound = float(memory.upper_bound(rows[now : now + 1], rows[before], each[before])[0])
+        bound = float(memory.most(resource, rows[now : now + 1], rows[before], each[before])[0])
         yield {
             "resource": resource,
             "probe": now,
