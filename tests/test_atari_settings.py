@@ -1,10 +1,11 @@
 """What the atari workload refuses before it loads a framework, and which precision a device gets."""
 
+import importlib.util
 import tomllib
 
 import pytest
 
-from autotune.errors import DeviceError, UsageError, WorkerError
+from autotune.errors import AutotuneError, DeviceError, UsageError, WorkerError
 from autotune.records import Budget, Job, Point
 from autotune.resources import find
 from autotune.workloads.atari import AtariWorkload
@@ -79,6 +80,16 @@ def test_recipes_hold_valid_hyperparameters_and_the_campaign():
     assert sum(games.values()) == 156_000
     assert len(games) == 10
     assert (games["MsPacman-v5"], games["Pong-v5"]) == (30_000, 3_000)
+
+
+@pytest.mark.parametrize("lacking", [("torch",), ("envpool",), ("torch", "envpool")])
+def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(monkeypatch, lacking):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in lacking else there(name))
+    with pytest.raises(AutotuneError) as refusal:
+        AtariWorkload({}).check_installed(point(), JOBS, "cpu")
+    assert f"workload atari needs {' and '.join(lacking)}" in str(refusal.value)
+    assert f"pip install 'gpu-autotune[{','.join(lacking)}]'" in str(refusal.value)
 
 
 torch = pytest.importorskip("torch")

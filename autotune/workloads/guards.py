@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from autotune.errors import UsageError, WorkerError
+from autotune.errors import AutotuneError, UsageError, WorkerError
 from autotune.units import format_bytes
 
 RAM_VARIABLE = "AUTOTUNE_RAM_BYTES"
@@ -17,6 +18,20 @@ RAM_VARIABLE = "AUTOTUNE_RAM_BYTES"
 
 class OutOfMemoryError(WorkerError):
     """More memory is asked for than there is; known before anything is allocated."""
+
+
+def require(workload: str, *packages: str) -> None:
+    """Refuse to go on without packages that extras of the same names bring; none is imported.
+
+    Raises:
+        AutotuneError: names those that are not installed, and what installs them.
+    """
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise AutotuneError(
+            f"workload {workload} needs {' and '.join(missing)}, not installed here: "
+            f"pip install 'gpu-autotune[{','.join(missing)}]'"
+        )
 
 
 def refuse_foreign_state(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

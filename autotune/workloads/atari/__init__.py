@@ -13,7 +13,7 @@ from typing import Any
 
 from autotune.records import Job, Point
 from autotune.workloads.atari.settings import PPOSettings, check_point
-from autotune.workloads.guards import refuse_foreign_state
+from autotune.workloads.guards import refuse_foreign_state, require
 from autotune.workloads.protocol import OPENMP, Session
 
 
@@ -38,9 +38,11 @@ class AtariWorkload:
         """Refuse games that the installed EnvPool lacks or this PPO cannot play, and arithmetic the device lacks.
 
         Raises:
+            AutotuneError: torch or EnvPool is not installed.
             UsageError: names the game or the precision, and alternatives.
             DeviceError: the device is not there.
         """
+        require("atari", "torch", "envpool")
         from autotune.workloads.atari.environment import environment_spec
 
         for job in jobs:

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from autotune.errors import AutotuneError, UsageError
+from autotune.errors import UsageError
 from autotune.records import Job, Point
 from autotune.workloads import settings
-from autotune.workloads.guards import refuse_foreign_state
+from autotune.workloads.guards import refuse_foreign_state, require
 from autotune.workloads.learning import LearningRule
 from autotune.workloads.protocol import Session
 
@@ -95,8 +95,8 @@ class CartpoleJaxWorkload:
             AutotuneError: JAX or EnvPool is not installed.
             UsageError: names the environment and near alternatives.
         """
-        envpool = _require("envpool")
-        _require("jax")
+        require("cartpole-jax", "jax", "envpool")
+        envpool = importlib.import_module("envpool")
         known = envpool.list_all_envs()
         for name in dict.fromkeys(job.env for job in jobs):
             if name not in known:
@@ -126,12 +126,11 @@ class CartpoleJaxWorkload:
             UsageError: the point cannot run, or the device is not one of JAX's.
         """
         self.check(point, [job])
+        require("cartpole-jax", "jax", "envpool")
         if device not in ("auto", "cpu") and not device.startswith("cuda"):
             raise UsageError(f"device {device!r} is not one that workload cartpole-jax can use: choose {DEVICES}")
         small = max(self.settings.hidden, default=0) <= _SMALL_HIDDEN
         set_environment(device, small=small, deterministic=self.settings.deterministic)
-        _require("jax")
-        _require("envpool")
         session = importlib.import_module("autotune.workloads.cartpole_jax.session")
         opened: Session = session.CartpoleJaxSession(self.settings.in_effect(point), point, job, device)
         return opened
@@ -139,7 +138,7 @@ class CartpoleJaxWorkload:
 
 def identity(env: str, settings: Settings) -> dict[str, Any]:
     """What a checkpoint must share with the session that loads it; all else (point, device, schedule) may differ."""
-    spec = _require("envpool").make_spec(env)
+    spec = importlib.import_module("envpool").make_spec(env)
     return {
         "workload": "cartpole-jax",
         "env": env,
@@ -169,12 +168,3 @@ def set_environment(device: str, *, small: bool = False, deterministic: bool = F
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
     if device == "cpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-
-def _require(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise AutotuneError(
-            f"workload cartpole-jax needs {module} ({error}): pip install 'gpu-autotune[jax,envpool]'"
-        ) from error
