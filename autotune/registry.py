@@ -10,7 +10,7 @@ import importlib
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from autotune.errors import UsageError
+from autotune.errors import AutotuneError, UsageError
 
 Kind = Literal["workload", "executor", "sampler", "meter", "section"]
 
@@ -66,14 +66,26 @@ def load(kind: Kind, name: str) -> Any:
 
     Raises:
         UsageError: no such name; the message lists those there are.
+        AutotuneError: an installed one cannot be imported; names its package.
     """
     if name in BUNDLED[kind]:
         module, _, attribute = BUNDLED[kind][name].partition(":")
         return getattr(importlib.import_module(module), attribute)
     installed = _installed(kind)
     if name in installed:
-        return installed[name].load()
+        return _load_installed(kind, installed[name])
     raise UsageError(unknown_name(kind, name, names(kind)))
+
+
+def _load_installed(kind: Kind, entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except Exception as error:  # whatever somebody else's module raises
+        package = entry.dist.name if entry.dist else "unknown"
+        raise AutotuneError(
+            f"{kind} {entry.name!r} ({entry.value}, of the package {package}) cannot be loaded: "
+            f"{type(error).__name__}: {error}. Mend that package, or uninstall it"
+        ) from error
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:

@@ -171,6 +171,21 @@ def test_a_meter_that_hangs_holds_up_neither_start_nor_end(executor, tmp_path, m
     assert no_workers_left()
 
 
+class Fan(base.SampledMeter):
+    def read(self):
+        return {"fan_rpm": 1200.0}
+
+
+def test_an_installed_meter_is_read_beside_the_bundled_ones(executor, tmp_path, monkeypatch):
+    load, names = registry.load, registry.names
+    monkeypatch.setattr(registry, "names", lambda kind: [*names(kind), *(["fan"] if kind == "meter" else [])])
+    monkeypatch.setattr(registry, "load", lambda kind, name: Fan if name == "fan" else load(kind, name))
+    result = probe(executor, tmp_path)
+    assert result.ok and result.ram_peak_bytes > 2**20, result.detail
+    (samples,) = (tmp_path / "samples").glob("*.jsonl")
+    assert '"fan_rpm"' in samples.read_text()
+
+
 HUNG = ("vram", "power", "health")
 
 

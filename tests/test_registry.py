@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from autotune import errors, registry, resources
-from autotune.errors import UsageError
+from autotune.errors import AutotuneError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,13 @@ def test_an_installed_plugin_is_found_and_cannot_replace_a_bundled_one(monkeypat
     assert registry.load("sampler", "mine")("2.0") == 2.0
     assert registry.names("sampler") == [*registry.BUNDLED["sampler"], "mine"]
     assert registry.load("sampler", "tpe").__module__ == "autotune.search.samplers"
+
+
+def test_a_broken_plugin_is_named_with_what_is_wrong_with_it(monkeypatch):
+    entry = EntryPoint("mine", "autotune_plugin_that_is_gone:Meter", "autotune.meter")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    with pytest.raises(AutotuneError, match=r"meter 'mine' \(autotune_plugin_that_is_gone:Meter, .* No module named"):
+        registry.load("meter", "mine")
 
 
 def test_bundled_files_are_found_by_word_and_others_by_path(tmp_path):

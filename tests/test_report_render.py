@@ -416,6 +416,19 @@ def test_sections_are_extensible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (last.name, last.title, str(last.html)) == ("mine", "mine", "<p>own <em>words</em></p>")
 
 
+@pytest.mark.parametrize("broken", [lambda: "", lambda _facts: {}["*lost*"], None])
+def test_an_installed_section_that_fails_costs_nobody_the_report(tmp_path, monkeypatch, broken) -> None:
+    from autotune import registry
+
+    known = registry.load
+    monkeypatch.setattr(registry, "names", lambda kind: [*registry.BUNDLED[kind], "mine"])
+    monkeypatch.setattr(registry, "load", lambda kind, name: broken if name == "mine" else known(kind, name))
+    sections = render_sections(gather(make_run(tmp_path)))
+    assert [section.name for section in sections][0 :: len(sections) - 1] == ["summary", "mine"]
+    assert sections[-1].markdown.startswith("This section could not be written: ")
+    assert "*lost*" not in sections[-1].markdown.replace(r"\*", "")
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

@@ -30,7 +30,6 @@ from autotune.worker.checkpoint import load_checkpoint
 from autotune.worker.protocol import Mode, WorkerTask
 from autotune.workloads.command_child import count_oom_kills, describe_exit
 
-METERS = ("vram", "power", "health", "host")
 _ENDED_SHARE_MIN = 0.25
 """A program may end when so much of its window is measured."""
 _MORE_STEPS = "while it is tuned let it do more steps (its own total), beyond a minute's work at its fastest"
@@ -163,7 +162,7 @@ class IsolatedExecutor:
         workers: list[WorkerProcess] = []
         meters: list[Meter] = [
             registry.load("meter", name)(self.device, lambda: [pid for w in workers for pid in w.descendants()])
-            for name in METERS
+            for name in registry.names("meter")
         ]
         start_meters(meters)
         steps: list[list[Step]] = [[] for _ in request.jobs]

@@ -96,7 +96,7 @@ def render_sections(facts: Facts, plots: tuple[Plot, ...] = ()) -> list[Section]
     names = [*TITLES, *(name for name in registry.names("section") if name not in TITLES)]
     sections = []
     for name in names:
-        body = registry.load("section", name)(facts).strip()
+        body = _body(name, facts)
         own = tuple(
             {"name": p.name, "caption": p.caption, "base64": base64.b64encode(p.png).decode()}
             for p in plots
@@ -106,6 +106,16 @@ def render_sections(facts: Facts, plots: tuple[Plot, ...] = ()) -> list[Section]
             title = TITLES.get(name, name)
             sections.append(Section(name=name, title=title, markdown=body, html=to_html(body), plots=own))
     return sections
+
+
+def _body(name: str, facts: Facts) -> str:
+    """A section's Markdown; an installed one that fails says so in its place, and costs nobody the report."""
+    try:
+        return str(registry.load("section", name)(facts)).strip()
+    except Exception as error:
+        if name in TITLES:
+            raise
+        return text(f"This section could not be written: {type(error).__name__}: {error}")
 
 
 def to_html(source: str) -> Markup:
