@@ -15,9 +15,10 @@ from fake_nvml import FakeNvml
 from autotune.codec import from_json, to_json
 from autotune.device.inspect import inspect_device
 from autotune.executors.cgroup import MemoryGroup
-from autotune.executors.evidence import Evidence, conclude
+from autotune.executors.evidence import Evidence, conclude, save_samples
 from autotune.executors.window import Step
 from autotune.records import Budget, Job, Limits, MeasurePlan, Point, ProbeRequest, ProbeResult, Reading, Work
+from autotune.store import read_lines
 from autotune.worker.measure import step_message
 
 MIB = 2**20
@@ -110,6 +111,13 @@ def test_a_crash_by_the_limit_on_memory_is_oom(tmp_path: Path, kills: int, statu
 def test_steps_carry_what_the_session_counts() -> None:
     work = Work(env_steps=1, metrics={"alloc_retries": 2.0})
     assert Step.from_message(step_message(work, 1.0, 0.0)).metrics == {"alloc_retries": 2.0}
+
+
+def test_a_metric_that_is_not_finite_is_left_out_of_the_samples(tmp_path: Path) -> None:
+    work = Work(env_steps=1, metrics={"loss": float("nan"), "entropy": float("inf"), "retries": 2.0})
+    seen = Evidence(workers=[], steps=[[Step.from_message(step_message(work, 1.0, 0.0))]], started_s=0.0)
+    save_samples(tmp_path / "samples.jsonl", seen, ())
+    assert read_lines(tmp_path / "samples.jsonl")[0]["metrics"] == {"retries": 2.0}
 
 
 def test_games_are_counted_from_the_start_by_process() -> None:

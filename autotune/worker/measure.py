@@ -101,8 +101,12 @@ def summed(works: Sequence[Work]) -> Work:
 
 
 def step_message(work: Work, ended_s: float, started_s: float) -> dict[str, Any]:
-    """A ``step`` message from what a step did; sent often, so that it copies no value."""
-    mappings = {"seconds": dict(work.seconds), "metrics": dict(work.metrics)}
+    """A ``step`` message from what a step did, but for metrics without a finite value, as in a training.
+
+    Sent often, so that it copies no value.
+    """
+    metrics = {name: value for name, value in work.metrics.items() if math.isfinite(value)}
+    mappings = {"seconds": dict(work.seconds), "metrics": metrics}
     return {"type": "step", "t": ended_s, "started": started_s, **vars(work), **mappings}
 
 
