@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def grid_values(options: dict[str, Any]) -> dict[str, tuple[KnobValue, ...]]:
     """The knob values that the grid's options name."""
     wanted = {name: options[name] for name in KNOBS if options[name]}
-    for text in options["knobs"]:
+    for text in options["knob"]:
         name, _, values = text.partition("=")
         wanted[name] = tuple(parse_knob_value(value) for value in values.split(","))
     return wanted
@@ -143,7 +143,7 @@ def tried_points(recipe: Recipe, options: dict[str, Any], say: Callable[[str], N
     Raises:
         UsageError: an unknown knob or an impossible value.
     """
-    return [_recorded("--try", point_of(recipe, settings), recipe, say) for settings in options["tries"]]
+    return [_recorded("--try", point_of(recipe, settings), recipe, say) for settings in options["try"]]
 
 
 def _recorded(what: str, asked: Point, recipe: Recipe, say: Callable[[str], None]) -> Point:

@@ -74,7 +74,7 @@ def chosen_run(runs: Path, word: str | None) -> Run:
 
 @cli.command()
 @options(DEVICE, JSON)
-def doctor(device: str, as_json: bool) -> int:
+def doctor(device: str, json: bool) -> int:
     """Check device, driver, frameworks, CPU quota, memory and disk; measure a little; say what to fix."""
     from autotune.device.doctor import diagnose, render_diagnosis
     from autotune.device.inspect import inspect_device
@@ -83,7 +83,7 @@ def doctor(device: str, as_json: bool) -> int:
     info = inspect_device(device)
     say("measuring matmul, autograd and EnvPool for some seconds")
     diagnosis = diagnose(info, *run_checks(info))
-    if as_json:
+    if json:
         show_json(to_json(diagnosis))
     else:
         click.echo(render_diagnosis(diagnosis))
@@ -104,11 +104,11 @@ def probe(ctx: click.Context, /, **options: Any) -> int:
     from autotune import views
     from autotune.export.rows import probe_rows
 
-    if options["as_json"]:
+    if options["json"]:
         show_json({"rows": probe_rows(measured.rows, price=None)})
     else:
         click.echo(views.probe_text(measured.rows, measured.recipe.jobs))
-    write_exports(options["exports"], measured.run, price=None)
+    write_exports(options["export"], measured.run, price=None)
     return measured.exit_code
 
 
@@ -135,7 +135,7 @@ def record(ctx: click.Context, /, **options: Any) -> int:
 
     durable_write(options["out"], surface_text(measured.rows, measured.recipe, measured.device, options["price"]))
     say(f"wrote {options['out']}: {counted(len(measured.rows), 'point')}")
-    if options["as_json"]:
+    if options["json"]:
         show_json({"rows": probe_rows(measured.rows, price=options["price"])})
     return measured.exit_code
 
@@ -145,7 +145,7 @@ def record(ctx: click.Context, /, **options: Any) -> int:
     WORK,
     click.option("--budget", type=DURATION, default="30m", help="Wall time for the whole search."),
     click.option("--price", type=PRICE, help="US dollars per hour of this machine."),
-    click.option("--try", "tries", type=SETTINGS, multiple=True, help="Measure this point too, first."),
+    click.option("--try", type=SETTINGS, multiple=True, help="Measure this point too, first."),
     click.option("--sampler", default="autotune", help="autotune, tpe, gp, random, grid or hillclimb."),
     click.option("--executor", default="isolated", help="isolated, or replay:FILE for a recorded surface."),
     click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of the search."),
@@ -166,15 +166,15 @@ def search(ctx: click.Context, /, **options: Any) -> int:
     from autotune import views
 
     if isinstance(ended, FoundNothing):
-        if options["as_json"]:
+        if options["json"]:
             show_json(views.nothing_json(ended.run, ended.price, str(ended.error)))
-        write_exports(options["exports"], ended.run, price=ended.price)
+        write_exports(options["export"], ended.run, price=ended.price)
         raise ended.error
-    if options["as_json"]:
+    if options["json"]:
         show_json(views.search_json(ended.found, ended.run, ended.learning))
     else:
         click.echo(views.search_text(ended.found, ended.run, ended.learning))
-    write_exports(options["exports"], ended.run, price=ended.found.price_usd_per_hour)
+    write_exports(options["export"], ended.run, price=ended.found.price_usd_per_hour)
     return ended.exit_code
 
 
@@ -194,7 +194,7 @@ def write_exports(files: Sequence[Path], run: Run, price: float | None) -> None:
     RUNS,
     JSON,
 )
-def report(run_word: str | None, price: float | None, exports: tuple[Path, ...], runs: Path, as_json: bool) -> int:
+def report(run_word: str | None, price: float | None, export: tuple[Path, ...], runs: Path, json: bool) -> int:
     """Write the time and cost report of a run (the one used last, unless named)."""
     from autotune.report.figures import report_json
     from autotune.report.render import render_report
@@ -202,14 +202,14 @@ def report(run_word: str | None, price: float | None, exports: tuple[Path, ...],
 
     run = chosen_run(runs, run_word)
     files = render_report(run, price=price)
-    if as_json:
+    if json:
         show_json(report_json(files.facts))
     else:
         click.echo(files.markdown.read_text(encoding="utf-8"))
     if files.facts.price is None:
         say("no price is known for this device: give one, such as --price 2.0, to see dollars")
     say(f"wrote {files.markdown}, {files.html} and {counted(len(files.plots), 'picture')}")
-    write_exports(exports, run, price=files.facts.price.usd_per_hour if files.facts.price else None)
+    write_exports(export, run, price=files.facts.price.usd_per_hour if files.facts.price else None)
     return EXIT_OK
 
 
@@ -231,7 +231,7 @@ def train(**options: Any) -> int:
     from autotune.training import run_training
 
     ended = run_training(options, say)
-    if options["as_json"]:
+    if options["json"]:
         show_json(to_json(ended.result))
     else:
         click.echo(views.train_text(ended.result, ended.run))
@@ -244,14 +244,14 @@ def train(**options: Any) -> int:
     RUNS,
     JSON,
 )
-def rollback(run_word: str | None, runs: Path, as_json: bool) -> int:
+def rollback(run_word: str | None, runs: Path, json: bool) -> int:
     """Undo what made a run with `train --resume-from`: the run before it is as it was, nothing is lost."""
     from autotune.train.migrate import rollback as roll_back
 
     run = chosen_run(runs, run_word)
     with run.hold():
         source = roll_back(run, warn=say)
-    if as_json:
+    if json:
         show_json({"run": str(run.path), "source": str(source.path)})
     else:
         click.echo(
@@ -268,7 +268,7 @@ def rollback(run_word: str | None, runs: Path, as_json: bool) -> int:
     RUNS,
     JSON,
 )
-def status(run_word: str | None, watch: bool, runs: Path, as_json: bool) -> int:
+def status(run_word: str | None, watch: bool, runs: Path, json: bool) -> int:
     """What a run is doing, or how it ended, and how it compares with the prediction.
 
     Without RUN: the one that runs (of several the one begun last), else the one used last.
@@ -279,9 +279,9 @@ def status(run_word: str | None, watch: bool, runs: Path, as_json: bool) -> int:
     running = running_runs(runs) if run_word is None else []
     run = chosen_run(runs, str(running[-1].path) if running else run_word)
     while watch and is_held(run.path):
-        views.show_status(run, stderr=as_json)
+        views.show_status(run, stderr=json)
         time.sleep(2.0)
-    if as_json:
+    if json:
         show_json(views.status_json(run))
     else:
         click.echo(views.status_text(run))

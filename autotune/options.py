@@ -114,10 +114,9 @@ def options(*decorators: Option) -> Option:
     return apply
 
 
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there.")
+JSON = click.option("--json", is_flag=True, help="One JSON object on stdout, nothing else there.")
 EXPORT = click.option(
     "--export",
-    "exports",
     type=EXPORT_FILE,
     multiple=True,
     help="Also write the rows: .csv, .jsonl, or .json for pytest-benchmark; may be given again.",
@@ -169,7 +168,7 @@ GRID = options(
     click.option("--num-envs", type=COUNTS, help="Values to measure."),
     click.option("--batch-size", type=COUNTS, help="Values to measure."),
     click.option("--concurrency", type=COUNTS, help="Values to measure."),
-    click.option("--knob", "knobs", multiple=True, metavar="NAME=V,V", help="Values of any hyperparameter."),
+    click.option("--knob", multiple=True, metavar="NAME=V,V", help="Values of any hyperparameter."),
     click.option("--final", is_flag=True, help="Long windows, for figures that are published."),
 )
 

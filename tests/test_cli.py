@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from autotune.choices import open_measuring_run
-from autotune.cli import main
+from autotune.cli import cli, main
 from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError
 from autotune.manifest import build_manifest, save_manifest
@@ -167,7 +167,7 @@ def test_the_holder_of_a_run_is_named_before_the_slow_imports(here, words, slow)
     options = {"runs": here / "runs", "name": "mine", "new": False}
     facts = {"sampler": "autotune", "seed": 0, "executor": "isolated"}
     held = open_measuring_run("search", recipe, device, options, **facts)
-    code = "import sys\nfrom autotune.cli import main\nprint(main(sys.argv[1:]), *sys.modules)"
+    code = "import sys\nfrom autotune.cli import cli, main\nprint(main(sys.argv[1:]), *sys.modules)"
     with held.hold():
         command = [sys.executable, "-c", code, *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -520,6 +520,19 @@ def test_options_can_come_from_the_environment(here, capsys, monkeypatch):
     monkeypatch.setenv("AUTOTUNE_SEARCH_BUDGET", "1s")
     assert run("search") == 2
     assert "1.0s is too short" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", cli.commands.values(), ids=lambda command: command.name)
+def test_the_variable_of_an_option_has_the_options_name(command):
+    named = [option for option in command.params if option.param_type_name == "option"]
+    assert [option.name for option in named] == [option.opts[0].strip("-").replace("-", "_") for option in named]
+
+
+def test_the_variable_for_json_has_its_effect(here, capsys, monkeypatch):
+    create_run(here / "runs", "some", command="probe", finished=True)
+    monkeypatch.setenv("AUTOTUNE_STATUS_JSON", "1")
+    assert run("status") == 0
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
 
 
 def test_parsers():
