@@ -457,6 +457,8 @@ def test_game_names(name, expected):
         ("qqqqqqqq", "no name is near"),
         ("Pendulum-v1", "discrete actions only"),
         ("FrozenLake-v1", "takes vectors, or uint8 images"),
+        ("KuhnPoker-v1", "for 2 players"),
+        ("VizdoomCustom-v1", "EnvPool cannot make VizdoomCustom-v1: .* does not exist"),
     ],
 )
 def test_impossible_games_are_refused(env, message):
@@ -487,6 +489,11 @@ def test_a_precision_that_the_device_lacks_is_refused_before_a_session():
 def test_impossible_environment_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         AtariWorkload({"env_options": options}).check_installed(POINT, [job()], "cpu")
+
+
+def test_a_game_that_lacks_what_the_options_ask_for_is_refused():
+    with pytest.raises(UsageError, match=r"cannot make Freeway-v5 with the options .*'mode': 77.*Invalid game mode"):
+        AtariWorkload({"env_options": {"mode": 77}}).check_installed(POINT, [job("Freeway-v5")], "cpu")
 
 
 def test_threads_come_from_the_share_of_cores(monkeypatch):

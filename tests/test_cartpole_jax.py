@@ -356,6 +356,10 @@ def test_environments_are_checked_against_the_installed_ones():
     for env in ("Pendulum-v1", "FrozenLake-v1", "Breakout-v5"):
         with pytest.raises(UsageError, match="needs a vector and discrete actions"):
             workload.check_installed(POINT, [job(env)], "cpu")
+    with pytest.raises(UsageError, match="KuhnPoker-v1 is for 2 players"):
+        workload.check_installed(POINT, [job("KuhnPoker-v1")], "cpu")
+    with pytest.raises(UsageError, match=r"EnvPool cannot make VizdoomCustom-v1: .* does not exist"):
+        workload.check_installed(POINT, [job("VizdoomCustom-v1")], "cpu")
 
 
 def test_what_the_user_set_in_the_environment_is_kept():

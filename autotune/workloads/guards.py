@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,30 @@ def refuse_foreign_state(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
             f"this checkpoint does not fit the job: {'; '.join(differences)}. "
             "Use a checkpoint of the same job, or start without one"
         )
+
+
+def environment_made(make_spec: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Any:
+    """EnvPool's specification of an environment that one player plays.
+
+    Args:
+        make_spec: EnvPool's.
+        name: EnvPool's full name.
+        options: EnvPool options, its defaults for the others.
+
+    Raises:
+        UsageError: EnvPool cannot make it, for want of a library or with these options, or it is for several players.
+        TypeError: an option is not of its type.
+    """
+    try:
+        spec = make_spec(name, **options)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        chosen = f" with the options {dict(options)}" if options else ""
+        raise UsageError(
+            f"EnvPool cannot make {name}{chosen}: {error}. Mend that, or choose another environment"
+        ) from error
+    if spec.config.max_num_players != 1:
+        raise UsageError(f"{name} is for {spec.config.max_num_players} players; this workload plays alone")
+    return spec
 
 
 def checked_observations(

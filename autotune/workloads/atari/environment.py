@@ -13,7 +13,12 @@ import numpy as np
 
 from autotune.errors import UsageError
 from autotune.workloads.atari.settings import Option, PPOSettings
-from autotune.workloads.guards import broken_environment, checked_observations, checked_rewards
+from autotune.workloads.guards import (
+    broken_environment,
+    checked_observations,
+    checked_rewards,
+    environment_made,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -95,18 +100,18 @@ def environment_spec(name: str, settings: PPOSettings) -> EnvironmentSpec:
     """Describe an environment without starting it.
 
     Raises:
-        UsageError: unknown game or option, continuous actions, several players, or observations that are
-            neither uint8 images nor vectors.
+        UsageError: unknown game or option, one that EnvPool cannot make, continuous actions, several players, or
+            observations that are neither uint8 images nor vectors.
     """
     task = full_name(name)
-    spec = envpool.make_spec(task)
+    spec = environment_made(envpool.make_spec, task, {})
     known = set(spec.config._fields) - OWN_OPTIONS
     if strange := sorted(set(settings.env_options) - known):
         raise UsageError(f"{task} has no option {strange[0]!r}; EnvPool knows: {', '.join(sorted(known))}")
     own = {"episodic_life": settings.episodic_life, "reward_clip": settings.reward_clip}
     options = {**{key: value for key, value in own.items() if key in known}, **settings.env_options}
     try:
-        spec = envpool.make_spec(task, **options)
+        spec = environment_made(envpool.make_spec, task, options)
     except TypeError:
         usual = {key: getattr(spec.config, key) for key in settings.env_options}
         given = settings.env_options
@@ -114,8 +119,6 @@ def environment_spec(name: str, settings: PPOSettings) -> EnvironmentSpec:
     actions = getattr(spec.action_space, "n", None)
     if actions is None or spec.action_space.shape != ():
         raise UsageError(f"{task} has actions {spec.action_space}; this workload plays discrete actions only")
-    if spec.config.max_num_players != 1:
-        raise UsageError(f"{task} is for {spec.config.max_num_players} players; this workload plays alone")
     shape = tuple(getattr(spec.observation_space, "shape", None) or ())
     image = len(shape) == 3 and spec.observation_space.dtype == np.uint8 and min(shape[1:]) >= MINIMUM_IMAGE_SIDE
     if not image and len(shape) != 1:

@@ -16,7 +16,7 @@ from pydantic import Field
 from autotune.errors import UsageError
 from autotune.records import Job, Point
 from autotune.workloads import settings
-from autotune.workloads.guards import refuse_foreign_state, require
+from autotune.workloads.guards import environment_made, refuse_foreign_state, require
 from autotune.workloads.learning import LearningRule
 from autotune.workloads.protocol import Session
 
@@ -89,7 +89,7 @@ class CartpoleJaxWorkload:
                 raise UsageError(f"seed {job.seed} of job {job.id!r} must not be negative")
 
     def check_installed(self, point: Point, jobs: Sequence[Job], device: str) -> None:
-        """Refuse environments that the installed EnvPool lacks or that have other spaces.
+        """Refuse environments that EnvPool lacks or cannot make, for several players, or with other spaces.
 
         Raises:
             AutotuneError: JAX or EnvPool is not installed.
@@ -102,7 +102,7 @@ class CartpoleJaxWorkload:
             if name not in known:
                 near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.4)) or "CartPole-v1, Acrobot-v1"
                 raise UsageError(f"EnvPool has no environment {name!r}. Near: {near}.")
-            spec = envpool.make_spec(name)
+            spec = environment_made(envpool.make_spec, name, {})
             observations, actions = spec.gymnasium_observation_space, spec.gymnasium_action_space
             if len(getattr(observations, "shape", None) or ()) != 1 or not hasattr(actions, "n"):
                 raise UsageError(
