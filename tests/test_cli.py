@@ -167,7 +167,7 @@ def test_the_holder_of_a_run_is_named_before_the_slow_imports(here, words, slow)
     options = {"runs": here / "runs", "name": "mine", "new": False}
     facts = {"sampler": "autotune", "seed": 0, "executor": "isolated"}
     held = open_measuring_run("search", recipe, device, options, **facts)
-    code = "import sys\nfrom autotune.cli import cli, main\nprint(main(sys.argv[1:]), *sys.modules)"
+    code = "import sys\nfrom autotune.cli import main\nprint(main(sys.argv[1:]), *sys.modules)"
     with held.hold():
         command = [sys.executable, "-c", code, *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

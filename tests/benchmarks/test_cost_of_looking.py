@@ -17,7 +17,6 @@ import pytest
 from autotune import registry
 from autotune.device.host import ram_available_bytes
 from autotune.device.inspect import inspect_device
-from autotune.executors.isolated import METERS
 from autotune.executors.process import WorkerProcess, receive_all
 from autotune.executors.window import Step, windows
 from autotune.probe.recipe import load_recipe
@@ -83,7 +82,7 @@ def test_message_in_the_parent(benchmark):
     assert benchmark(lambda: Step.from_message(json.loads(line.decode()))).env_steps == 2048
 
 
-@pytest.mark.parametrize("meter", METERS)
+@pytest.mark.parametrize("meter", registry.names("meter"))
 def test_reading(benchmark, meter, worker):
     """Twice a second, in the parent, each after a pause: nothing is in the processor's caches."""
     benchmark.extra_info |= {"times_per_s": 2, "in_parent": True}
