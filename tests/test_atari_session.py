@@ -494,6 +494,8 @@ def test_impossible_environment_options_are_refused(options, message):
 def test_a_game_that_lacks_what_the_options_ask_for_is_refused():
     with pytest.raises(UsageError, match=r"cannot make Freeway-v5 with the options .*'mode': 77.*Invalid game mode"):
         AtariWorkload({"env_options": {"mode": 77}}).check_installed(POINT, [job("Freeway-v5")], "cpu")
+    with pytest.raises(UsageError, match="Freeway-v5 has no option 'task'"):  # it would be Pong by the name of Freeway
+        AtariWorkload({"env_options": {"task": "pong"}}).check_installed(POINT, [job("Freeway-v5")], "cpu")
 
 
 def test_threads_come_from_the_share_of_cores(monkeypatch):

@@ -58,6 +58,7 @@ def test_possible_points_pass_up_to_the_whole_rollout():
         ({"anneal": 1}, "anneal"),
         ({"env_options": {"frame_skip": 0}}, "env_options"),
         ({"env_options": {"stack_num": -1}}, "stack_num = -1 must be at least 1"),
+        ({"env_options": {"noop_max": 0}}, "noop_max = 0 must be at least 1"),
     ],
 )
 def test_impossible_hyperparameters_are_refused(values, message):

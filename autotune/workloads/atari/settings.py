@@ -14,8 +14,8 @@ from autotune.workloads.settings import parse_settings, workload_knobs
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Option = bool | int | float | str
-_COUNTS = ("frame_skip", "stack_num", "img_height", "img_width", "max_episode_steps")
-"""EnvPool's options that it takes unseen: 0 frames ended the process with a segmentation fault."""
+_COUNTS = ("frame_skip", "stack_num", "img_height", "img_width", "max_episode_steps", "noop_max")
+"""EnvPool's options that it takes unseen: 0 ended the process with a segmentation fault."""
 
 
 class PPOSettings(LearningRule):
