@@ -181,6 +181,22 @@ def test_a_measured_point_that_ends_unequal_jobs_sooner_is_named_at_once(tmp_pat
     assert "sooner" not in section(level, "summary")
 
 
+def test_a_point_of_as_many_processes_does_not_end_jobs_sooner_for_having_been_measured_alone(tmp_path: Path) -> None:
+    other = Point(num_envs=32, batch_size=256, concurrency=2)
+    pair = [("model", result(other, 7900.0)), ("model", result(replace(other, concurrency=1), 7800.0))]
+    rest = [row for row in search_trials() if row[1].requested != replace(BEST, concurrency=1)]
+    run = make_run(tmp_path, [*pair, *rest], own_recipe=recipe(unequal(100e6)))
+    assert "`concurrency = [1]`" in section(run, "summary")
+
+
+def test_the_longest_job_is_not_to_be_put_first_among_equal_ones(tmp_path: Path) -> None:
+    equal = tuple(Job(id=f"j{i}", env="A", seed=i, budget=Budget(unit="steps", amount=1e7)) for i in range(1, 8))
+    rest = [row for row in search_trials() if row[1].requested != replace(BEST, concurrency=1)]
+    alone = ("model", result(Point(num_envs=32, batch_size=256), 8000.0))
+    text = section(make_run(tmp_path, [alone, *rest], own_recipe=recipe(equal)), "summary")
+    assert "What to do: search again with `concurrency = [1]`" in text
+
+
 def test_search_and_report_state_the_same_interval(tmp_path: Path) -> None:
     """The launch-to-launch spread is pooled over all points, not of each point alone."""
     final = ("final", result(Point(num_envs=8, batch_size=256), 1010.0, width=0.02, grade="final"))

@@ -105,5 +105,10 @@ def test_a_point_that_ends_unequal_jobs_sooner_is_named(tmp_path):
     assert sooner_than(two.requested, unequal, {}, [two, other]) == (other.requested, pytest.approx(108000 / 110))
     assert sooner_than(two.requested, unequal, {}, [two, alone]) is None, "the long job then runs alone at 110"
     assert sooner_than(two.requested, unequal[1:], {}, [two, other]) is None
+    wider = replace(two, requested=Point(num_envs=16, batch_size=64, concurrency=2), sps=149.0)
+    assert sooner_than(two.requested, unequal, {}, [two, wider, replace(other, sps=140.0, sps_low=138.0)]) == (
+        other.requested,
+        pytest.approx(108000 / 140),
+    ), "as many processes are no slower where fewer of them were not measured"
     found = replace(search(tmp_path, "sooner", 1e6), sooner=(other.requested, 3600.0))
     assert "num_envs=16 batch_size=64 concurrency=1 ENDS IT SOONER, in 1h (2.00 USD)" in economy(found)

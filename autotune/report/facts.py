@@ -154,9 +154,13 @@ class Facts:
 
     @property
     def soonest(self) -> Measured | None:
-        """The stable point that ends the jobs soonest (by the upper end), None unless clearly before the tuned one."""
+        """The stable point that ends the jobs soonest (by the upper end), None unless clearly before the tuned one.
+
+        Only at another concurrency: at the same one it is as fast or slower while all places are taken.
+        """
         planned = self.projection(self.tuned, exact_games=True)
-        found = ((each, self.projection(each, exact_games=True)) for each in self.stable)
+        others = [each for each in self.stable if self.tuned and each.point.concurrency != self.tuned.point.concurrency]
+        found = ((each, self.projection(each, exact_games=True)) for each in others)
         plans = [(each, plan.hours) for each, plan in found if plan and plan.hours]
         bounded = [(each, hours) for each, hours in plans if hours.high is not None]
         best, hours = min(bounded, key=lambda pair: pair[1].high or 0.0, default=(None, None))

@@ -17,7 +17,8 @@ from autotune.stats import log_ratio
 
 HOUR_S = 3600.0
 DAY_HOURS = 24.0
-_SAME = 1e-9
+SAME = 1e-9
+"""Times that differ by less than this fraction are equal."""
 _OPPOSITE = {"value": "value", "low": "high", "high": "low"}
 """The end of a speed's interval that makes an end of the hours'."""
 
@@ -116,7 +117,7 @@ class Projection:
     @property
     def open_end(self) -> bool:
         """Whether fewer jobs are left at the end, with a speed that was not measured."""
-        return bool(self.hours and self.least and self.least.value < self.hours.value * (1 - _SAME))
+        return bool(self.hours and self.least and self.least.value < self.hours.value * (1 - SAME))
 
     def _cost(self, hours: Quantity | None) -> Quantity | None:
         return hours.scaled(self.price_usd_per_hour) if hours and self.price_usd_per_hour is not None else None
@@ -264,7 +265,7 @@ def _projection(
         slots=max(1, min(max(speeds), len(budgets))),
         hours=total,
         least=least,
-        tail=total is not None and job_hours_sum < max(speeds) * total.value * (1 - _SAME),
+        tail=total is not None and job_hours_sum < max(speeds) * total.value * (1 - SAME),
         price_usd_per_hour=price_usd_per_hour,
         unknown=unknown,
     )

@@ -152,7 +152,7 @@ def conclude(recipe: Recipe, problem: Problem, account: Account, *, thumb: Point
 def sooner_than(
     recommended: Point, jobs: Sequence[Job], length: Mapping[str, float], history: Sequence[ProbeResult]
 ) -> tuple[Point, float] | None:
-    """The stable point that ends the jobs soonest, and its seconds; None unless clearly before the recommended one.
+    """The stable point at another concurrency that ends the jobs soonest; None unless clearly before the recommended.
 
     Clearly: at the lower ends of its speeds before the other at the upper ends of those.
     """
@@ -162,7 +162,8 @@ def sooner_than(
         *fewer, own = [replace(each, sps=max(0.0, getattr(each, end) or 0.0)) for each in stated]
         return training_s(jobs, own, length, fewer)
 
-    latest = [(entry.point, taken) for entry in confirm.pool(history) if (taken := seconds(entry.point, "sps_low"))]
+    others = [each.point for each in confirm.pool(history) if each.point.concurrency != recommended.concurrency]
+    latest = [(point, taken) for point in others if (taken := seconds(point, "sps_low"))]
     point, taken = min(latest, key=lambda pair: pair[1], default=(recommended, math.inf))
     found = seconds(point, "sps") if taken < (seconds(recommended, "sps_high") or 0.0) else None
     return (point, found) if found is not None else None

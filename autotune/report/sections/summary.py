@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autotune.report.facts import Facts, Measured
 from autotune.report.learning import checked, learning_of, loud_change
-from autotune.report.projection import HOUR_S
+from autotune.report.projection import HOUR_S, SAME
 from autotune.report.wording import (
     MORE_GAMES,
     UNKNOWN,
@@ -94,7 +94,7 @@ def _sooner(facts: Facts) -> list[str]:
     usd = f" and {plan_dollars(sooner)}" if facts.price else ""
     unsure = ", by how fast those left at its end are, which was not measured" if plan.open_end else ""
     lengths = [job.hours.value for job in plan.jobs if job.hours]
-    order = "" if lengths[0] == max(lengths) else "put the longest job first, or "
+    order = "" if lengths[0] >= max(lengths) * (1 - SAME) else "put the longest job first, or "
     return [
         f"**These jobs {'may ' if plan.open_end else ''}end sooner at {code(other.point.label())}:** in "
         f"{plan_hours(sooner)}{usd}; the point above takes {plan_hours(plan)}{unsure}. "
