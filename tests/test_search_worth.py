@@ -89,6 +89,8 @@ def test_what_the_search_cost_and_saves_is_said(tmp_path):
     assert f"({saved_usd:,.2f} USD) against the baseline" in text
     assert "against the rule of thumb" in text
     assert "no failure in" in text and "per hour" in text
+    timed = economy(replace(found, training_s=3600.0, baseline_training_s=3600.0))
+    assert "no saving against the baseline is shown" in timed, "hours are those of the budget at any speed"
 
 
 def test_an_interval_that_ends_at_0_is_as_wide_as_its_upper_half():

@@ -179,7 +179,7 @@ def _saved(name: str, found: StudyResult, other: ProbeResult | None, other_s: fl
     compared = ratio(found.result, other)
     saved_s = other_s - found.training_s
     unclear = saved_s < 0 and other.requested.concurrency > 1  # it counts the reference's least
-    if unclear or compared is None or compared[1] <= 1 <= compared[2]:
+    if unclear or not round(saved_s, 1) or compared is None or compared[1] <= 1 <= compared[2]:
         return f"no saving against {name} is shown"
     verb = "saves" if saved_s >= 0 else "loses"
     return f"that {verb} {_amount(found, abs(saved_s))} against {name}"
