@@ -197,6 +197,13 @@ def test_the_longest_job_is_not_to_be_put_first_among_equal_ones(tmp_path: Path)
     assert "What to do: search again with `concurrency = [1]`" in text
 
 
+def test_less_than_a_cent_is_not_rounded_off_where_the_end_of_a_plan_is_open(tmp_path: Path) -> None:
+    rest = [row for row in search_trials() if row[1].requested != replace(BEST, concurrency=1)]
+    run = make_run(tmp_path, rest, own_recipe=recipe(unequal(100e6)))
+    assert "**What it costs:** under 0.01 USD at 0.0005 USD" in section(run, "summary", price=0.0005)
+    assert "**What it costs:** 0.01 to 0.02 USD at 0.003 USD" in section(run, "summary", price=0.003)
+
+
 def test_search_and_report_state_the_same_interval(tmp_path: Path) -> None:
     """The launch-to-launch spread is pooled over all points, not of each point alone."""
     final = ("final", result(Point(num_envs=8, batch_size=256), 1010.0, width=0.02, grade="final"))

@@ -20,6 +20,8 @@ MORE_GAMES = (
     f"{GAMES_PER_ENV:g} or more in each environment are needed: measure longer, with fewer environments "
     "(`--try num_envs=8,...`), or give budgets in steps (`--steps N`)"
 )
+_CENT_USD = 0.005
+"""What is rounded up to a cent."""
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#!])")
 
 
@@ -115,21 +117,21 @@ def plan_hours(plan: Projection, *, interval: bool = True) -> str:
 
 def plan_dollars(plan: Projection, *, interval: bool = True) -> str:
     """What all jobs cost, as `plan_hours`."""
-    if plan.open_end and plan.least_usd and plan.usd:
+    if plan.open_end and plan.least_usd and plan.usd and plan.usd.value >= _CENT_USD:
         return f"{plan.least_usd.value:,.2f} to {format_usd(plan.usd.value)}"
     return dollars(plan.usd, interval=interval)
 
 
 def money(usd: float) -> str:
     """``346.67 USD``, never a rounded-off ``0.00 USD``."""
-    return "under 0.01 USD" if 0 < usd < 0.005 else format_usd(usd)
+    return "under 0.01 USD" if 0 < usd < _CENT_USD else format_usd(usd)
 
 
 def dollars(value: Quantity | None, *, interval: bool = True) -> str:
     """Dollars as ``346.67 USD (330.00 to 362.00)``."""
     if value is None:
         return UNKNOWN
-    if not interval or value.low is None or value.high is None or value.low == value.high or value.value < 0.005:
+    if not interval or value.low is None or value.high is None or value.low == value.high or value.value < _CENT_USD:
         return money(value.value)
     return f"{format_usd(value.value)} ({value.low:,.2f} to {value.high:,.2f})"
 
