@@ -535,13 +535,15 @@ def test_a_state_is_refused_without_a_session_too():
     session = open_session()
     meta = session.state().meta
     session.close()
-    AtariWorkload({}).check_state(job(), meta)
+    AtariWorkload({}).check_state(POINT, job(), meta)
     with pytest.raises(UsageError, match=r"environment is 'CartPole-v1' there and 'Acrobot-v1' here; .*actions"):
-        AtariWorkload({}).check_state(job("Acrobot-v1"), meta)
+        AtariWorkload({}).check_state(POINT, job("Acrobot-v1"), meta)
     with pytest.raises(UsageError, match="hidden is 64 there and 32 here"):
-        AtariWorkload({"hidden": 32}).check_state(job(), meta)
+        AtariWorkload({"hidden": 32}).check_state(POINT, job(), meta)
+    with pytest.raises(UsageError, match="hidden is 64 there and 32 here"):
+        AtariWorkload({}).check_state(replace(POINT, extra=(("hidden", 32),)), job(), meta)
     with pytest.raises(UsageError, match="workload is None there and 'atari' here"):
-        AtariWorkload({}).check_state(job(), {})
+        AtariWorkload({}).check_state(POINT, job(), {})
 
 
 def test_an_environment_that_raises_is_named():

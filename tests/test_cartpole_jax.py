@@ -508,7 +508,7 @@ def test_a_state_is_refused_without_a_session_too():
     session = open_session()
     meta = session.state().meta
     session.close()
-    CartpoleJaxWorkload({}).check_state(job(), meta)
+    CartpoleJaxWorkload({}).check_state(POINT, job(), meta)
     for workload, chosen, message in (
         (
             CartpoleJaxWorkload({}),
@@ -518,7 +518,7 @@ def test_a_state_is_refused_without_a_session_too():
         (CartpoleJaxWorkload({"hidden": [32]}), job(), r"hidden is \[64, 64\] there and \[32\] here"),
     ):
         with pytest.raises(UsageError, match=message):
-            workload.check_state(chosen, meta)
+            workload.check_state(POINT, chosen, meta)
 
 
 def test_the_rollout_and_the_learning_rate_follow_the_point():

@@ -80,7 +80,7 @@ def check_states(workload: Workload, task: WorkerTask) -> None:
         if check is None or job.id not in task.states:
             continue
         try:
-            check(job, task.states[job.id])
+            check(task.point, job, task.states[job.id])
         except UsageError as error:
             raise UsageError(f"job {job.id}: {error}") from error
 

@@ -114,8 +114,8 @@ class Workload(Protocol):
 
     The constructor raises `UsageError` for an unknown or impossible hyperparameter. A class may
     name its framework in an attribute ``backend`` (``torch``, ``jax``), which manifests record, and may have
-    `check_state(job, meta)`, which refuses a checkpoint of another game or architecture by the `meta` of its
-    `SessionState` (UsageError, naming the difference) without a session; it runs in a child.
+    `check_state(point, job, meta)`, which refuses a checkpoint of another game or architecture by the `meta` of
+    its `SessionState` (UsageError, naming the difference) without a session; it runs in a child.
     A point's further knobs override the hyperparameters of their names, but for ``sharing``, which is the
     executor's affair (`autotune.workloads.settings.workload_knobs`).
     """

@@ -53,7 +53,7 @@ class AtariWorkload:
 
             choose_precision(precision, native_precisions(choose_device(device)), device)
 
-    def check_state(self, job: Job, meta: Mapping[str, Any]) -> None:
+    def check_state(self, point: Point, job: Job, meta: Mapping[str, Any]) -> None:
         """Refuse the checkpoint of another game or network, by the `meta` of its `SessionState`.
 
         Raises:
@@ -61,9 +61,8 @@ class AtariWorkload:
         """
         from autotune.workloads.atari.environment import environment_spec, identity
 
-        refuse_foreign_state(
-            meta.get("identity", {}), identity(environment_spec(job.env, self.settings), self.settings)
-        )
+        settings = self.settings.at(point)
+        refuse_foreign_state(meta.get("identity", {}), identity(environment_spec(job.env, settings), settings))
 
     def open(self, point: Point, job: Job, device: str) -> Session:
         """Start one training of `job` at `point` on `device`.

@@ -110,7 +110,7 @@ class CartpoleJaxWorkload:
                     "workload cartpole-jax needs a vector and discrete actions, as CartPole-v1 or Acrobot-v1 have"
                 )
 
-    def check_state(self, job: Job, meta: Mapping[str, Any]) -> None:
+    def check_state(self, point: Point, job: Job, meta: Mapping[str, Any]) -> None:
         """Refuse the checkpoint of another environment or network, by the `meta` of its `SessionState`.
 
         Raises:
