@@ -515,7 +515,7 @@ def test_cartpole_learns_with_the_recipe():
 
 
 def test_an_iteration_of_one_reset_row_teaches_nothing_and_goes_on():
-    session = open_session(num_envs=1, batch_size=1, rollout=1)
+    session = open_session(num_envs=1, batch_size=1, rollout=1, advantage_normalisation="none")
     works = [session.step() for _ in range(80)]
     assert sum(work.reset_rows for work in works) >= 2
     assert all(work.env_steps + work.reset_rows == 1 for work in works)
@@ -567,6 +567,8 @@ def test_an_environment_that_raises_is_named():
 def test_a_single_sample_that_could_teach_nothing_is_refused():
     with pytest.raises(UsageError, match="batch_size 1 with advantage_normalisation = 'minibatch'"):
         open_session(batch_size=1, advantage_normalisation="minibatch")
+    with pytest.raises(UsageError, match=r"num_envs x rollout 1 with advantage_normalisation = 'rollout'.* = 'none'"):
+        open_session(num_envs=1, batch_size=1, rollout=1)
     session = open_session(num_envs=1, rollout=9, batch_size=4, epochs=1, advantage_normalisation="minibatch")
     works = [session.step() for _ in range(3)]
     assert works[0].env_steps == 9, "minibatches of 4, 4 and 1"

@@ -339,6 +339,8 @@ def test_bad_points_jobs_and_devices_are_named():
         workload.check(Point(num_envs=0, batch_size=1), [])
     with pytest.raises(UsageError, match="no knob precision"):
         workload.check(Point(num_envs=4, batch_size=8, extra=(("precision", "bf16"),)), [])
+    with pytest.raises(UsageError, match="num_envs x rollout 1 makes every advantage 0"):
+        CartpoleJaxWorkload({"rollout": 1}).check(Point(num_envs=1, batch_size=1), [])
     with pytest.raises(UsageError, match="seed -1"):
         workload.check(Point(num_envs=4, batch_size=8), [job(seed=-1)])
     with pytest.raises(UsageError, match="device 'mps'"):

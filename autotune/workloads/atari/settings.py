@@ -127,12 +127,14 @@ def check_point(settings: PPOSettings, point: Point) -> None:
     """Refuse points that can never run, or never learn.
 
     Raises:
-        UsageError: a knob below 1, a minibatch larger than the rollout, or one of a single sample whose
-            advantage is normalised to 0.
+        UsageError: a knob below 1, a minibatch larger than the rollout, or a single sample whose advantage
+            is normalised to 0.
     """
     settings.check_counts(point)
-    if point.batch_size == 1 and settings.advantage_normalisation == "minibatch":
+    over, samples = settings.advantage_normalisation, point.num_envs * settings.rollout
+    if over != "none" and {"minibatch": point.batch_size, "rollout": samples}[over] == 1:
         raise UsageError(
-            "batch_size 1 with advantage_normalisation = 'minibatch' makes every advantage 0, and nothing is learnt; "
-            "use a larger batch_size or advantage_normalisation = 'rollout'"
+            f"{'batch_size' if over == 'minibatch' else 'num_envs x rollout'} 1 with advantage_normalisation = "
+            f"{over!r} makes every advantage 0, and nothing is learnt; use a larger one or "
+            f"advantage_normalisation = {'rollout' if samples > 1 else 'none'!r}"
         )

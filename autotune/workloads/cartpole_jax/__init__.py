@@ -80,7 +80,13 @@ class CartpoleJaxWorkload:
         Raises:
             UsageError: names the value, the expectation and the remedy.
         """
-        self.settings.in_effect(point).check_counts(point)
+        settings_in_effect = self.settings.in_effect(point)
+        settings_in_effect.check_counts(point)
+        if point.num_envs * settings_in_effect.rollout == 1:
+            raise UsageError(
+                "num_envs x rollout 1 makes every advantage 0 when it is normalised, and nothing is learnt; "
+                "use more environments or a longer rollout"
+            )
         if knobs := settings.workload_knobs(point):
             names = ", ".join(knobs)
             raise UsageError(f"workload cartpole-jax has no knob {names}: it has num_envs, batch_size, concurrency")
