@@ -406,6 +406,9 @@ def test_the_report_states_the_verdict(tmp_path, device):
     assert "- **Next:** `autotune train" in shown["passed"]
     assert "return at the end" in shown["failed"] and "1, unknown" in shown["failed"]
     assert "What to do:" in shown["failed"]
+    whole["workload"]["hyperparameters"] = {}  # a workload that does not tell its rollout and epochs
+    save_manifest(run.manifest_file, parse_manifest(json.dumps(whole), "m.json"))
+    assert "return at the end" in render_report(run).markdown.read_text()
 
 
 def test_what_to_do_follows_what_the_point_moves():

@@ -20,16 +20,18 @@ def render(facts: Facts) -> str:
 def _learning(facts: Facts) -> str:
     known = [(each, change) for each in facts.measured if (change := learning_of(each, facts.hyperparameters))]
     warning = loud_change(facts)
+    evidence = checked(facts)
+    found = f"{text(' '.join(sentences(evidence)), 2000)}\n\n{_pilots(evidence)}" if evidence else ""
     if not known:
         untold = f"**The tuned point has {warning} than the baseline**; {UNTOLD}. Learning was not checked. {COMPARE}"
-        return untold if warning and not checked(facts) else ""
+        return found or (untold if warning else "")
     rows = [
         ["samples per update (num_envs x rollout)", *(format_count(each.samples_per_update) for _, each in known)],
         ["optimizer steps per 1,000 env steps", *(format_count(each.updates_per_step * 1000) for _, each in known)],
     ]
     fed = table(["each job", *(each.role for each, _ in known)], rows)
-    if evidence := checked(facts):
-        return f"{text(' '.join(sentences(evidence)), 2000)}\n\n{_pilots(evidence)}\n\n{fed}"
+    if found:
+        return f"{found}\n\n{fed}"
     verdict = (
         f"**The tuned point has {warning} than the baseline.** Faster steps may teach less: learning was not "
         "checked here. Compare a short training at both settings before a long one (`autotune search --guard` does)."
