@@ -11,6 +11,7 @@ from report_run import device, make_run, recipe, result, search_trials
 
 from autotune.codec import to_json
 from autotune.errors import FileError
+from autotune.manifest import build_manifest, save_manifest
 from autotune.records import Budget, Job, Point
 from autotune.report.facts import Facts, Price, gather
 from autotune.report.figures import report_json
@@ -21,6 +22,7 @@ from autotune.search.learning import unchecked
 from autotune.search.outcome import found_in
 from autotune.search.sampler import IGNORED
 from autotune.store import append_line, canonical_json, durable_write, write_json
+from autotune.train.status import JobSnapshot, Snapshot, status_file, write_snapshot
 from autotune.units import format_duration
 from autotune.views import search_text
 
@@ -370,6 +372,40 @@ def test_only_training(tmp_path: Path) -> None:
     assert "**A training without probes of its own**" in markdown
     assert "| game-1 |" in markdown and "The device was not recorded" in markdown
     assert files.plots == ()
+
+
+def test_a_training_that_is_not_done_says_what_is_left_and_why(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "train-1", command="train")
+    save_manifest(run.manifest_file, build_manifest(recipe(), recipe().baseline))
+    train_files(run, ["t,10,20000,0,2000,,"], {"kind": "crashed", "job": "game-1"})
+    job = {"episodes": 0, "seconds": 10.0, "sps": None, "mean_return": None, "best_return": None}
+    job |= {"vram_bytes": None, "ram_bytes": None, "eta_s": None}
+    seen = [("done", 1.0, ""), ("crashed", 0.25, "the loss is\nnot finite"), ("waiting", 0.0, "")]
+    jobs = [
+        JobSnapshot(id=f"game-{n}", env="A", status=status, env_steps=0, fraction=share, detail=detail, **job)
+        for n, (status, share, detail) in enumerate(seen)
+    ]
+    known = {"point": "", "sps": None, "measured_sps": None, "predicted_sps": None, "elapsed_s": 1.0, "updated": ""}
+    write_snapshot(run, Snapshot(run=run.name, state="crashed", jobs=tuple(jobs), **known))
+    append_line(run.train_folder / "events.jsonl", {"kind": "ended", "job": None, "state": "crashed"})
+    markdown = report(run)
+    left = "- game-1: crashed at 25 % of its budget: the loss is not finite\n- game-2: waiting at 0.0 % of its budget\n"
+    assert f"**Not done:**\n\n{left}" in markdown
+    assert (
+        f"**Next:** `autotune train {run.manifest_file}` goes on with the training, in which jobs crashed" in markdown
+    )
+    assert "- In training: one crash in 10s" in markdown and "against prediction" not in markdown
+    write_snapshot(run, Snapshot(run=run.name, state="done", jobs=tuple(jobs[:1]), **known))
+    append_line(run.train_folder / "events.jsonl", {"kind": "ended", "job": None, "state": "done"})
+    assert "Not done" not in report(run) and "**Next:** the training ended" in report(run)
+    durable_write(status_file(run), "[]")
+    assert "Not done" not in report(run), "damaged: nothing is known of it"
+
+
+def test_a_run_that_was_rolled_back_says_so(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "train-1", command="train")
+    run.update(training="rolled back")
+    assert f"- **Rolled back:** what was trained here lies in `{run.path / 'rolled-back'}`." in report(run)
 
 
 def test_empty_run(tmp_path: Path) -> None:

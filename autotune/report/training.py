@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from autotune.errors import FileError, UsageError
 from autotune.records import Job
 from autotune.runs import Run
 from autotune.search.episodes import GameLength
 from autotune.store import read_lines
+from autotune.train.status import JobSnapshot, read_snapshot
 from autotune.worker.metrics import cell_number, read_metrics
 from autotune.worker.totals import MEAN_RETURN
 
@@ -52,11 +55,13 @@ class Training:
         jobs: by id.
         curves: by job, the columns `env_steps` and `mean_return`.
         events: as written.
+        unfinished: jobs that are not done, as its supervisor saw them last.
     """
 
     jobs: tuple[TrainedJob, ...]
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     events: tuple[Mapping[str, Any], ...] = ()
+    unfinished: tuple[JobSnapshot, ...] = ()
 
     @property
     def job_seconds(self) -> float:
@@ -94,7 +99,13 @@ def load_training(run: Run) -> Training | None:
     crashes = [event.get("job") for event in events if event.get("kind") == "crashed"]
     jobs = tuple(_trained(job, own[-1] if own else {}, crashes.count(job)) for job, own in rows.items())
     curves = {job: curve for job, own in rows.items() if len(curve := _curve(own))}
-    return Training(jobs=jobs, curves=curves, events=events)
+    return Training(jobs=jobs, curves=curves, events=events, unfinished=_unfinished(run))
+
+
+def _unfinished(run: Run) -> tuple[JobSnapshot, ...]:
+    with contextlib.suppress(FileError, UsageError):  # damaged, or never written: the disk was full
+        return tuple(job for job in read_snapshot(run).jobs if job.status != "done")
+    return ()
 
 
 def _trained(job: str, row: Mapping[str, str], crashes: int) -> TrainedJob:

@@ -15,11 +15,10 @@ _USEFUL_AVAILABILITY = 0.5
 
 
 def render(facts: Facts) -> str:
-    """Failures at the tuned point, their bound, and the memory left."""
-    tuned = facts.tuned
-    if tuned is None:
-        return ""
-    lines = [*_failures(facts, tuned), *_training(facts), *_drift(facts), *_headroom(facts, tuned)]
+    """Failures at the tuned point and in training, their bounds, and the memory left."""
+    lines = _training(facts)
+    if tuned := facts.tuned:
+        lines = [*_failures(facts, tuned), *lines, *_drift(facts), *_headroom(facts, tuned)]
     return "\n".join(f"- {line}" for line in lines)
 
 

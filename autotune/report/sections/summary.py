@@ -46,7 +46,10 @@ def _nothing_tuned(facts: Facts) -> str:
         shown = ", ".join(f"{count} {str(status).replace('_', ' ')}" for status, count in failed.items())
         return f"- **No stable point** among {counted(len(facts.trials), 'probe')} ({shown}): see what failed below."
     if facts.training:
-        return "- **A training without probes of its own**: what it did stands below; nothing here was tuned."
+        begun = "- **A training without probes of its own**: what it did stands below; nothing here was tuned."
+        return f"{begun}\n- {_next(facts)}" if facts.manifest else begun
+    if facts.state.get("training") == "rolled back":
+        return f"- **Rolled back:** what was trained here lies in {code(facts.run.path / 'rolled-back')}."
     return "- **Nothing was measured yet** in this run: `autotune search --budget 30m` fills it."
 
 
@@ -161,8 +164,9 @@ def _ties(facts: Facts) -> str:
 def _next(facts: Facts) -> str:
     train = code(f"autotune train {facts.run.manifest_file}")
     if facts.training and facts.training.events and (last := facts.training.events[-1]).get("kind") == "ended":
-        if last.get("state") == "stopped":
-            return f"**Next:** {train} goes on with the training, which was stopped; what it did stands below."
+        if (state := last.get("state")) != "done":
+            why = "in which jobs crashed" if state == "crashed" else "which was stopped"
+            return f"**Next:** {train} goes on with the training, {why}; what it did stands below."
         return "**Next:** the training ended; what it did stands below."
     if facts.recipe and facts.recipe.workload == "replay":
         return "**Next:** a replay trains nothing; `autotune search --budget 30m` on the machine emits a manifest."

@@ -5,16 +5,18 @@ from __future__ import annotations
 from autotune.manifest_schema import LearningSection
 from autotune.report.facts import Facts
 from autotune.report.learning import checked, learning_of, loud_change
-from autotune.report.wording import UNKNOWN, counts, signed_percent, table, text
+from autotune.report.wording import UNKNOWN, counts, percent, signed_percent, table, text
 from autotune.search.learning import COMPARE, sentences
 from autotune.units import format_count, format_duration
 from autotune.worker.totals import RETURNS_KEPT
 from autotune.workloads.learning import UNTOLD
 
+_LEFT_SHOWN = 10
+
 
 def render(facts: Facts) -> str:
-    """The learner's diet at each point, then the training measured against the prediction."""
-    return "\n\n".join(part for part in (_learning(facts), _training(facts)) if part)
+    """The learner's diet at each point, the training measured against the prediction, and what is left of it."""
+    return "\n\n".join(part for part in (_learning(facts), _training(facts), _unfinished(facts)) if part)
 
 
 def _learning(facts: Facts) -> str:
@@ -72,24 +74,35 @@ def _training(facts: Facts) -> str:
     if training is None or not training.jobs:
         return ""
     predicted = facts.tuned.job_sps.value if facts.tuned and facts.tuned.job_sps else None
+    headers = ["job", "env steps", "episodes", "time", "SPS", f"mean return (last {RETURNS_KEPT})", "crashes"]
     rows = []
     for job in training.jobs:
-        against = signed_percent(job.sps / predicted - 1) if job.sps and predicted else UNKNOWN
-        seconds = format_duration(job.seconds)
-        cells = [format_count(job.env_steps), format_count(job.episodes), seconds, counts(job.sps)]
-        rows.append([text(job.id), *cells, against, format_count(job.mean_return), str(job.crashes)])
-    headers = [
-        "job",
-        "env steps",
-        "episodes",
-        "time",
-        "SPS",
-        "against prediction",
-        f"mean return (last {RETURNS_KEPT})",
-        "crashes",
-    ]
+        cells = [format_count(job.env_steps), format_count(job.episodes), format_duration(job.seconds), counts(job.sps)]
+        rows.append([text(job.id), *cells, format_count(job.mean_return), str(job.crashes)])
+    if predicted is None:
+        return table(headers, rows)
+    headers.insert(5, "against prediction")
+    for job, row in zip(training.jobs, rows, strict=True):
+        row.insert(5, signed_percent(job.sps / predicted - 1) if job.sps else UNKNOWN)
     note = (
         "Against prediction: the job's speed over its whole training, warm-up and saving included, beside the "
         "measured speed of one job."
     )
-    return f"{table(headers, rows)}\n\n{note}" if predicted else table(headers, rows)
+    return f"{table(headers, rows)}\n\n{note}"
+
+
+def _unfinished(facts: Facts) -> str:
+    """The jobs that are not done: how far they are, and why they ended."""
+    left = facts.training.unfinished if facts.training else ()
+    if not left:
+        return ""
+    lines = [
+        f"- {text(job.id)}: {job.status} at {percent(job.fraction)} of its budget{_why(job.detail)}"
+        for job in sorted(left, key=lambda job: job.status != "crashed")[:_LEFT_SHOWN]
+    ]
+    more = [f"- and {len(left) - _LEFT_SHOWN} more"] if len(left) > _LEFT_SHOWN else []
+    return "**Not done:**\n\n" + "\n".join([*lines, *more])
+
+
+def _why(detail: str) -> str:
+    return f": {text(detail)}" if detail else ""
