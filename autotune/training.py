@@ -90,4 +90,4 @@ def _take_over(
         say(f"{job.id} goes on at env step {job.env_steps:,} of run {source.name}")
     if done.fresh:
         say(f"from the beginning, since run {source.name} has no checkpoint of theirs: {', '.join(done.fresh)}")
-    say(f"backup of run {source.name}: {run.train_folder / BACKUP}; `autotune rollback {run.name}` returns to it")
+    say(f"backup of run {source.name}: {run.train_folder / BACKUP}; `autotune rollback {run.path}` returns to it")
