@@ -173,7 +173,7 @@ def search_text(found: StudyResult, run: Run, learning: LearningSection) -> str:
         lines.append("stopped early; the same command goes on")
     if run.manifest_file.exists():
         lines.append(f"train with it:   autotune train {run.manifest_file}")
-    lines.append(f"time and cost:   autotune report {run.name}{price}")
+    lines.append(f"time and cost:   autotune report {run.path}{price}")
     return "\n".join(lines)
 
 
@@ -214,7 +214,7 @@ def train_text(result: TrainResult, run: Run) -> str:
 
 def _compared(result: TrainResult) -> str:
     if result.sps is None:
-        return "too short to measure a rate after warm-up"
+        return "no rate of all jobs at once: too short after warm-up, or fewer ran than the point has places"
     if result.predicted_sps is None:
         return f"measured {format_count(result.sps)} SPS over all jobs at once; the manifest predicts none"
     return _against_prediction(result.sps, result.predicted_sps)
@@ -277,7 +277,8 @@ def _search_status(run: Run, state: dict[str, Any]) -> str:
     spent = f" in {format_duration(state['spent_s'])}" if "spent_s" in state else ""
     unfinished = "unfinished" if state["command"] == "probe" else "unfinished, resumable"  # a probe begins anew
     phase = "finished" if state.get("finished") else "running" if is_held(run.path) else unfinished
-    fastest = "none stable yet" if best is None else f"fastest {describe(best)}"
+    none = "none stable" if state.get("finished") else "none stable yet"
+    fastest = none if best is None else f"fastest {describe(best)}"
     return f"{state['command']}: {phase}, {counted(len(trials), 'probe')}{spent}, {fastest}"
 
 
@@ -298,4 +299,4 @@ def show_status(run: Run, *, stderr: bool) -> None:
     console = Console(stderr=stderr)
     if console.is_terminal:
         console.clear()
-    console.print(status_text(run), highlight=False, markup=False)
+    console.print(status_text(run), highlight=False, markup=False, soft_wrap=True)

@@ -1,12 +1,12 @@
 """Tables and JSON objects for stdout."""
 
-from report_run import result
+from report_run import make_run, result
 
-from autotune.records import Budget, Job, Point
-from autotune.runs import create_run
+from autotune.records import Budget, Job, JobResult, Point, TrainResult
+from autotune.runs import Run, create_run
 from autotune.store import make_folder
 from autotune.train.status import JobSnapshot, Snapshot, write_snapshot
-from autotune.views import probe_table, probe_text, status_text
+from autotune.views import probe_table, probe_text, show_status, status_text, train_text
 
 GIB = 2**30
 SMALL, LARGE = Point(num_envs=8, batch_size=256), Point(num_envs=16, batch_size=256)
@@ -104,3 +104,24 @@ def test_status_says_why_a_job_is_not_running(tmp_path):
 def test_status_says_that_a_run_was_rolled_back(tmp_path):
     text = status_of(tmp_path, "", training="rolled back")
     assert f"rolled back; what was trained lies in {tmp_path / 'r0' / 'rolled-back'}" in text
+
+
+def test_watching_wraps_no_table_where_there_is_no_terminal(tmp_path, capsys):
+    status_of(tmp_path, "crashed", a_job("a", "crashed", "boom " * 30))
+    run = Run(tmp_path / "r0")
+    show_status(run, stderr=False)
+    assert capsys.readouterr().out == f"{status_text(run)}\n"
+
+
+def test_a_finished_search_without_a_stable_point_has_none_yet_to_come(tmp_path):
+    run = make_run(tmp_path, [("baseline", result(SMALL, status="oom"))], tuned=None)
+    assert status_text(run).endswith("none stable yet")
+    run.update(finished=True)
+    assert status_text(run).endswith("none stable")
+
+
+def test_a_long_training_in_which_too_few_ran_at_once_is_not_called_short(tmp_path):
+    counts = {"env_steps": 9, "episodes": 1, "seconds": 3600.0, "sps": 9.0, "mean_return": None, "best_return": None}
+    job = JobResult(id="a", status="done", **counts)
+    result = TrainResult(run="r", jobs=(job,), sps=None, predicted_sps=10.0, seconds=3600.0)
+    assert "or fewer ran than the point has places" in train_text(result, create_run(tmp_path, "r", command="train"))
