@@ -14,7 +14,7 @@ import click
 
 from autotune import __version__
 from autotune.codec import to_json
-from autotune.errors import EXIT_ERROR, EXIT_OK, EXIT_UNFIT, EXIT_USAGE, AutotuneError
+from autotune.errors import EXIT_ERROR, EXIT_OK, EXIT_UNFIT, EXIT_USAGE, AutotuneError, FileError
 from autotune.options import (
     DEVICE,
     DURATION,
@@ -61,6 +61,10 @@ def cli(ctx: click.Context, debug: bool) -> None:
     Tune your own script: autotune search --budget 30m -- python train.py --num-envs {num_envs}
     """
     ctx.ensure_object(dict)["debug"] = debug
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise FileError("the current folder was removed: go to one that exists (cd), or to the new one there") from None
 
 
 def chosen_run(runs: Path, word: str | None) -> Run:

@@ -506,6 +506,14 @@ def test_a_report_is_read_as_written_whatever_the_locale(here):
     assert ended.stdout.decode("utf-8", "replace").strip() == (here / "runs/fast-probe-1/report.md").read_text().strip()
 
 
+@pytest.mark.parametrize("command", ["doctor", "status", "train mini"])
+def test_a_removed_current_folder_is_named(here, command):
+    left = f"mkdir gone; cd gone; rmdir ../gone; exec {sys.executable} -P -m autotune {command}"
+    ended = subprocess.run(["sh", "-c", left], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "the current folder was removed" in ended.stderr
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"created": 3}'])
 def test_a_damaged_run_is_named_with_the_remedy(here, capsys, content):
     (here / "runs" / "bad").mkdir(parents=True)
