@@ -205,6 +205,18 @@ def test_a_process_that_cannot_be_started_is_a_value(executor, tmp_path, monkeyp
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_a_point_that_takes_every_thread_there_may_be_ends_its_own_probe_alone(executor, tmp_path, monkeypatch):
+    """The parent can start none for its meters, nor to end the workers."""
+
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    result = probe(executor, tmp_path)
+    assert result.ok and result.ram_peak_bytes is None, result.detail
+    assert no_workers_left()
+
+
 def test_a_descendant_that_holds_the_pipe_hides_no_end(tmp_path):
     """A worker that is killed while a process that it forked lives on (a data loader, say)."""
     holder = (

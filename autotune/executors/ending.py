@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,10 @@ _POLL_S = 0.25
 
 
 def side_by_side(calls: Sequence[Callable[[], T]], timeout_s: float) -> list[T | None]:
-    """The results of calls that run at once, None for those not done in time; these are left to themselves."""
+    """The results of calls that run at once, None for those not done in time; these are left to themselves.
+
+    Where the system refuses further threads (a worker took all that the container may have) a call runs in turn.
+    """
     results: list[T | None] = [None] * len(calls)
 
     def run(index: int) -> None:
@@ -34,9 +38,15 @@ def side_by_side(calls: Sequence[Callable[[], T]], timeout_s: float) -> list[T |
 
     threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(calls))]
     deadline_s = time.monotonic() + timeout_s
+    started = []
     for thread in threads:
-        thread.start()
-    for thread in threads:
+        try:
+            thread.start()
+            started.append(thread)
+        except RuntimeError:
+            with contextlib.suppress(RuntimeError):  # a meter's own thread
+                thread.run()
+    for thread in started:
         thread.join(max(0.0, deadline_s - time.monotonic()))
     return list(results)
 

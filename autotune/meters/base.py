@@ -71,8 +71,9 @@ class SampledMeter:
         """Begin; the first reading is taken before this returns (the state before the probe)."""
         self._first.clear()
         self._stopping.clear()
-        self._thread = threading.Thread(target=self._loop, name=type(self).__name__, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._loop, name=type(self).__name__, daemon=True)
+        thread.start()
+        self._thread = thread
         self._first.wait(_PATIENCE_S)
 
     def take(self) -> tuple[Reading, ...]:
