@@ -59,6 +59,7 @@ class FakeGpu:
     compute_mode: int | None = 0
     throttle_bits: int = 0x1
     lost: bool = False
+    denied: bool = False
     xids: list[int] = field(default_factory=list)
 
 
@@ -155,6 +156,8 @@ class FakeNvml:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> FakeGpu:
         if self.gpus[index].lost:
             raise FakeError(GPU_IS_LOST)
+        if self.gpus[index].denied:
+            raise FakeError(NO_PERMISSION)
         return self.gpus[index]
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> FakeGpu:

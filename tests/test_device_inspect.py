@@ -13,6 +13,7 @@ from fake_host import host, write_tree
 from fake_nvml import GIB, FakeNvml
 
 from autotune.codec import from_json, to_json
+from autotune.device.doctor import diagnose
 from autotune.device.inspect import child_environment, inspect_device, mps_active, visible_gpus
 from autotune.device.live_gpu import LiveGpu
 from autotune.device.nvml import read_nvml
@@ -141,6 +142,19 @@ def test_a_gpu_that_gets_lost_between_two_queries() -> None:
     nvml = FakeNvml(fake_nvml.t4(), refused={"nvmlDeviceGetName": fake_nvml.GPU_IS_LOST})
     device = inspect(nvml)
     assert (device.kind, device.gpus[0].problem) == ("cpu", "GPU is lost")
+
+
+def test_gpus_of_other_jobs_are_passed_over_and_not_counted() -> None:
+    """A batch system counts the GPUs of a job from 0; NVML counts the others too and refuses them."""
+    nvml = FakeNvml(fake_nvml.t4(denied=True), fake_nvml.h200(), fake_nvml.a100_40())
+    for variable, want, name in ((None, "cuda", "H200"), ("0", "auto", "H200"), ("0,1", "cuda:1", "A100")):
+        device = inspect(nvml, want, environment={} if variable is None else {"CUDA_VISIBLE_DEVICES": variable})
+        assert name in device.name
+        assert device.gpu is not None and LiveGpu(device.gpu, nvml).total_bytes() == device.vram_total_bytes
+        assert not [finding for finding in diagnose(device, {}, {}).findings if "does not answer" in finding.what]
+    device = inspect(FakeNvml(fake_nvml.t4(denied=True)))
+    assert (device.kind, device.nvml_problem) == ("cpu", "no permission to use any of its GPUs")
+    assert any("/dev/nvidia" in fix for fix in diagnose(device, {}, {}).fixes)
 
 
 def test_permission_refused_for_everything_and_for_a_part() -> None:

@@ -33,8 +33,8 @@ def visible_gpus(gpus: tuple[GpuInfo, ...], variable: str | None) -> list[int]:
     for entry in (part.strip() for part in variable.split(",")):
         match = [
             gpu.index
-            for gpu in gpus
-            if entry == str(gpu.index) or (entry and not entry.isdigit() and _is_named(gpu, entry))
+            for number, gpu in enumerate(gpus)  # CUDA counts those that may be used, NVML all
+            if entry == str(number) or (entry and not entry.isdigit() and _is_named(gpu, entry))
         ]
         if len(match) != 1:
             break

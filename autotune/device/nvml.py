@@ -27,6 +27,7 @@ THROTTLE_BITS = {
 }
 """Of NVML's reasons for low clocks all but 0x1: an idle GPU is not held back."""
 COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
+_NO_PERMISSION = 4
 _LOST_CODES = (15, 16)  # GPU_IS_LOST, RESET_REQUIRED
 _NOT_AVAILABLE = 2**64 - 1
 ECC_UNCORRECTED, ECC_VOLATILE = 1, 0
@@ -172,12 +173,17 @@ def _describe(nvml: Any, handle: Any, index: int, visible: str) -> GpuInfo:
     return _with_memory(nvml, instance, replace(info, board_uuid=_text(ask(nvml, "nvmlDeviceGetUUID", handle))))
 
 
-def _gpu(nvml: Any, index: int, visible: str) -> GpuInfo:
-    """One GPU; when it is lost, whatever names it and the problem."""
+def _gpu(nvml: Any, index: int, visible: str) -> GpuInfo | None:
+    """One GPU; when it is lost, whatever names it and the problem; None for one that only others may use.
+
+    NVML counts those too (a batch system gave them to other jobs), CUDA does not.
+    """
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         return _describe(nvml, handle, index, visible)
     except (nvml.NVMLError, GpuLostError) as error:
+        if getattr(error, "value", None) == _NO_PERMISSION:
+            return None
         return GpuInfo(index=index, name="unknown NVIDIA GPU", problem=str(error))
 
 
@@ -193,10 +199,13 @@ def _read(nvml: Any, visible: str) -> NvmlAnswer:
         return NvmlAnswer(problem=str(error))
     try:
         cuda = ask(nvml, "nvmlSystemGetCudaDriverVersion_v2") or ask(nvml, "nvmlSystemGetCudaDriverVersion")
+        found = [_gpu(nvml, index, visible) for index in range(nvml.nvmlDeviceGetCount())]
+        gpus = tuple(gpu for gpu in found if gpu is not None)
         return NvmlAnswer(
             driver=_text(ask(nvml, "nvmlSystemGetDriverVersion")),
             cuda_driver=_cuda_version(cuda),
-            gpus=tuple(_gpu(nvml, index, visible) for index in range(nvml.nvmlDeviceGetCount())),
+            gpus=gpus,
+            problem="no permission to use any of its GPUs" if found and not gpus else None,
         )
     except (nvml.NVMLError, GpuLostError) as error:
         return NvmlAnswer(problem=str(error))
