@@ -1,6 +1,7 @@
 """Whole searches on recorded surfaces: plan, budget, failures, stopping, resuming."""
 
 import math
+import re
 import sqlite3
 from dataclasses import replace
 
@@ -413,3 +414,14 @@ def test_a_point_that_slows_down_in_two_launches_is_not_recommended(surface, tmp
     second = search(surface, create_run(tmp_path, "run-2"), executor, budget_s=1800.0, study=memory())
     assert second.point != first.point
     assert sum("slowing" in r.result.flags for r in second.trials) == 2, "it is not measured a third time"
+
+
+def test_a_recorded_probe_takes_what_the_others_took_however_slow_its_steps(tmp_path, run):
+    """At 0.1 SPS 64 environments would take ten minutes an iteration; a surface says what its probes take."""
+    path = write_surface(tmp_path / "small.csv", noise=0.01, baseline="num_envs=64 batch_size=256 concurrency=1")
+    lines = [line for line in path.read_text().splitlines() if not line[0].isdigit() or line.startswith("64,")]
+    path.write_text(re.sub(r",ok,([0-9.]+),", r",ok,\1e-6,", "\n".join(lines)))
+    found = search(path, run, budget_s=900.0, study=memory())
+    assert not found.skipped
+    slow_sps = 1e-6 * smooth_sps(found.point.num_envs, found.point.batch_size, found.point.concurrency)
+    assert slow_sps >= 0.95 * best_stable(path)
