@@ -65,7 +65,7 @@ def hold_device(device: DeviceInfo) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a lock file; one that cannot be tried, being somebody else's, is taken for free."""
+    """Whether a process holds a lock file; one that cannot be tried (somebody else's, read-only) is taken for free."""
     if not path.exists():
         return False
     lock = FileLock(path)
@@ -73,7 +73,7 @@ def is_locked(path: Path) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
-    except PermissionError:
+    except OSError:
         return False
     lock.release()
     return False

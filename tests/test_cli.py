@@ -1,6 +1,7 @@
 """The command line as a user meets it: the whole line on `busywork`, JSON keys, exit codes, messages."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -504,6 +505,22 @@ def test_a_report_is_read_as_written_whatever_the_locale(here):
     ended = subprocess.run(command, env=plain, capture_output=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.decode("utf-8", "replace").strip() == (here / "runs/fast-probe-1/report.md").read_text().strip()
+
+
+def test_the_status_of_a_run_that_can_only_be_read(here, capsys, monkeypatch):
+    write_recipe(here)
+    assert run("probe", "--num-envs", 8, "--batch-size", 64, "--concurrency", 1) == 0
+
+    def refuse(*_arguments, **_options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("autotune.locks.FileLock.acquire", refuse)
+    monkeypatch.setattr(
+        "autotune.search.trials._synchronous", lambda connection, _: connection.execute("PRAGMA query_only=ON")
+    )
+    capsys.readouterr()
+    assert run("status") == 0
+    assert "probe: finished, one probe" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["doctor", "status", "train mini"])

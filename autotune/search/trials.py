@@ -84,9 +84,10 @@ def open_study(run: Run, sampler: BaseSampler | None = None) -> optuna.Study:
         sqlalchemy.event.listen(storage.engine, "connect", _synchronous)
         storage.engine.dispose()
         there = [study.study_name for study in storage.get_all_studies()]
-        name = there[0] if there else run.name
+        if there:  # nothing is written: it may be read where it cannot be
+            return optuna.load_study(study_name=there[0], storage=storage, sampler=sampler)
         return optuna.create_study(
-            study_name=name, storage=storage, direction="maximize", load_if_exists=True, sampler=sampler
+            study_name=run.name, storage=storage, direction="maximize", load_if_exists=True, sampler=sampler
         )
 
 
