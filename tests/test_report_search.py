@@ -204,6 +204,13 @@ def test_less_than_a_cent_is_not_rounded_off_where_the_end_of_a_plan_is_open(tmp
     assert "**What it costs:** 0.01 to 0.02 USD at 0.003 USD" in section(run, "summary", price=0.003)
 
 
+def test_rows_without_phases_are_not_under_their_unit(tmp_path: Path) -> None:
+    assert "microseconds per env step (share)" in section(make_run(tmp_path), "bottleneck")
+    trials = [(stage, replace(each, phase_seconds={})) for stage, each in search_trials()]
+    text = section(make_run(tmp_path, trials, name="own"), "bottleneck")
+    assert "GPU utilisation" in text and "microseconds" not in text
+
+
 def test_search_and_report_state_the_same_interval(tmp_path: Path) -> None:
     """The launch-to-launch spread is pooled over all points, not of each point alone."""
     final = ("final", result(Point(num_envs=8, batch_size=256), 1010.0, width=0.02, grade="final"))

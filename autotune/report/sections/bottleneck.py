@@ -19,11 +19,12 @@ def render(facts: Facts) -> str:
     if facts.tuned is not None and facts.tuned.result.limited_by:
         parts.append(f"The {facts.tuned.role} point: {text(facts.tuned.result.limited_by)}.".replace("..", "."))
     rows = [[_NAMES[phase], *(_phase(each, phase) for each in measured)] for phase in PHASES if _ran(measured, phase)]
+    unit = "microseconds per env step (share)" if rows else ""
     rows += [[name, *cells] for name, cells in _machine(facts, measured) if any(cell != UNKNOWN for cell in cells)]
     if ceilings := _ceilings(facts):
         parts.append(ceilings)
     if rows:
-        parts.append(table(["microseconds per env step (share)", *(each.role for each in measured)], rows))
+        parts.append(table([unit, *(each.role for each in measured)], rows))
     if settings := _settings(facts):
         parts.append(settings)
     return "\n\n".join(parts)
