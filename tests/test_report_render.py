@@ -97,6 +97,11 @@ def test_words_of_certainty(tmp_path: Path) -> None:
     assert "no failure in 1m 12s, so at most 150 failures per hour (95 %)" in markdown
     assert "optimal" not in markdown.lower().replace("optimizer", "")
     assert "8 times more samples per update and 4 times fewer optimizer steps per env step" in markdown
+    rows = [row for row in report(make_run(tmp_path, name="rows")).splitlines() if "% | " in row and "SPS" not in row]
+    assert [" ".join(row.split("|")[4].split()) for row in rows[:3]] == [
+        *["one launch, quick windows"] * 2,
+        "2 launches",
+    ], "each figure says what it rests on"
     quick = report(make_run(tmp_path, search_trials()[:-2], name="quick", tuned=search_trials()[-4][1]))
     assert "7,600 SPS (7,372 to 7,828; 95 %, this machine, one launch, quick windows)" in quick
     assert "**Not firm:**" in quick

@@ -153,9 +153,13 @@ def plus_minus(value: Quantity | None) -> str:
 
 def evidence(measured: Measured) -> str:
     """What stands behind a figure: ``95 %, this machine, 3 launches`` or weaker words."""
+    return f"95 %, this machine, {launched(measured)}"
+
+
+def launched(measured: Measured) -> str:
+    """``3 launches`` or ``one launch, quick windows``."""
     launches = counted(measured.launches, "launch", "launches")
-    windows = "" if measured.result.grade == "final" else ", quick windows"
-    return f"95 %, this machine, {launches}{windows}"
+    return launches if measured.result.grade == "final" else f"{launches}, quick windows"
 
 
 def speed(measured: Measured) -> str:

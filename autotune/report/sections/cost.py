@@ -13,6 +13,7 @@ from autotune.report.wording import (
     counts,
     games,
     hours,
+    launched,
     money,
     percent,
     plan_dollars,
@@ -38,12 +39,13 @@ def render(facts: Facts) -> str:
 
 
 def _totals(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
-    headers = ["", "settings", "SPS (95 %)", "SPS of each job", "time for all jobs", "cost"]
+    headers = ["", "settings", "SPS (95 %)", "measured by", "SPS of each job", "time for all jobs", "cost"]
     rows = [
         [
             measured.role,
             code(measured.point.label()),
             plus_minus(measured.sps),
+            launched(measured),
             counts(measured.job_sps.value if measured.job_sps else None),
             plan_hours(plan),
             plan_dollars(plan) if facts.price else "needs `--price`",
