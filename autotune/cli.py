@@ -210,7 +210,7 @@ def report(run_word: str | None, price: float | None, export: tuple[Path, ...], 
         show_json(report_json(files.facts))
     else:
         click.echo(files.markdown.read_text(encoding="utf-8"))
-    if files.facts.price is None:
+    if files.facts.price is None and files.facts.tuned:
         say("no price is known for this device: give one, such as --price 2.0, to see dollars")
     say(f"wrote {files.markdown}, {files.html} and {counted(len(files.plots), 'picture')}")
     write_exports(export, run, price=files.facts.price.usd_per_hour if files.facts.price else None)

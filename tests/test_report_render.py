@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from report_run import device, make_run, recipe, result, search_trials
 
+from autotune.cli import main
 from autotune.codec import to_json
 from autotune.errors import FileError
 from autotune.manifest import build_manifest, save_manifest
@@ -370,7 +371,7 @@ def test_training_beside_the_prediction(tmp_path: Path) -> None:
     assert gather(run).game_lengths["Game1-v5"].steps == pytest.approx(724500 / 20)
 
 
-def test_only_training(tmp_path: Path) -> None:
+def test_only_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = create_run(tmp_path, "train-1", command="train")
     train_files(run, ["t,10,20000,0,2000,,"])
     files = render_report(run)
@@ -378,6 +379,8 @@ def test_only_training(tmp_path: Path) -> None:
     assert "**A training without probes of its own**" in markdown
     assert "| game-1 |" in markdown and "The device was not recorded" in markdown
     assert files.plots == ()
+    assert main(["report", str(run.path)]) == 0
+    assert "no price is known" not in capsys.readouterr().err, "one would show no dollars either"
 
 
 def test_a_training_that_is_not_done_says_what_is_left_and_why(tmp_path: Path) -> None:
