@@ -1,5 +1,6 @@
 """The README says what is there: its file tree, links, commands, exit codes and excerpts."""
 
+import importlib
 import re
 import textwrap
 from dataclasses import replace
@@ -101,6 +102,14 @@ def test_the_study_is_one():
     assert scope["study"].best_params["num_envs"] == 32
     failed = [trial.params["batch_size"] for trial in scope["study"].trials if trial.value == 0]
     assert failed == sorted(failed, reverse=True) and len(failed) == len(set(failed)), "never as heavy as one that did"
+
+
+def test_the_groups_of_plug_ins_are_those_that_are_looked_for():
+    rows = re.findall(r"^\| `autotune\.(\w+)` \|", section("Parts of your own"), re.MULTILINE)
+    assert sorted(rows) == sorted(registry.BUNDLED)
+    for name in re.findall(r"`(autotune(?:\.\w+)+\.[A-Z]\w+)`", section("Parts of your own")):
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute)
 
 
 def test_excerpts_are_what_the_evidence_says():

@@ -78,7 +78,7 @@ def driver_answer(device: DeviceInfo) -> Iterator[Finding]:
             "info",
             f"training uses one of {len(device.gpus)} GPUs: index {device.gpu_index}",
             "one device a run",
-            "start a second run with --device cuda:1",
+            "run one on each, with CUDA_VISIBLE_DEVICES set to its index or UUID",
         )
         if not device.pci_order and len({gpu.name for gpu in device.gpus if gpu.problem is None}) > 1:
             yield _finding(
