@@ -34,7 +34,7 @@ class GpuInfo:
     vram_total_bytes: int | None = None
     vram_free_bytes: int | None = None
     vram_used_bytes: int | None = None
-    processes: tuple[GpuProcess, ...] = ()
+    processes: tuple[GpuProcess, ...] | None = None
     compute_capability: tuple[int, int] | None = None
     power_limit_w: float | None = None
     power_default_limit_w: float | None = None
@@ -48,7 +48,7 @@ class GpuInfo:
     mig_enabled: bool | None = None
     persistence_enabled: bool | None = None
     compute_mode: str | None = None
-    throttle_reasons: tuple[str, ...] = ()
+    throttle_reasons: tuple[str, ...] | None = None
     problem: str | None = None
 
 

@@ -160,10 +160,11 @@ def test_gpus_of_other_jobs_are_passed_over_and_not_counted() -> None:
 def test_permission_refused_for_everything_and_for_a_part() -> None:
     device = inspect(FakeNvml(fake_nvml.t4(), init_error=fake_nvml.NO_PERMISSION))
     assert (device.kind, device.nvml_problem) == ("cpu", "Insufficient Permissions")
-    names = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses", "nvmlDeviceGetPowerUsage")
+    names = ["nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses", "nvmlDeviceGetPowerUsage"]
+    names += ["nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"]
     gpu = inspect(FakeNvml(fake_nvml.t4(), refused=dict.fromkeys(names, fake_nvml.NO_PERMISSION))).gpu
     assert gpu is not None
-    assert (gpu.processes, gpu.power_draw_w, gpu.temperature_c) == ((), None, 40)
+    assert (gpu.processes, gpu.throttle_reasons, gpu.power_draw_w, gpu.temperature_c) == (None, None, None, 40)
 
 
 def test_bytes_are_text() -> None:

@@ -99,13 +99,11 @@ def _gpu_rows(gpu: GpuInfo) -> list[Row]:
     if gpu.problem is not None:
         return [(f"GPU {gpu.index}", f"{gpu.name}: {gpu.problem}")]
     vram = [format_bytes(size) for size in (gpu.vram_total_bytes, gpu.vram_free_bytes, gpu.vram_used_bytes)]
-    users = (
-        ", ".join(f"{p.pid} {p.name or 'unknown'} {format_bytes(p.used_bytes)}" for p in gpu.processes) or "nobody seen"
-    )
+    users = ", ".join(f"{p.pid} {p.name or 'unknown'} {format_bytes(p.used_bytes)}" for p in gpu.processes or ())
     capability = gpu.compute_capability
     return [
         (f"GPU {gpu.index}", f"{gpu.name} ({gpu.uuid or 'UUID unknown'})"),
-        ("  VRAM", f"{vram[0]} total, {vram[1]} free, {vram[2]} used by {users}"),
+        ("  VRAM", f"{vram[0]} total, {vram[1]} free, {vram[2]} used by {users or 'nobody seen'}"),
         ("  compute capability", "unknown" if capability is None else f"{capability[0]}.{capability[1]}"),
         (
             "  power",
@@ -118,7 +116,7 @@ def _gpu_rows(gpu: GpuInfo) -> list[Row]:
             f"memory {_known(gpu.memory_clock_mhz, ' MHz')}",
         ),
         ("  temperature", _known(gpu.temperature_c, " °C")),
-        ("  throttled by", ", ".join(gpu.throttle_reasons) or "nothing known"),
+        ("  throttled by", "unknown" if gpu.throttle_reasons is None else ", ".join(gpu.throttle_reasons) or "nothing"),
         ("  ECC", f"{_known(gpu.ecc_enabled)}, uncorrected errors {_known(gpu.ecc_uncorrected)}"),
         ("  MIG, persistence", f"{_known(gpu.mig_enabled)}, {_known(gpu.persistence_enabled)}"),
         ("  compute mode", _known(gpu.compute_mode)),

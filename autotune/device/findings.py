@@ -169,7 +169,7 @@ def gpu_health(gpu: GpuInfo) -> Iterator[Finding]:
             "failing GPU memory",
             "reset the GPU or reboot; if they return, rent another machine",
         )
-    if {"sw_thermal", "hw_thermal"} & set(gpu.throttle_reasons):
+    if {"sw_thermal", "hw_thermal"} & set(gpu.throttle_reasons or ()):
         heat = "unknown" if gpu.temperature_c is None else f"{gpu.temperature_c} °C"
         yield _finding(
             "warning",
@@ -177,7 +177,7 @@ def gpu_health(gpu: GpuInfo) -> Iterator[Finding]:
             "poor cooling",
             "improve cooling or change machine",
         )
-    if "hw_power_brake" in gpu.throttle_reasons:
+    if "hw_power_brake" in (gpu.throttle_reasons or ()):
         yield _finding(
             "warning", "clocks are lowered by the power brake", "the power supply gave an alarm", "change machine"
         )
@@ -185,7 +185,7 @@ def gpu_health(gpu: GpuInfo) -> Iterator[Finding]:
 
 def neighbours(gpu: GpuInfo) -> Iterator[Finding]:
     """Others on the GPU: seen, or only their memory."""
-    for process in gpu.processes:
+    for process in gpu.processes or ():
         name = process.name or "unknown program"
         yield _finding(
             "warning",

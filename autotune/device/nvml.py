@@ -125,8 +125,10 @@ def _mig_handle(nvml: Any, parent: Any, visible: str) -> Any:
     return (named or present or [None])[0]
 
 
-def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...]:
-    memory = process_memory(nvml, handle) or {}
+def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...] | None:
+    memory = process_memory(nvml, handle)
+    if memory is None:
+        return None
     return tuple(
         GpuProcess(pid=pid, used_bytes=used, name=_text(ask(nvml, "nvmlSystemGetProcessName", pid)))
         for pid, used in sorted(memory.items())
@@ -165,7 +167,7 @@ def _describe(nvml: Any, handle: Any, index: int, visible: str) -> GpuInfo:
         mig_enabled=flag(ask(nvml, "nvmlDeviceGetMigMode", handle)),
         persistence_enabled=flag(ask(nvml, "nvmlDeviceGetPersistenceMode", handle)),
         compute_mode=COMPUTE_MODES.get(ask(nvml, "nvmlDeviceGetComputeMode", handle)),
-        throttle_reasons=throttle_reasons(nvml, handle) or (),
+        throttle_reasons=throttle_reasons(nvml, handle),
     )
     instance = _mig_handle(nvml, handle, visible) if info.mig_enabled else None
     if instance is None:

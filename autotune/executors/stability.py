@@ -83,7 +83,7 @@ def confirmed_drift(results: Sequence[ProbeResult]) -> bool:
 
 def neighbours(readings: Sequence[Reading], device: DeviceInfo) -> tuple[GpuProcess, ...]:
     """Other processes that held memory on the GPU (32 MiB or an unknown amount), each with its peak."""
-    known = {process.pid: process.name for process in device.gpu.processes} if device.gpu else {}
+    known = {process.pid: process.name for process in device.gpu.processes or ()} if device.gpu else {}
     found = []
     for name in names(readings, NEIGHBOUR):
         pid, used = int(name.removeprefix(NEIGHBOUR)), peak(readings, name)

@@ -39,7 +39,7 @@ def _watts(power_w: float | None) -> str:
 
 
 def _problem(gpu: GpuInfo) -> str:
-    throttled = ", ".join(gpu.throttle_reasons)
+    throttled = ", ".join(gpu.throttle_reasons or ())
     return "; ".join(part for part in (gpu.problem or "", f"throttled: {throttled}" if throttled else "") if part)
 
 
