@@ -109,3 +109,21 @@ def test_a_study_that_forbids_a_named_value_is_refused():
     study = optuna.create_study(direction="maximize", sampler=GoodputSampler(knobs={**KNOBS, "num_envs": [256]}))
     with pytest.raises(UsageError, match=r"does not allow num_envs=256.*high=128"):
         study.optimize(objective, n_trials=1)
+
+
+@pytest.mark.parametrize("how", ["raised", "pruned", "nan"])
+def test_a_trial_without_a_value_is_not_measured_again(how):
+    """Programs that run out of memory raise; half of the points do."""
+
+    def failing(trial: optuna.Trial) -> float:
+        value = objective(trial)
+        if trial.params["num_envs"] < 32:
+            return value
+        if how == "nan":
+            return float("nan")
+        raise optuna.TrialPruned if how == "pruned" else MemoryError
+
+    study = optuna.create_study(direction="maximize", sampler=GoodputSampler(knobs=KNOBS))
+    study.optimize(failing, n_trials=12, catch=MemoryError)
+    assert len(set(points(study))) == 12
+    assert study.best_value >= 0.95 * max(smooth_sps(16, b, k) for b in KNOBS["batch_size"] for k in (1, 2, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.codec import from_json
 from autotune.errors import UsageError
 from autotune.probe.schema import levels
-from autotune.records import KNOBS, KnobValue, Point, ProbeResult
+from autotune.records import KNOBS, REFUSED, KnobValue, Point, ProbeResult
 from autotune.search.epochs import comparable
 from autotune.search.memory import MemoryLimits
 from autotune.search.propose import Problem, Proposal, propose
@@ -25,16 +26,19 @@ RESULT = "result"
 """User attribute of a trial: its `ProbeResult` as JSON."""
 EPOCH = "epoch"
 """User attribute of a trial: the epoch of the machine in which it was measured."""
+STAGE = "stage"
+"""User attribute of a trial of `autotune.search` itself: which part of its plan it is; such a one without a result was
+lost."""
 IGNORED = "ignored"
 """Flag of a result that says nothing about its point (cut short by the end of the budget, lost with the parent)."""
 
 
 def history_of(trials: Sequence[FrozenTrial]) -> list[ProbeResult]:
-    """What completed trials measured, in order of their numbers; results flagged `IGNORED` are left out.
+    """What ended trials measured, in order of their numbers; results flagged `IGNORED` are left out.
 
     Where the machine has changed meanwhile, all are put on its last footing (`autotune.search.epochs`).
     """
-    done = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda trial: trial.number)
+    done = sorted((t for t in trials if t.state.is_finished()), key=lambda trial: trial.number)
     pairs = [(result_of(trial), int(trial.user_attrs.get(EPOCH, 0))) for trial in done]
     kept = [(result, epoch) for result, epoch in pairs if result is not None and IGNORED not in result.flags]
     return comparable([result for result, _ in kept], [epoch for _, epoch in kept])
@@ -44,22 +48,25 @@ def result_of(trial: FrozenTrial) -> ProbeResult | None:
     """The measurement of a trial: its `RESULT` attribute, or its value as steps per second.
 
     A user's own trial may carry the attributes ``vram_peak_bytes`` and ``ram_peak_bytes``; one whose
-    constraints are violated, or whose value is not above zero, counts as failed.
+    constraints are violated, or whose value is not above zero, counts as failed. One without a value (the objective
+    raised, was stopped or pruned) is not measured again, and forbids nothing heavier: it need not be for its weight.
     """
     if RESULT in trial.user_attrs:
         result: ProbeResult = from_json(ProbeResult, trial.user_attrs[RESULT])
         return result
-    if "num_envs" not in trial.params or "batch_size" not in trial.params or trial.value is None:
+    if STAGE in trial.user_attrs or "num_envs" not in trial.params or "batch_size" not in trial.params:
         return None
-    ok = trial.value > 0 and all(value <= 0 for value in trial.constraints.values())
+    value = trial.value if trial.state == TrialState.COMPLETE else None
+    ok = value is not None and 0 < value < math.inf and all(each <= 0 for each in trial.constraints.values())
     return ProbeResult(
         requested=Point.from_knobs({name: trial.params[name] for name in KNOBS if name in trial.params}),
         status="ok" if ok else "crashed",
         grade="quick",
-        sps=float(trial.value) if ok else None,
+        sps=value if ok else None,
         cost_s=float(trial.user_attrs.get("cost_s", trial.duration.total_seconds() if trial.duration else 0.0)),
         vram_peak_bytes=trial.user_attrs.get("vram_peak_bytes"),
         ram_peak_bytes=trial.user_attrs.get("ram_peak_bytes"),
+        flags=() if value is not None else (REFUSED,),
     )
 
 
@@ -154,9 +161,9 @@ class GoodputSampler(HistorySampler):
 
     The objective suggests those knobs with ``trial.suggest_int(name, low, high, log=True)`` and returns
     steps per second; a point that failed returns 0.0 or violates a constraint, and neither it nor
-    any that dominates it is proposed again. With memory limits, set the user attributes
-    ``vram_peak_bytes`` and ``ram_peak_bytes`` on the trial; ``cost_s`` where a trial's duration is not
-    what its measurement cost.
+    any that dominates it is proposed again; where it raises, it alone is not. With memory limits, set
+    the user attributes ``vram_peak_bytes`` and ``ram_peak_bytes`` on the trial; ``cost_s`` where a trial's
+    duration is not what its measurement cost.
 
     Args:
         knobs: allowed values by knob; None takes the choices, or the powers of two within the ranges, that

@@ -23,7 +23,7 @@ from autotune.errors import FileError
 from autotune.records import KNOBS, Point, ProbeResult
 from autotune.runs import Run
 from autotune.search.epochs import comparable
-from autotune.search.sampler import EPOCH, IGNORED, RESULT
+from autotune.search.sampler import EPOCH, IGNORED, RESULT, STAGE
 
 SHOWN = ("status", "sps", "detail")
 """Of a result, what stands beside it in attributes of their own, for tables of other programs (optuna-dashboard)."""
@@ -133,7 +133,7 @@ def records_of(study: optuna.Study) -> tuple[TrialRecord, ...]:
 def _record(trial: FrozenTrial) -> TrialRecord:
     return TrialRecord(
         number=trial.number,
-        stage=str(trial.user_attrs.get("stage", "")),
+        stage=str(trial.user_attrs.get(STAGE, "")),
         result=from_json(ProbeResult, trial.user_attrs[RESULT]),
         started=trial.user_attrs.get("started", {}),
         epoch=int(trial.user_attrs.get(EPOCH, 0)),
@@ -165,7 +165,7 @@ def add_probe_trial(run: Run, stage: str, result: ProbeResult) -> None:
                 distributions=wide,
                 value=float(result.sps or 0.0),
                 user_attrs=_shown(result)
-                | {"stage": stage, "requested": to_json(result.requested), RESULT: to_json(result)},
+                | {STAGE: stage, "requested": to_json(result.requested), RESULT: to_json(result)},
                 constraints=constraints(result),
             )
         )
@@ -178,7 +178,7 @@ def constraints(result: ProbeResult) -> dict[str, float]:
 
 def start(trial: Trial, stage: str, point: Point, boot_id: str, clock_s: float, predicted_s: float) -> None:
     """Record durably that a probe is about to run."""
-    trial.set_user_attr("stage", stage)
+    trial.set_user_attr(STAGE, stage)
     trial.set_user_attr("requested", to_json(point))
     started = {"boot_id": boot_id, "pid": os.getpid(), "time": datetime.now(UTC).isoformat()}
     trial.set_user_attr("started", started | {"clock_s": clock_s, "predicted_s": predicted_s})
@@ -217,6 +217,7 @@ def close_lost(study: optuna.Study, boot_id: str, clock_s: float) -> float:
         trial = Trial(study, frozen._trial_id)
         started = frozen.user_attrs.get("started")
         if started is None:
+            trial.set_user_attr(STAGE, "lost")
             study.tell(trial, state=TrialState.FAIL)
             continue
         point = Point.from_knobs(frozen.user_attrs["requested"])
