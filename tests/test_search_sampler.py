@@ -1,5 +1,8 @@
 """Our sampler in a user's own Optuna study."""
 
+import pickle
+import threading
+
 import optuna
 import pytest
 from analytic_surface import GIB, memory_bytes, smooth_sps
@@ -127,3 +130,26 @@ def test_a_trial_without_a_value_is_not_measured_again(how):
     study.optimize(failing, n_trials=12, catch=MemoryError)
     assert len(set(points(study))) == 12
     assert study.best_value >= 0.95 * max(smooth_sps(16, b, k) for b in KNOBS["batch_size"] for k in (1, 2, 4))
+
+
+def test_trials_side_by_side_measure_whole_points_and_different_ones():
+    """Both have taken num_envs when the first takes its other knobs, and neither has ended when both have a point."""
+    proposed, sampler, both = [], GoodputSampler(knobs=KNOBS), threading.Barrier(2)
+
+    def propose(problem, history, original=sampler.propose):
+        proposed.append(original(problem, history))
+        return proposed[-1]
+
+    def beside(trial: optuna.Trial) -> float:
+        trial.suggest_int("num_envs", 8, 128, log=True)
+        both.wait(10)
+        value = objective(trial)
+        both.wait(10)
+        return value
+
+    sampler.propose = propose
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(beside, n_trials=12, n_jobs=2)
+    assert len(set(points(study))) == 12
+    assert {tuple(p.point.knobs().values()) for p in proposed} == set(points(study))
+    assert pickle.loads(pickle.dumps(GoodputSampler(knobs=KNOBS))), "Optuna's way of keeping a sampler"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,8 @@ STAGE = "stage"
 lost."""
 IGNORED = "ignored"
 """Flag of a result that says nothing about its point (cut short by the end of the budget, lost with the parent)."""
+_CHOOSING = threading.Lock()
+"""A study may run its trials in threads; no sampler's own, for samplers are pickled."""
 
 
 def history_of(trials: Sequence[FrozenTrial]) -> list[ProbeResult]:
@@ -94,7 +97,7 @@ class HistorySampler(PointSampler):
         self._problem = problem
         self._limits = limits or MemoryLimits()  # of a problem that the study's own knobs make
         self._seed = seed
-        self._chosen: tuple[int, Point | None] = (-1, None)
+        self._chosen: dict[int, Point | None] = {}  # of the trials under way
 
     def limit_cost(self, left_s: float) -> None:
         """Propose no probe that is predicted to take longer than this."""
@@ -139,14 +142,20 @@ class HistorySampler(PointSampler):
 
     def _point(self, study: Study, trial: FrozenTrial) -> Point | None:
         """The point of this trial, chosen once; the best one so far when nothing else is worth measuring."""
-        if self._chosen[0] != trial.number:
-            trials = study.get_trials(deepcopy=False)
-            problem = self._problem or _problem_of(trials, self._limits)
-            history = history_of(trials)
-            proposal = self.propose(problem, history) if problem else None
-            best = best_measured(problem, history) or problem.space.points[0] if problem else None
-            self._chosen = (trial.number, proposal.point if proposal else best)
-        return self._chosen[1]
+        with _CHOOSING:
+            if trial.number not in self._chosen:
+                trials = study.get_trials(deepcopy=False)
+                problem = self._problem or _problem_of(trials, self._limits)
+                under_way = [ProbeResult(requested=p, status="ok", grade="quick") for p in self._chosen.values() if p]
+                history = history_of(trials) + under_way
+                proposal = self.propose(problem, history) if problem else None
+                best = best_measured(problem, history) or problem.space.points[0] if problem else None
+                self._chosen[trial.number] = proposal.point if proposal else best
+            return self._chosen[trial.number]
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Forget the trial's point: it is in the study now."""
+        self._chosen.pop(trial.number, None)
 
 
 class GoodputSampler(HistorySampler):
