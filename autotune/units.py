@@ -45,7 +45,7 @@ def parse_price(text: str | float) -> float:
 
 
 def format_duration(seconds: float | None) -> str:
-    """``95`` -> ``1m 35s``; two units at most, ``under 0.1s`` but for 0, ``unknown`` for None."""
+    """``95`` -> ``1m 35s``; rounded to two units, ``under 0.1s`` but for 0, ``unknown`` for None."""
     if seconds is None or not math.isfinite(seconds):
         return "unknown"
     sign, rest = ("-" if seconds < 0 else ""), abs(seconds)
@@ -53,7 +53,8 @@ def format_duration(seconds: float | None) -> str:
         return "under 0.1s"
     if rest < 10:
         return f"{sign}{rest:.1f}s"
-    whole = round(rest)
+    smallest = 3600 if rest >= 86400 else 60 if rest >= 3600 else 1
+    whole = round(rest / smallest) * smallest
     days, whole = divmod(whole, 86400)
     hours, whole = divmod(whole, 3600)
     minutes, secs = divmod(whole, 60)

@@ -66,7 +66,7 @@ def test_first_lines_answer_the_payer(tmp_path: Path) -> None:
         "- **What to run:** `num_envs=64 batch_size=1024 concurrency=2`, the best of the 8 points measured "
         "on Example GPU.",
         # 4 jobs of 36 million steps, 2 at a time, at 8,050 / 2 steps per second
-        "- **How long:** 4h 58m (4h 47m to 5h 9m) for 4 jobs, 2 at a time.",
+        "- **How long:** 4h 58m (4h 48m to 5h 9m) for 4 jobs, 2 at a time.",
         "- **What it costs:** 9.94 USD (9.60 to 10.30) at 2.00 USD per hour (given with --price).",
         "- **Saved against the baseline** (`num_envs=8 batch_size=256 concurrency=1`): 70.06 USD and 1d 11h "
         "(88 %; 87 % to 88 %); 8.05x its SPS (7.68x to 8.43x).",

@@ -143,7 +143,7 @@ def test_what_is_left_at_the_end_of_a_plan_is_said_for_every_plan_that_has_one(t
     assert (
         "- The baseline point runs up to 4 jobs at once; when fewer are left they would run faster, which was " in text
     )
-    assert ": 2d 7h if each keeps its speed, 14h 18m if those left share the whole." in text
+    assert ": 2d 8h if each keeps its speed, 14h 18m if those left share the whole." in text
     assert (
         "- The tuned point runs up to 2 jobs at once; when fewer are left they would run faster, which is counted"
         in text
@@ -159,7 +159,7 @@ def test_a_measured_point_that_ends_unequal_jobs_sooner_is_named_at_once(tmp_pat
     rest = [row for row in search_trials() if row[1].requested != replace(BEST, concurrency=1)]
     run = make_run(tmp_path, [("model", result(alone, 7200.0)), *rest], own_recipe=recipe(unequal(100e6)))
     said = (
-        "**These jobs may end sooner at `num_envs=32 batch_size=256 concurrency=1`:** in 3h 58m (3h 51m to 4h 5m) and "
+        "**These jobs may end sooner at `num_envs=32 batch_size=256 concurrency=1`:** in 3h 58m (3h 51m to 4h 6m) and "
     )
     text = section(run, "summary")
     assert said + "7.95 USD (7.72 to 8.19); the point above takes 3h 33m to 6h 54m, by how fast those left" in text
