@@ -153,3 +153,11 @@ def test_trials_side_by_side_measure_whole_points_and_different_ones():
     assert len(set(points(study))) == 12
     assert {tuple(p.point.knobs().values()) for p in proposed} == set(points(study))
     assert pickle.loads(pickle.dumps(GoodputSampler(knobs=KNOBS))), "Optuna's way of keeping a sampler"
+
+
+@pytest.mark.parametrize("directions", [["minimize"], ["maximize", "minimize"]])
+def test_a_study_that_does_not_maximise_one_value_is_refused(directions):
+    """Seconds per step that are minimised would be made as long as possible."""
+    study = optuna.create_study(directions=directions, sampler=GoodputSampler(knobs=KNOBS))
+    with pytest.raises(UsageError, match=rf"direction is {', '.join(directions)}: make it with direction=\"maximize\""):
+        study.optimize(objective, n_trials=2)

@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.codec import from_json
@@ -98,6 +98,19 @@ class HistorySampler(PointSampler):
         self._limits = limits or MemoryLimits()  # of a problem that the study's own knobs make
         self._seed = seed
         self._chosen: dict[int, Point | None] = {}  # of the trials under way
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Refuse a study that wants anything but the most of one value.
+
+        Raises:
+            UsageError: it minimises, or has several objectives.
+        """
+        if study.directions != [StudyDirection.MAXIMIZE]:
+            wanted = ", ".join(direction.name.lower() for direction in study.directions)
+            raise UsageError(
+                f"{type(self).__name__} finds the most steps per second, and the study's direction is {wanted}: "
+                'make it with direction="maximize", and return steps per second'
+            )
 
     def limit_cost(self, left_s: float) -> None:
         """Propose no probe that is predicted to take longer than this."""
