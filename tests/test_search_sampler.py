@@ -161,3 +161,12 @@ def test_a_study_that_does_not_maximise_one_value_is_refused(directions):
     study = optuna.create_study(directions=directions, sampler=GoodputSampler(knobs=KNOBS))
     with pytest.raises(UsageError, match=rf"direction is {', '.join(directions)}: make it with direction=\"maximize\""):
         study.optimize(objective, n_trials=2)
+
+
+@pytest.mark.parametrize("options", [{"knobs": {**KNOBS, "num_envs": []}}, {"knobs": KNOBS, "rollout": 0}, {}])
+def test_knobs_without_a_point_are_refused(options):
+    def words(trial: optuna.Trial) -> float:
+        return float(trial.suggest_categorical("num_envs", ["8", "16"])) + trial.suggest_int("batch_size", 64, 512)
+
+    with pytest.raises(UsageError, match="the knobs allow no point: give num_envs"):
+        optuna.create_study(direction="maximize", sampler=GoodputSampler(**options)).optimize(words, n_trials=3)

@@ -33,10 +33,20 @@ class Space:
     Attributes:
         points: in ascending order of num_envs, batch_size, concurrency.
         rollout: vector steps per iteration at any num_envs, None where the recipe has none.
+
+    Raises:
+        UsageError: there is none.
     """
 
     points: tuple[Point, ...]
     rollout: Rollout | None = None
+
+    def __post_init__(self) -> None:
+        if not self.points:
+            raise UsageError(
+                "the knobs allow no point: give num_envs, batch_size and concurrency whole numbers, and a batch_size "
+                "of at most num_envs x rollout"
+            )
 
     def __len__(self) -> int:
         return len(self.points)
