@@ -70,7 +70,7 @@ def test_first_lines_answer_the_payer(tmp_path: Path) -> None:
         "- **What it costs:** 9.94 USD (9.60 to 10.30) at 2.00 USD per hour (given with --price).",
         "- **Saved against the baseline** (`num_envs=8 batch_size=256 concurrency=1`): 70.06 USD and 1d 11h "
         "(88 %; 87 % to 88 %); 8.05x its SPS (7.68x to 8.43x).",
-        "- **Saved against the rule of thumb** (`num_envs=64 batch_size=256 concurrency=1`): 10.06 USD and 5h 1m "
+        "- **Saved against the rule of thumb** (`num_envs=64 batch_size=256 concurrency=1`): 10.06 USD and 5h 2m "
         "(50 %; 48 % to 53 %); 2.01x its SPS (1.92x to 2.11x).",
     ]
 

@@ -149,8 +149,8 @@ def test_what_is_left_at_the_end_of_a_plan_is_said_for_every_plan_that_has_one(t
         in text
     )
     # 6 million steps at 8,050, then 97 million at the 5,014 of one process
-    assert "**How long:** 5h 34m (5h 25m to 5h 45m) for 4 jobs, 2 at a time." in first
-    assert "17.45 USD and 8h 43m (61 %; 59 % to 90 %)" in first
+    assert "**How long:** 5h 35m (5h 25m to 5h 45m) for 4 jobs, 2 at a time." in first
+    assert "17.45 USD and 8h 44m (61 %; 59 % to 90 %)" in first
 
 
 def test_a_measured_point_that_ends_unequal_jobs_sooner_is_named_at_once(tmp_path: Path) -> None:
