@@ -210,7 +210,8 @@ def report(run_word: str | None, price: float | None, export: tuple[Path, ...], 
         show_json(report_json(files.facts))
     else:
         click.echo(files.markdown.read_text(encoding="utf-8"))
-    if files.facts.price is None and files.facts.tuned:
+    trained = files.facts.training
+    if files.facts.price is None and (files.facts.tuned or (trained and trained.machine_s)):
         say("no price is known for this device: give one, such as --price 2.0, to see dollars")
     say(f"wrote {files.markdown}, {files.html} and {counted(len(files.plots), 'picture')}")
     write_exports(export, run, price=files.facts.price.usd_per_hour if files.facts.price else None)

@@ -383,6 +383,21 @@ def test_only_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "no price is known" not in capsys.readouterr().err, "one would show no dollars either"
 
 
+def test_what_a_training_took_of_the_machine_is_said_in_dollars(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half an hour until it was killed, a day of nothing, an hour, during which the clock was set back once."""
+    run = create_run(tmp_path, "train-1", command="train")
+    days = [("opened", "01T10:00"), ("saved", "01T10:30"), ("opened", "02T10:30"), ("saved", "02T11:00")]
+    days += [("saved", "02T10:50"), ("ended", "02T11:20")]
+    events = [{"kind": kind, "job": None, "time": f"2026-01-{at}:00+00:00", "state": "done"} for kind, at in days]
+    train_files(run, ["t,10,20000,0,2000,,"], *events)
+    assert "the training had the machine for 1h 30m, each start" in report(run, price=None)
+    assert "the training had the machine for 1h 30m, 3.00 USD, each start" in report(run)
+    assert main(["report", str(run.path)]) == 0
+    assert "no price is known" in capsys.readouterr().err
+
+
 def test_a_training_that_is_not_done_says_what_is_left_and_why(tmp_path: Path) -> None:
     run = create_run(tmp_path, "train-1", command="train")
     save_manifest(run.manifest_file, build_manifest(recipe(), recipe().baseline))

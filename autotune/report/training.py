@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
@@ -67,6 +68,18 @@ class Training:
     def job_seconds(self) -> float:
         """Seconds of training, summed over the jobs."""
         return sum(job.seconds or 0.0 for job in self.jobs)
+
+    @property
+    def machine_s(self) -> float:
+        """Wall seconds in which it had the machine: of every supervisor from its start to its last event."""
+        spent_s, latest = 0.0, None
+        for kind, now in (
+            (each["kind"], datetime.fromisoformat(each["time"])) for each in self.events if "time" in each
+        ):
+            if latest is not None and kind != "opened":
+                spent_s += max(0.0, (now - latest).total_seconds())
+            latest = now
+        return spent_s
 
     @property
     def crashes(self) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from autotune.manifest_schema import LearningSection
 from autotune.report.facts import Facts
 from autotune.report.learning import checked, learning_of, loud_change
-from autotune.report.wording import UNKNOWN, counts, percent, signed_percent, table, text
+from autotune.report.projection import HOUR_S
+from autotune.report.wording import UNKNOWN, counts, money, percent, signed_percent, table, text
 from autotune.search.learning import COMPARE, sentences
 from autotune.units import format_count, format_duration
 from autotune.worker.totals import RETURNS_KEPT
@@ -16,7 +17,8 @@ _LEFT_SHOWN = 10
 
 def render(facts: Facts) -> str:
     """The learner's diet at each point, the training measured against the prediction, and what is left of it."""
-    return "\n\n".join(part for part in (_learning(facts), _training(facts), _unfinished(facts)) if part)
+    parts = (_learning(facts), _training(facts), _spent(facts), _unfinished(facts))
+    return "\n\n".join(part for part in parts if part)
 
 
 def _learning(facts: Facts) -> str:
@@ -89,6 +91,15 @@ def _training(facts: Facts) -> str:
         "measured speed of one job."
     )
     return f"{table(headers, rows)}\n\n{note}"
+
+
+def _spent(facts: Facts) -> str:
+    """What the training took so far, of the machine and of the money."""
+    spent_s = facts.training.machine_s if facts.training else 0.0
+    if not spent_s:
+        return ""
+    usd = f", {money(spent_s / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
+    return f"In all the training had the machine for {format_duration(spent_s)}{usd}, each start to its last event."
 
 
 def _unfinished(facts: Facts) -> str:
