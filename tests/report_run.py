@@ -144,7 +144,7 @@ def make_run(
     name: str = "atari-1",
 ) -> Run:
     """A finished search; `tuned` is what its manifest runs (the last trial if None)."""
-    run = create_run(root, name, command="search", recipe="atari", budget_s=1800.0, spent_s=1750.0)
+    run = create_run(root, name, command="search", recipe="atari", budget_s=1800.0, spent_s=1750.0, finished=True)
     rows = search_trials() if trials is None else list(trials)
     chosen = own_recipe or recipe()
     durable_write(run.recipe_file, dump_recipe(chosen))

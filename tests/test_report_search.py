@@ -204,6 +204,13 @@ def test_less_than_a_cent_is_not_rounded_off_where_the_end_of_a_plan_is_open(tmp
     assert "**What it costs:** 0.01 to 0.02 USD at 0.003 USD" in section(run, "summary", price=0.003)
 
 
+def test_a_search_that_was_stopped_is_said_to_go_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert section(run, "summary").endswith(f"**Next:** `autotune train {run.manifest_file}`")
+    run.update(finished=False)
+    assert "or the search again, which was stopped: the same command goes on" in section(run, "summary")
+
+
 def test_rows_without_phases_are_not_under_their_unit(tmp_path: Path) -> None:
     assert "microseconds per env step (share)" in section(make_run(tmp_path), "bottleneck")
     trials = [(stage, replace(each, phase_seconds={})) for stage, each in search_trials()]

@@ -174,4 +174,5 @@ def _next(facts: Facts) -> str:
         return "**Next:** `autotune search --budget 30m` emits a manifest to train from."
     if (learning := checked(facts)) is not None and learning.status == "failed":
         return f"**Next:** {text(remedy(learning))}. In spite of the guard: {train}"
-    return f"**Next:** {train}"
+    stopped = facts.state.get("command") == "search" and not facts.state.get("finished")
+    return f"**Next:** {train}{', or the search again, which was stopped: the same command goes on' if stopped else ''}"
