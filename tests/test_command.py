@@ -467,7 +467,7 @@ def test_hang_before_any_progress_names_the_pattern(start):
     ("code", "words"),
     [
         ("print('epoch one')", r"no line matched --counter .* give it a larger --budget\. .*:\nepoch one"),
-        ("pass", "printed nothing"),
+        ("pass", "printed no whole line"),
     ],
 )
 def test_before_a_probe_is_cut_by_the_budget_a_program_without_progress_is_told_of(start, code, words):
@@ -493,7 +493,7 @@ def test_a_probe_takes_silence_for_a_hang_soon_and_a_training_does_not(start, mo
 
 def test_silence_before_the_first_line_is_told_as_such(start):
     session = start(python("import time; time.sleep(600)"), counter=COUNTER, progress_timeout_s=0.5)
-    with pytest.raises(WorkerError, match=r"printed nothing within 0.5s.*progress_timeout_s"):
+    with pytest.raises(WorkerError, match=r"printed no whole line within 0.5s.*progress_timeout_s"):
         session.step()
 
 

@@ -120,7 +120,7 @@ def test_a_steady_replay_spends_nothing_on_the_sentinel(tmp_path):
 
 def test_a_recorded_machine_never_changes_however_noisy_it_is(tmp_path):
     path = write_surface(tmp_path / "small.csv", noise=1.0)
-    for seed in range(6):
+    for seed in (1, 2):  # one of them had two epochs
         found = run_study(
             surface_recipe(path), ReplayExecutor(path, seed), create_run(tmp_path, f"run-{seed}"), budget_s=1800.0,
             seed=seed, study=optuna.create_study(direction="maximize"),
