@@ -9,7 +9,6 @@ import time
 import psutil
 import pytest
 
-from autotune.codec import to_json
 from autotune.executors.environment import kept_memory, processor_tag, worker_environment
 from autotune.executors.process import descendants_of
 from autotune.records import Budget, Job, Point, Work
@@ -156,7 +155,23 @@ def test_descendants_are_those_of_every_generation():
     assert descendants_of(outer.pid) == []
 
 
-def test_a_step_message_holds_the_whole_record():
-    work = Work(env_steps=3, seconds={"env": 0.5}, returns=(1.0, 2.0), lengths=(4, 5), metrics={"loss": 0.1})
+def test_a_step_message_holds_what_a_step_of_a_window_is():
+    work = Work(
+        env_steps=3,
+        reset_rows=1,
+        episodes=2,
+        minibatches=4,
+        seconds={"env": 0.5},
+        lengths=(4, 5),
+        metrics={"loss": 0.1},
+    )
     message = json.loads(json.dumps(step_message(work, 2.0, 1.0)))
-    assert message == {"type": "step", "t": 2.0, "started": 1.0, **to_json(work)}
+    told = {"env_steps": 3, "reset_rows": 1, "episodes": 2, "minibatches": 4, "lengths": [4, 5]}
+    assert message == {
+        "type": "step",
+        "t": 2.0,
+        "started": 1.0,
+        "seconds": {"env": 0.5},
+        "metrics": {"loss": 0.1},
+        **told,
+    }

@@ -243,7 +243,6 @@ def test_host_readings_of_real_processes() -> None:
     assert first["processes"] == 2
     assert 0.25 <= (first["cpu_seconds"] or 0) < 20
     assert 100e6 < (first["ram_pss_bytes"] or 0) < 300e6
-    assert (first["host_ram_available_bytes"] or 0) > 0
     children[0].communicate(b"\n")
     del pids[0]
     after = last(meter.stop())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from autotune.device.host import ROOT, busy_cpu_seconds, pressure, ram_available_bytes, read_text, shm_space_bytes
+from autotune.device.host import ROOT, busy_cpu_seconds, pressure, read_text, shm_space_bytes
 from autotune.machine import DeviceInfo
 from autotune.meters.base import SampledMeter
 
@@ -82,7 +82,7 @@ def spike_bytes(pid: int, root: Path = ROOT) -> int:
 class HostMeter(SampledMeter):
     """``ram_pss_bytes``, ``ram_peak_bytes`` (the same with each process at its largest so far), ``cpu_seconds``
     (cumulative), ``processes``, ``threads``, ``others_cpu_seconds`` (cumulative, of what is neither the probe nor
-    this process), ``shm_used_bytes``, ``host_ram_available_bytes``, ``cpu_pressure`` and ``memory_pressure`` (0 to 1).
+    this process), ``shm_used_bytes``, ``cpu_pressure`` and ``memory_pressure`` (0 to 1).
 
     The kernel counts a proportional set size page by page (0.1 s for some GiB), so that it is read as seldom as keeps
     to `PSS_SHARE`; in between it is the last one plus the growth of private memory. All processes' sizes are read
@@ -158,7 +158,6 @@ class HostMeter(SampledMeter):
             "threads": threads,
             "others_cpu_seconds": None if everybody_s is None else everybody_s - cpu_seconds - time.process_time(),
             "shm_used_bytes": shm[0] - shm[1] if shm else None,
-            "host_ram_available_bytes": ram_available_bytes(self._root),
             "cpu_pressure": pressure("cpu", self._root),
             "memory_pressure": pressure("memory", self._root),
         }

@@ -34,7 +34,7 @@ class VramMeter(GpuMeter):
 
     def read(self) -> Mapping[str, float | None]:
         """Bytes now."""
-        pids = self.pids()
+        pids = self.pids() if self.gpu else ()
         self._ours |= set(pids)
         used = self.gpu.used_bytes() if self.gpu else None
         listed = (self.gpu.processes() if self.gpu else None) or {}

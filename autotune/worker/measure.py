@@ -16,8 +16,9 @@ _SLICES_WHEN_LONG = 4
 _FIRST_SLICE_ROWS = 512
 _STEPS_TO_SETTLE = 2
 _PEAK_PERIOD_S = 1.0
-REPORT_PERIOD_S = 0.05
-"""Iterations that end sooner after the last message are told with the next: telling takes up to 1 % of 1 ms."""
+_TOLD = ("env_steps", "reset_rows", "episodes", "minibatches", "lengths")
+REPORT_PERIOD_S = 0.1
+"""Iterations that end sooner after the last message are told with the next: telling takes up to 3 % of 1 ms."""
 
 
 def share_done(session: Session, work: Work) -> float:
@@ -107,7 +108,8 @@ def step_message(work: Work, ended_s: float, started_s: float) -> dict[str, Any]
     """
     metrics = {name: value for name, value in work.metrics.items() if math.isfinite(value)}
     mappings = {"seconds": dict(work.seconds), "metrics": metrics}
-    return {"type": "step", "t": ended_s, "started": started_s, **vars(work), **mappings}
+    told = {name: getattr(work, name) for name in _TOLD}
+    return {"type": "step", "t": ended_s, "started": started_s, **told, **mappings}
 
 
 def run_steps(session: Session, steps: int, send: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:

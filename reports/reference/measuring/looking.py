@@ -18,8 +18,8 @@ from autotune.device.inspect import inspect_device
 
 HERE = Path(__file__).parent
 BENCHMARKS = Path(__file__).parents[3] / "tests" / "benchmarks" / "test_cost_of_looking.py"
-ITERATIONS_S = {"0.01 s": 0.01, "0.1 s": 0.1, "1 s": 1.0}
-"""CartPole on a CPU takes 0.01 s, Breakout with 8 environments 1.3 s."""
+ITERATIONS_S = {"0.01 s": 0.01, "0.02 s": 0.02, "0.1 s": 0.1, "1 s": 1.0}
+"""Of the bundled recipes CartPole in JAX has the shortest: 0.019 s with 4 environments on a Zen 3, two cores."""
 
 
 LIMIT = 0.002
