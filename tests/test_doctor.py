@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import fake_nvml
@@ -181,7 +182,7 @@ def test_everything_that_limits_a_host() -> None:
     machine = host(
         cpu_cores_allowed=2.0,
         pids_limit=100,
-        load_1m=1.5,
+        load_1m=6.5,
         ram_limit_bytes=2 * GIB,
         ram_available_bytes=GIB,
         shm_total_bytes=64 * 2**20,
@@ -191,12 +192,17 @@ def test_everything_that_limits_a_host() -> None:
     assert said(diagnosis) == {
         "2 of 8 visible CPU cores may be used": "warning",
         "at most 100 processes and threads": "warning",
-        "the load is 1.5 on 2 cores before anything is measured": "warning",
+        "the load is 6.5 on 8 cores before anything is measured": "warning",
         "1.0 GiB of 2.0 GiB RAM is free": "warning",
         "/dev/shm holds only 64.0 MiB": "warning",
         "1.0 GiB of disk is free": "warning",
     }
     assert any("--shm-size" in fix for fix in diagnosis.fixes)
+    assert not any(
+        "the load is" in what for what in said(judge(FakeNvml(fake_nvml.t4()), replace(machine, load_1m=5.5)))
+    )
+    busy = host(cpu_cores_allowed=8.0, load_1m=4.5)
+    assert "the load is 4.5 on 8 cores before anything is measured" in said(judge(FakeNvml(fake_nvml.t4()), busy))
 
 
 def test_packages() -> None:

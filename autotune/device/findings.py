@@ -219,10 +219,11 @@ def cpu_limits(host: HostInfo) -> Iterator[Finding]:
             "a pids limit on the container",
             "docker --pids-limit 4096",
         )
-    if host.load_1m is not None and host.load_1m > LOAD_HIGH * allowed:
+    # the load is of the whole host, whatever a container may use of it
+    if host.load_1m is not None and host.load_1m > max(LOAD_HIGH * allowed, visible - allowed):
         yield _finding(
             "warning",
-            f"the load is {host.load_1m:.1f} on {allowed:g} cores before anything is measured",
+            f"the load is {host.load_1m:.1f} on {visible} cores before anything is measured",
             "other programs run",
             "stop other programs: environments and training share these cores",
         )
