@@ -169,7 +169,8 @@ def gpu_health(gpu: GpuInfo) -> Iterator[Finding]:
             "failing GPU memory",
             "reset the GPU or reboot; if they return, rent another machine",
         )
-    if {"sw_thermal", "hw_thermal"} & set(gpu.throttle_reasons or ()):
+    reasons = gpu.throttle_reasons or ()
+    if {"sw_thermal", "hw_thermal"} & set(reasons):
         heat = "unknown" if gpu.temperature_c is None else f"{gpu.temperature_c} °C"
         yield _finding(
             "warning",
@@ -177,7 +178,7 @@ def gpu_health(gpu: GpuInfo) -> Iterator[Finding]:
             "poor cooling",
             "improve cooling or change machine",
         )
-    if "hw_power_brake" in (gpu.throttle_reasons or ()):
+    if "hw_power_brake" in reasons:
         yield _finding(
             "warning", "clocks are lowered by the power brake", "the power supply gave an alarm", "change machine"
         )

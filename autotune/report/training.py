@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -72,14 +73,9 @@ class Training:
     @property
     def machine_s(self) -> float:
         """Wall seconds in which it had the machine: of every supervisor from its start to its last event."""
-        spent_s, latest = 0.0, None
-        for kind, now in (
-            (each["kind"], datetime.fromisoformat(each["time"])) for each in self.events if "time" in each
-        ):
-            if latest is not None and kind != "opened":
-                spent_s += max(0.0, (now - latest).total_seconds())
-            latest = now
-        return spent_s
+        told = [(event["kind"], datetime.fromisoformat(event["time"])) for event in self.events if "time" in event]
+        spans = [(now - before).total_seconds() for (_, before), (kind, now) in pairwise(told) if kind != "opened"]
+        return sum(max(0.0, span_s) for span_s in spans)
 
     @property
     def crashes(self) -> int:

@@ -59,7 +59,7 @@ def problem_of(recipe: Recipe, device: DeviceInfo, budget_s: float) -> Problem:
         space=space_of(recipe),
         limits=memory_limits(recipe.limits, device),
         cost_max_s=max(_COST_SHARE_MAX * budget_s, 2 * (quick.discard_s + quick.window_s)),
-        slice_s=0.0 if recipe.workload == "replay" else quick.long_iteration_s / 4,
+        slice_s=None if recipe.workload == "replay" else quick.long_iteration_s / 4,
     )
 
 

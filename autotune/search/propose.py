@@ -58,15 +58,15 @@ class Problem:
         limits: bytes that may be held.
         cost_max_s: probes predicted to take longer are left out, but for those of the usual length.
         left_s: nor may a probe take longer than this.
-        slice_s: seconds of the slices in which long iterations are measured; 0 where a probe's length does not hang on
-            its steps (a recorded surface's).
+        slice_s: seconds of the slices in which long iterations are measured; None where a probe's length does not
+            hang on its steps (a recorded surface's).
     """
 
     space: Space
     limits: MemoryLimits = field(default_factory=MemoryLimits)
     cost_max_s: float = np.inf
     left_s: float = np.inf
-    slice_s: float = 1.0
+    slice_s: float | None = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,9 +259,11 @@ def predict_cost_s(problem: Problem, history: Sequence[ProbeResult], belief: Bel
 
 def _cost_terms(problem: Problem, rows: Array, log_sps: Array) -> Array:
     """(n, 4): one, processes, environments, seconds of a step (an iteration, or its shortest slice: a minibatch)."""
-    samples_s = rows[:, 2] / np.exp(log_sps)
-    iteration_s = samples_s * samples(rows[:, 0], problem.space.rollout)
-    step_s = np.minimum(iteration_s, np.maximum(samples_s * rows[:, 1], problem.slice_s)) * (problem.slice_s > 0)
+    step_s = np.zeros(len(rows))
+    if problem.slice_s is not None:
+        samples_s = rows[:, 2] / np.exp(log_sps)
+        iteration_s = samples_s * samples(rows[:, 0], problem.space.rollout)
+        step_s = np.minimum(iteration_s, np.maximum(samples_s * rows[:, 1], problem.slice_s))
     return np.column_stack([np.ones(len(rows)), rows[:, 2], rows[:, 0] * rows[:, 2], step_s])
 
 

@@ -76,21 +76,24 @@ def _training(facts: Facts) -> str:
     if training is None or not training.jobs:
         return ""
     predicted = facts.tuned.job_sps.value if facts.tuned and facts.tuned.job_sps else None
-    headers = ["job", "env steps", "episodes", "time", "SPS", f"mean return (last {RETURNS_KEPT})", "crashes"]
-    rows = []
-    for job in training.jobs:
-        cells = [format_count(job.env_steps), format_count(job.episodes), format_duration(job.seconds), counts(job.sps)]
-        rows.append([text(job.id), *cells, format_count(job.mean_return), str(job.crashes)])
-    if predicted is None:
-        return table(headers, rows)
-    headers.insert(5, "against prediction")
-    for job, row in zip(training.jobs, rows, strict=True):
-        row.insert(5, signed_percent(job.sps / predicted - 1) if job.sps else UNKNOWN)
+    columns = {
+        "job": [text(job.id) for job in training.jobs],
+        "env steps": [format_count(job.env_steps) for job in training.jobs],
+        "episodes": [format_count(job.episodes) for job in training.jobs],
+        "time": [format_duration(job.seconds) for job in training.jobs],
+        "SPS": [counts(job.sps) for job in training.jobs],
+    }
+    if predicted:
+        against = [signed_percent(job.sps / predicted - 1) if job.sps else UNKNOWN for job in training.jobs]
+        columns["against prediction"] = against
+    columns[f"mean return (last {RETURNS_KEPT})"] = [format_count(job.mean_return) for job in training.jobs]
+    columns["crashes"] = [str(job.crashes) for job in training.jobs]
+    shown = table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
     note = (
         "Against prediction: the job's speed over its whole training, warm-up and saving included, beside the "
         "measured speed of one job."
     )
-    return f"{table(headers, rows)}\n\n{note}"
+    return f"{shown}\n\n{note}" if predicted else shown
 
 
 def _spent(facts: Facts) -> str:

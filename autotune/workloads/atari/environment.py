@@ -13,12 +13,7 @@ import numpy as np
 
 from autotune.errors import UsageError
 from autotune.workloads.atari.settings import Option, PPOSettings
-from autotune.workloads.guards import (
-    broken_environment,
-    checked_observations,
-    checked_rewards,
-    environment_made,
-)
+from autotune.workloads.guards import broken_environment, checked_observations, checked_rewards, environment_made
 
 Array = np.ndarray[Any, Any]
 
