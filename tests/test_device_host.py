@@ -12,7 +12,7 @@ from fake_host import GIB, write_tree
 
 from autotune.codec import from_json, to_json
 from autotune.device import host
-from autotune.device.host import busy_cpu_seconds, inspect_host, process_identity
+from autotune.device.host import busy_cpu_clock, inspect_host, process_identity
 from autotune.machine import HostInfo
 
 CGROUP_V2 = {
@@ -181,7 +181,7 @@ def test_busy_seconds_are_those_of_the_cores_that_may_be_used(
     tmp_path: Path, affinity: list[int], seconds: float | None
 ) -> None:
     """Idle, waiting for a disk and guests (which are in user time) left out."""
-    assert busy_cpu_seconds(write_tree(tmp_path, {"proc/stat": STAT}), affinity) == seconds
+    assert busy_cpu_clock(write_tree(tmp_path, {"proc/stat": STAT}), affinity)() == seconds
 
 
 @pytest.mark.parametrize(
@@ -207,4 +207,4 @@ def test_busy_seconds_are_those_of_the_cores_that_may_be_used(
     ],
 )
 def test_under_a_quota_the_others_are_those_under_it_too(tmp_path: Path, files: dict[str, str], seconds: float) -> None:
-    assert busy_cpu_seconds(write_tree(tmp_path, files | {"proc/stat": STAT}), [0, 1]) == seconds
+    assert busy_cpu_clock(write_tree(tmp_path, files | {"proc/stat": STAT}), [0, 1])() == seconds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ from autotune.machine import DeviceInfo
 from autotune.meters import summary
 from autotune.meters.base import SampledMeter
 from autotune.meters.health import HealthMeter
-from autotune.meters.host import HostMeter, pss_bytes, spike_bytes
+from autotune.meters.host import HostMeter, Resident, pss_bytes, resident
 from autotune.meters.power import PowerMeter
 from autotune.meters.vram import VramMeter
 from autotune.records import Reading
@@ -273,11 +272,17 @@ def test_pss_shares_what_is_shared_and_falls_back(tmp_path: Path) -> None:
 
 
 def test_what_a_process_took_between_readings_counts_in_its_peak(tmp_path: Path) -> None:
-    files = {"proc/5/smaps_rollup": "Pss:   300 kB\n", "proc/5/statm": "999 500 100 1 0 1 0\n"}
-    root = write_tree(tmp_path, files | {"proc/5/status": "VmPeak: 9999 kB\nVmHWM:\t  700 kB\nVmRSS:\t  400 kB\n"})
+    status = "VmPeak: 9999 kB\nVmHWM:\t  700 kB\nVmRSS:\t  400 kB\n"
+    root = write_tree(tmp_path, {"proc/5/smaps_rollup": "Pss:   300 kB\n", "proc/5/status": status})
     found = HostMeter(CPU, lambda: [5], 0.5, root=root).read()
     assert (found["ram_pss_bytes"], found["ram_peak_bytes"]) == (300 * 1024, 600 * 1024)
-    assert spike_bytes(6, root) == 0
+    assert resident(6, root) == Resident(private_bytes=0, file_bytes=0, spike_bytes=0)
+
+
+def status(private_kib: int, file_kib: int) -> str:
+    """A ``/proc/PID/status`` of a process that shares as much memory as it maps of files, a half each."""
+    shared = f"RssFile:\t {file_kib // 2} kB\nRssShmem:\t {file_kib - file_kib // 2} kB\n"
+    return f"VmRSS:\t {private_kib + file_kib} kB\nRssAnon:\t {private_kib} kB\n{shared}"
 
 
 def test_slow_counting_of_pages_is_done_seldom_and_growth_seen_in_between(tmp_path: Path) -> None:
@@ -287,13 +292,12 @@ def test_slow_counting_of_pages_is_done_seldom_and_growth_seen_in_between(tmp_pa
         now[0] += 0.01  # every look at the clock takes 10 ms, so counting seems to take 10 ms
         return now[0]
 
-    page = resource.getpagesize()
-    root = write_tree(tmp_path, {"proc/5/smaps_rollup": "Pss:   300 kB\n", "proc/5/statm": "999 500 100 1 0 1 0\n"})
+    root = write_tree(tmp_path, {"proc/5/smaps_rollup": "Pss:   300 kB\n", "proc/5/status": status(400, 100)})
     pids = [5]
     meter = HostMeter(CPU, lambda: pids, 0.5, root=root, clock=clock)
     assert meter.read()["ram_pss_bytes"] == 300 * 1024
-    write_tree(root, {"proc/5/smaps_rollup": "Pss:   5000 kB\n", "proc/5/statm": "999 700 200 1 0 1 0\n"})
-    assert meter.read()["ram_pss_bytes"] == 300 * 1024 + 100 * page
+    write_tree(root, {"proc/5/smaps_rollup": "Pss:   5000 kB\n", "proc/5/status": status(500, 200)})
+    assert meter.read()["ram_pss_bytes"] == (300 + 100) * 1024
     now[0] += 10.0  # 10 ms / 0.1 %
     assert meter.read()["ram_pss_bytes"] == 5000 * 1024
     pids.clear()
@@ -301,15 +305,14 @@ def test_slow_counting_of_pages_is_done_seldom_and_growth_seen_in_between(tmp_pa
 
 
 def test_sizes_of_processes_that_share_are_read_at_one_time(tmp_path: Path) -> None:
-    now, page, mib = [0.0], resource.getpagesize(), 2**20
+    now, mib = [0.0], 2**20
 
     def clock() -> float:
         now[0] += 0.001
         return now[0]
 
     def process(pid: int, pss_mib: int, private_mib: int, file_mib: int) -> None:
-        pages = ((private_mib + file_mib) * mib // page, file_mib * mib // page)
-        files = {"smaps_rollup": f"Pss: {pss_mib * 1024} kB\n", "statm": f"999999 {pages[0]} {pages[1]} 1 0 1 0\n"}
+        files = {"smaps_rollup": f"Pss: {pss_mib * 1024} kB\n", "status": status(private_mib * 1024, file_mib * 1024)}
         write_tree(tmp_path, {f"proc/{pid}/{name}": text for name, text in files.items()})
 
     pids = [5]

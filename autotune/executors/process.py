@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from autotune.codec import to_json
+from autotune.device.host import read_text
 from autotune.errors import WorkerError
 from autotune.executors.environment import worker_environment
 from autotune.store import canonical_json, make_folder
@@ -219,8 +220,7 @@ def _listed_children(pid: int) -> list[int]:
     found: list[str] = []
     with os.scandir(f"/proc/{pid}/task") as threads:
         for thread in threads:
-            with contextlib.suppress(OSError):  # this thread has ended
-                found += Path(thread.path, "children").read_text().split()
+            found += (read_text(Path(thread.path, "children")) or "").split()  # None: this thread has ended
     return [int(child) for child in found]
 
 
@@ -237,8 +237,9 @@ def receive_all(workers: Sequence[WorkerProcess], timeout_s: float) -> list[tupl
     if not waiting:
         time.sleep(max(0.0, min(timeout_s, 0.05)))
         return []
-    with selectors.DefaultSelector() as selector:
-        for worker in waiting:
-            selector.register(worker, selectors.EVENT_READ)
-        selector.select(max(0.0, timeout_s))
+    if timeout_s > 0:
+        with selectors.DefaultSelector() as selector:
+            for worker in waiting:
+                selector.register(worker, selectors.EVENT_READ)
+            selector.select(timeout_s)
     return [(worker, message) for worker in waiting for message in worker.drain()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from autotune.device.host import ROOT, busy_cpu_seconds, pressure, read_text, shm_space_bytes
+from autotune.device.host import ROOT, busy_cpu_clock, pressure, read_text, shm_space_bytes
 from autotune.machine import DeviceInfo
 from autotune.meters.base import SampledMeter
 
@@ -22,6 +21,19 @@ _STARTING_S = 60.0
 """For so long after a process was first seen its sizes are read at `_STARTING_SHARE` while it maps files."""
 _MAPPED_BYTES = 4 * 2**20
 """Files mapped since the last reading that are worth another one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resident:
+    """Memory of a process that no file backs, and that one does (libraries, shared memory).
+
+    `spike_bytes` is how far its largest size so far lies above the one now: memory that a learner takes for
+    milliseconds falls between readings; the kernel keeps the high-water mark.
+    """
+
+    private_bytes: int
+    file_bytes: int
+    spike_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +60,6 @@ def pss_bytes(pid: int, root: Path = ROOT) -> int | None:
         return None
 
 
-def resident_bytes(pid: int, root: Path = ROOT) -> tuple[int, int]:
-    """Resident memory that no file backs, and that which one does (libraries, shared memory); cheap to ask.
-
-    Zeros when it cannot be read; ``/proc/PID/statm``, proc(5).
-    """
-    fields = (read_text(root / f"proc/{pid}/statm") or "").split()
-    if len(fields) < 3:
-        return 0, 0
-    resident, backed = int(fields[1]), int(fields[2])
-    return (resident - backed) * resource.getpagesize(), backed * resource.getpagesize()
-
-
 def process_times(pid: int, root: Path = ROOT) -> tuple[float, int, int] | None:
     """(CPU seconds, threads, start in ticks since boot) of a process, None without it; ``/proc/PID/stat``, proc(5)."""
     fields = (read_text(root / f"proc/{pid}/stat") or "").rpartition(")")[2].split()
@@ -68,15 +68,17 @@ def process_times(pid: int, root: Path = ROOT) -> tuple[float, int, int] | None:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(fields[17]), int(fields[19])
 
 
-def spike_bytes(pid: int, root: Path = ROOT) -> int:
-    """How far the process's largest resident size so far lies above the one now; 0 when it cannot be read.
-
-    Memory that a learner takes for milliseconds falls between readings; the kernel keeps the high-water mark
-    (``VmHWM`` in ``/proc/PID/status``, proc(5)).
-    """
+def resident(pid: int, root: Path = ROOT) -> Resident:
+    """A process's resident memory; zeros when it cannot be read (``/proc/PID/status``, proc(5))."""
     text = read_text(root / f"proc/{pid}/status") or ""
-    sizes = dict(re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB", text, re.MULTILINE))
-    return max(0, int(sizes["VmHWM"]) - int(sizes["VmRSS"])) * 1024 if len(sizes) == 2 else 0
+    sizes = {
+        name: int(kib) * 1024
+        for name, kib in re.findall(r"^(VmHWM|VmRSS|RssFile|RssShmem):\s+(\d+) kB", text, re.MULTILINE)
+    }
+    now = sizes.get("VmRSS", 0)
+    backed = sizes.get("RssFile", 0) + sizes.get("RssShmem", 0)
+    spike = max(0, sizes.get("VmHWM", now) - now)
+    return Resident(private_bytes=now - backed, file_bytes=backed, spike_bytes=spike)
 
 
 class HostMeter(SampledMeter):
@@ -103,32 +105,32 @@ class HostMeter(SampledMeter):
         super().__init__(device, pids, period_s)
         self._root = root
         self._clock = clock
+        self._busy_cpu_seconds = busy_cpu_clock(root)
         self._sizes: dict[int, _Size] = {}
         self._asked: frozenset[int] = frozenset()
         self._newest_s = self._read_s = self._took_s = 0.0
         self._cpu_s: dict[tuple[int, int], float] = {}
 
-    def _ram_pss_bytes(self, pids: Sequence[int]) -> int | None:
-        resident = {pid: resident_bytes(pid, self._root) for pid in pids}
-        self._sizes = {pid: known for pid, known in self._sizes.items() if pid in resident}
-        now_s, new = self._clock(), not self._asked.issuperset(pids)
+    def _ram_pss_bytes(self, now: Mapping[int, Resident]) -> int | None:
+        self._sizes = {pid: known for pid, known in self._sizes.items() if pid in now}
+        started_s, new = self._clock(), not self._asked.issuperset(now)
         if new:
-            self._newest_s = now_s
-        if new or now_s >= self._due_s(resident):
-            sizes = {pid: pss_bytes(pid, self._root) for pid in pids}
+            self._newest_s = started_s
+        if new or started_s >= self._due_s(now):
+            sizes = {pid: pss_bytes(pid, self._root) for pid in now}
             self._sizes = {
-                pid: _Size(pss_bytes=size, private_bytes=resident[pid][0], file_bytes=resident[pid][1])
+                pid: _Size(pss_bytes=size, private_bytes=now[pid].private_bytes, file_bytes=now[pid].file_bytes)
                 for pid, size in sizes.items()
                 if size is not None
             }
-            self._asked, self._read_s = frozenset(pids), self._clock()
-            self._took_s = self._read_s - now_s
-        grown = [resident[pid][0] - known.private_bytes for pid, known in self._sizes.items()]
+            self._asked, self._read_s = frozenset(now), self._clock()
+            self._took_s = self._read_s - started_s
+        grown = [now[pid].private_bytes - known.private_bytes for pid, known in self._sizes.items()]
         return sum(known.pss_bytes for known in self._sizes.values()) + sum(grown) if self._sizes else None
 
-    def _due_s(self, resident: Mapping[int, tuple[int, int]]) -> float:
+    def _due_s(self, now: Mapping[int, Resident]) -> float:
         """When the sizes of known processes, which take this much now, are to be read again."""
-        mapping = any(abs(resident[pid][1] - known.file_bytes) > _MAPPED_BYTES for pid, known in self._sizes.items())
+        mapping = any(abs(now[pid].file_bytes - known.file_bytes) > _MAPPED_BYTES for pid, known in self._sizes.items())
         starting = mapping and self._read_s < self._newest_s + _STARTING_S
         return self._read_s + self._took_s / (_STARTING_SHARE if starting else PSS_SHARE)
 
@@ -148,11 +150,12 @@ class HostMeter(SampledMeter):
         """Values now."""
         pids = self.pids()
         cpu_seconds, running, threads = self._cpu_seconds(pids)
-        everybody_s, ram = busy_cpu_seconds(self._root), self._ram_pss_bytes(pids)
+        memory = {pid: resident(pid, self._root) for pid in pids}
+        everybody_s, ram = self._busy_cpu_seconds(), self._ram_pss_bytes(memory)
         shm = shm_space_bytes(self._root)
         return {
             "ram_pss_bytes": ram,
-            "ram_peak_bytes": None if ram is None else ram + sum(spike_bytes(pid, self._root) for pid in pids),
+            "ram_peak_bytes": None if ram is None else ram + sum(each.spike_bytes for each in memory.values()),
             "cpu_seconds": cpu_seconds,
             "processes": running,
             "threads": threads,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -87,16 +88,19 @@ def summed(works: Sequence[Work]) -> Work:
     """Successive iterations as one: what is counted adds up, the metrics are the last one's."""
     if len(works) == 1:
         return works[0]
-    phases = dict.fromkeys(phase for work in works for phase in work.seconds)
+    seconds: dict[str, float] = {}
+    for work in works:
+        for phase, took_s in work.seconds.items():
+            seconds[phase] = seconds.get(phase, 0.0) + took_s
     return Work(
         env_steps=sum(work.env_steps for work in works),
         reset_rows=sum(work.reset_rows for work in works),
         episodes=sum(work.episodes for work in works),
         samples=sum(work.samples for work in works),
         minibatches=sum(work.minibatches for work in works),
-        seconds={phase: sum(work.seconds.get(phase, 0.0) for work in works) for phase in phases},
-        returns=tuple(value for work in works for value in work.returns),
-        lengths=tuple(value for work in works for value in work.lengths),
+        seconds=seconds,
+        returns=tuple(itertools.chain.from_iterable(work.returns for work in works)),
+        lengths=tuple(itertools.chain.from_iterable(work.lengths for work in works)),
         metrics=works[-1].metrics,
     )
 
