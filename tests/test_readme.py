@@ -1,5 +1,6 @@
 """The README says what is there: its file tree, links, commands, exit codes and excerpts."""
 
+import ast
 import importlib
 import re
 import textwrap
@@ -23,18 +24,18 @@ def section(title: str) -> str:
     return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def tree() -> set[str]:
-    """Paths of the README's file tree: two more blanks are one folder deeper."""
-    paths, folders = set(), []
-    for line in re.findall(r"^    ( *)(\S+) ", section("Files"), re.MULTILINE):
-        depth, name = len(line[0]) // 2, line[1]
+def tree() -> dict[str, str]:
+    """What the README's file tree says of each path: two more blanks are one folder deeper."""
+    said, folders = dict[str, str](), list[str]()
+    for blanks, name, words in re.findall(r"^    ( *)(\S+) +(.+)$", section("Files"), re.MULTILINE):
+        depth = len(blanks) // 2
         folders[depth:] = [name]
-        paths.add("".join(folders))
-    return paths
+        said["".join(folders)] = words
+    return said
 
 
 def test_the_file_tree_matches_the_files():
-    listed = tree()
+    listed = set(tree())
     missing = sorted(path for path in listed if not (ROOT / path).exists())
     assert missing == [], "in the README's file tree, but not there"
     files = {
@@ -44,6 +45,18 @@ def test_the_file_tree_matches_the_files():
         if path.name != "__init__.py" and "data" not in path.relative_to(ROOT).parts
     }
     assert sorted(files - listed) == [], "there, but without a line in the README's file tree"
+
+
+def test_no_line_of_the_file_tree_breaks_off_within_a_sentence_of_its_module():
+    broken = []
+    for path, words in tree().items():
+        module = ast.parse((ROOT / path).read_text()) if path.endswith(".py") else ast.parse("")
+        said, docstring = (
+            " ".join(text.replace("`", "").lower().split()) for text in (words, ast.get_docstring(module) or "")
+        )
+        if docstring.startswith(said) and re.match(r" ?\w", docstring[len(said) :]):
+            broken.append(path)
+    assert broken == []
 
 
 def test_relative_links_lead_somewhere():
