@@ -125,6 +125,14 @@ def test_the_json_holds_starts_and_flags(tmp_path: Path, own_device: DeviceInfo)
     assert rows[0]["startup_s"] is None
 
 
+def test_the_json_has_no_goodput_of_an_unstable_point_as_a_search_has_none(tmp_path: Path) -> None:
+    trials = changed(status="unstable", detail="VRAM peak at 97% of the device")
+    rows = report_json(priced_facts(make_run(tmp_path, trials), price=2.0))["trials"]
+    assert rows[-1]["sps"] == 8100.0 and rows[-1]["goodput_per_usd"] is None
+    assert trials[-1][1].goodput_per_usd(2.0) is None
+    assert rows[0]["goodput_per_usd"] == trials[0][1].goodput_per_usd(2.0)
+
+
 def unequal(long: float) -> list[Job]:
     """One long job, then three of a million steps."""
     amounts = (long, 1e6, 1e6, 1e6)

@@ -44,6 +44,7 @@ def _learning(facts: Facts) -> dict[str, Any] | None:
 
 
 def _goodput_per_usd(sps: float | None, facts: Facts) -> float | None:
+    """As `ProbeResult.goodput_per_usd`, of a stable point's speed."""
     return HOUR_S * sps / facts.price.usd_per_hour if facts.price and sps is not None else None
 
 
@@ -55,7 +56,7 @@ def _trial(row: dict[str, Any], facts: Facts) -> dict[str, Any]:
         **shown,
         "job_sps": list(row["job_sps"]),
         "flags": list(row["flags"]),
-        "goodput_per_usd": _goodput_per_usd(row["sps"], facts),
+        "goodput_per_usd": _goodput_per_usd(row["sps"] if row["status"] == "ok" else None, facts),
     }
 
 
