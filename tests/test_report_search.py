@@ -133,6 +133,12 @@ def test_the_json_has_no_goodput_of_an_unstable_point_as_a_search_has_none(tmp_p
     assert rows[0]["goodput_per_usd"] == trials[0][1].goodput_per_usd(2.0)
 
 
+def test_a_failed_probe_is_named_with_its_further_knobs(tmp_path: Path) -> None:
+    arm = Point(num_envs=8, batch_size=256, extra=(("precision", "bf16"),))
+    text = section(make_run(tmp_path, [("knobs", result(arm)), *search_trials()]), "trials")
+    assert "Probe 0 (num\\_envs=8 batch\\_size=256 concurrency=1 precision=bf16): oom after 21s." in text
+
+
 def unequal(long: float) -> list[Job]:
     """One long job, then three of a million steps."""
     amounts = (long, 1e6, 1e6, 1e6)

@@ -142,8 +142,8 @@ def _failed(rows: list[dict[str, Any]]) -> list[str]:
     parts = ["**Failed probes:**"]
     for shown, row in enumerate(failed):
         status, took = row["status"].replace("_", " "), format_duration(row["cost_s"])
-        settings = " ".join(f"{name}={row[name]}" for name in ("num_envs", "batch_size", "concurrency"))
-        parts.append(f"Probe {row['number']} ({text(settings)}): {status} after {took}. {text(row['detail'])}".rstrip())
+        settings = text(_point(row).label())
+        parts.append(f"Probe {row['number']} ({settings}): {status} after {took}. {text(row['detail'])}".rstrip())
         if shown < _LOGS_SHOWN and row["log_tail"]:
             parts.append(block(row["log_tail"]))
     return parts
