@@ -286,6 +286,14 @@ def test_the_winner_is_confirmed_and_ties_go_to_the_lighter():
     assert [rung.requested for rung in lighter(history, heavy)] == [lucky, slow]
 
 
+def test_what_is_stated_of_each_process_adds_up_to_what_is_stated_of_all():
+    point = at(64, 256, 2)
+    history = [stable(point, sps, grade="final", job_sps=(0.6 * sps, 0.4 * sps)) for sps in (1000.0, 1100.0)]
+    stated = published(history, point)
+    assert 1000 < stated.sps < 1100
+    assert stated.job_sps == pytest.approx((0.6 * stated.sps, 0.4 * stated.sps))
+
+
 def test_a_point_far_above_every_confirmed_one_wins_unconfirmed():
     confirmed, near, far = at(8, 64), at(16, 64), at(64, 256)
     history = [stable(confirmed, 400.0, grade="final"), stable(near, 405.0, error=0.03)]

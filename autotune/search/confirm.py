@@ -195,9 +195,11 @@ def published(history: Sequence[ProbeResult], point: Point) -> ProbeResult:
     if not finals:
         return _flagged(own[-1], "quick, one launch")
     entry = _pool(point, finals, launch_fraction(history))
+    share = entry.sps / (finals[-1].sps or entry.sps)
     last = replace(
         finals[-1],
         sps=entry.sps,
+        job_sps=tuple(each * share for each in finals[-1].job_sps),
         sps_low=entry.low,
         sps_high=entry.high,
         others_cpu_cores=max((busy for each in finals if (busy := each.others_cpu_cores) is not None), default=None),
