@@ -139,6 +139,26 @@ def test_a_failed_probe_is_named_with_its_further_knobs(tmp_path: Path) -> None:
     assert "Probe 0 (num\\_envs=8 batch\\_size=256 concurrency=1 precision=bf16): oom after 21s." in text
 
 
+def test_search_and_report_count_the_same_points(tmp_path: Path) -> None:
+    """Eight of the search and one with another precision; one that also failed is none."""
+    own = recipe(
+        knobs={**recipe().knobs, "precision": ("fp32", "bf16")},
+        baseline=Point(num_envs=8, batch_size=256, extra=(("precision", "fp32"),)),
+    )
+    trials = [
+        (stage, replace(each, requested=replace(each.requested, extra=own.baseline.extra)))
+        for stage, each in search_trials()
+    ]
+    compared = ("knobs", result(replace(BEST, extra=(("precision", "bf16"),)), 8000.0))
+    facts = priced_facts(make_run(tmp_path, [*trials[:-2], compared, *trials[-2:]], own_recipe=own))
+    assert facts.search is not None
+    assert facts.points_measured == facts.search.points_measured == 9
+    again = ("model", result(trials[2][1].requested))
+    fewer = priced_facts(make_run(tmp_path, [*trials[:-2], again, *trials[-2:]], own_recipe=own, name="fewer"))
+    assert fewer.search is not None
+    assert fewer.points_measured == fewer.search.points_measured == 7
+
+
 def unequal(long: float) -> list[Job]:
     """One long job, then three of a million steps."""
     amounts = (long, 1e6, 1e6, 1e6)

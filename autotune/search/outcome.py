@@ -131,7 +131,7 @@ def conclude(recipe: Recipe, problem: Problem, account: Account, *, thumb: Point
         tied=tuple(entry.point for entry in tied),
         ladder=confirm.lighter(history, heaviest),
         trials=account.records,
-        points_measured=len(confirm.pool(history)),
+        points_measured=len(confirm.stable_points(every)),
         spent_s=account.spent_s,
         budget_s=account.budget_s,
         price_usd_per_hour=account.price,

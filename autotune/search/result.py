@@ -36,7 +36,7 @@ class StudyResult:
         tied: points whose intervals overlap the recommended one's.
         ladder: lighter stable points, each lighter than the one before.
         trials: everything that was run, in order.
-        points_measured: distinct stable points.
+        points_measured: different points that were stable each time they were measured, further knobs included.
         spent_s: over all resumptions.
         budget_s: what was allowed.
         price_usd_per_hour: of the machine, None when unknown.
