@@ -211,6 +211,9 @@ def test_a_measured_point_that_ends_unequal_jobs_sooner_is_named_at_once(tmp_pat
         name="known",
     )
     assert "**These jobs end sooner at `num_envs=32 batch_size=256 concurrency=1`:**" in section(measured, "summary")
+    facts = priced_facts(measured)
+    assert facts.search is not None and facts.search.sooner is not None and facts.soonest is not None
+    assert facts.search.sooner[0] == facts.soonest.point == alone
     level = make_run(tmp_path, [("model", result(alone, 7200.0)), *rest], name="level")
     assert "sooner" not in section(level, "summary")
 

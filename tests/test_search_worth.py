@@ -112,5 +112,8 @@ def test_a_point_that_ends_unequal_jobs_sooner_is_named(tmp_path):
         other.requested,
         pytest.approx(108000 / 140),
     ), "as many processes are no slower where fewer of them were not measured"
+    close = [replace(two, sps_low=145.5, sps_high=154.5), replace(other, sps=85.5, sps_low=82.9, sps_high=88.1)]
+    # 1,226 to 1,303 s against 1,294 to 1,375 s: the intervals meet, that of the ratio ends at 0.99
+    assert sooner_than(two.requested, unequal, {}, close) == (other.requested, pytest.approx(108000 / 85.5))
     found = replace(search(tmp_path, "sooner", 1e6), sooner=(other.requested, 3600.0))
     assert "num_envs=16 batch_size=64 concurrency=1 ENDS IT SOONER, in 1h (2.00 USD)" in economy(found)

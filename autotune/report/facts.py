@@ -14,13 +14,13 @@ from autotune.manifest import load_manifest
 from autotune.manifest_schema import Manifest
 from autotune.probe.recipe import load_recipe, rule_of_thumb
 from autotune.records import Job, Point, ProbeResult, Recipe
-from autotune.report.projection import Projection, Quantity, Savings, project, ratio, savings
+from autotune.report.projection import Projection, Quantity, Savings, project, savings
 from autotune.report.training import Training, load_training
 from autotune.runs import Run, load_device
-from autotune.search.confirm import at_fewer, pool, published, winner
-from autotune.search.episodes import GameLength, game_lengths, with_stand_ins
+from autotune.search.confirm import at_fewer, published, stable_points, winner
+from autotune.search.episodes import GameLength, game_lengths, steps_of, with_stand_ins
 from autotune.search.model import measured
-from autotune.search.outcome import found_in
+from autotune.search.outcome import found_in, sooner_than
 from autotune.search.result import StudyResult
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, comparable_history, load_trials
@@ -46,7 +46,7 @@ class Measured:
     """One point and what its launches said.
 
     Attributes:
-        role: ``tuned``, ``best measured``, ``baseline`` or ``rule of thumb``.
+        role: ``tuned``, ``best measured``, ``baseline``, ``rule of thumb`` or ``soonest``.
         point: as asked for.
         result: what is stated for the point: final launches pooled, else the quick one; a failure
             when every launch failed.
@@ -90,8 +90,9 @@ class Facts:
         jobs: of the manifest, else of the recipe.
         hyperparameters: likewise.
         tuned: the manifest's point, else the best measured; None without a measurement.
-        stable: every point that was stable each time it was measured.
+        points_measured: different points that were stable each time they were measured.
         tied: points whose intervals overlap the tuned one's.
+        soonest: the point that ends the jobs before the tuned one does (`search.outcome.sooner_than`).
         refused: points that were not run because the memory rule predicts a failure.
         edited: the manifest's point was never measured here (edited by hand, or from elsewhere).
         spent_s: search seconds.
@@ -113,8 +114,9 @@ class Facts:
     tuned: Measured | None = None
     baseline: Measured | None = None
     rule_of_thumb: Measured | None = None
-    stable: tuple[Measured, ...] = ()
+    points_measured: int = 0
     tied: tuple[Point, ...] = ()
+    soonest: Measured | None = None
     refused: int = 0
     edited: bool = False
     spent_s: float | None = None
@@ -136,11 +138,6 @@ class Facts:
         return [dict(zip(COLUMNS, row, strict=True)) for row in self.trials.to_numpy()]
 
     @property
-    def points_measured(self) -> int:
-        """Different points that were stable each time they were measured."""
-        return len(self.stable)
-
-    @property
     def counts_games(self) -> bool:
         """Whether a job's budget is in episodes: then hours are no surer than the length of a game."""
         return any(job.budget.unit == "episodes" for job in self.jobs)
@@ -150,23 +147,6 @@ class Facts:
         """The largest error of the length of a game that a job counts; infinite where one was not measured."""
         counted = (self.game_lengths.get(job.env) for job in self.jobs if job.budget.unit == "episodes")
         return max((length.error_fraction if length else math.inf for length in counted), default=0.0)
-
-    @property
-    def soonest(self) -> Measured | None:
-        """The stable point that ends the jobs soonest (by the upper end), None unless clearly before the tuned one.
-
-        Only at another concurrency: at the same one it is as fast or slower while all places are taken.
-        """
-        planned = self.projection(self.tuned, exact_games=True)
-        others = [each for each in self.stable if self.tuned and each.point.concurrency != self.tuned.point.concurrency]
-        found = ((each, self.projection(each, exact_games=True)) for each in others)
-        plans = [(each, plan.hours) for each, plan in found if plan and plan.hours]
-        bounded = [(each, hours) for each, hours in plans if hours.high is not None]
-        best, hours = min(bounded, key=lambda pair: pair[1].high or 0.0, default=(None, None))
-        if hours is None or planned is None or planned.hours is None:
-            return None
-        left = ratio(hours, planned.hours)
-        return best if left.high is not None and left.high < 1 else None
 
     def saved(self, reference: Measured | None) -> Savings | None:
         """What the tuned point saves against another, None when either length is not known.
@@ -226,6 +206,8 @@ def gather(run: Run, price: Price | None = None) -> Facts:
     tuned = measure_role("tuned" if manifest else "best measured", chosen, history)
     thumb = rule_of_thumb(recipe, device.host) if recipe and device else None
     jobs = manifest.job_records() if manifest else recipe.jobs if recipe else ()
+    lengths = episode_lengths(jobs, recipe.jobs if recipe else jobs, history, training)
+    sooner = sooner_than(tuned.point, jobs, steps_of(lengths), history) if tuned and tuned.sps else None
     return Facts(
         run=run,
         state=state,
@@ -236,8 +218,9 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         jobs=jobs,
         hyperparameters=manifest.workload.hyperparameters if manifest else recipe.hyperparameters if recipe else {},
         tuned=tuned,
-        stable=tuple(each for entry in pool(history) if (each := measure_role("stable", entry.point, history))),
+        points_measured=len(stable_points(history)),
         tied=best[1] if best and best[0] == chosen else (),
+        soonest=measure_role("soonest", sooner[0], history) if sooner else None,
         baseline=measure_role(
             "baseline", staged_point("baseline", records) or (recipe.baseline if recipe else None), history
         ),
@@ -246,7 +229,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         edited=manifest is not None and bool(records) and tuned is None,
         spent_s=finite(state.get("spent_s")),
         budget_s=finite(state.get("budget_s")),
-        game_lengths=episode_lengths(jobs, recipe.jobs if recipe else jobs, history, training),
+        game_lengths=lengths,
         trained_env_steps=trained_env_steps(begun) if isinstance(begun := state.get("checkpoints"), dict) else {},
         search=found,
         training=training,

@@ -23,6 +23,7 @@ from autotune.search.sharing import sharing_gain
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, comparable_history, load_trials
 from autotune.search.worth import training_s
+from autotune.stats import Interval, log_ratio
 from autotune.units import counted
 from autotune.workloads.learning import LearningChange, learning_of
 
@@ -152,21 +153,30 @@ def conclude(recipe: Recipe, problem: Problem, account: Account, *, thumb: Point
 def sooner_than(
     recommended: Point, jobs: Sequence[Job], length: Mapping[str, float], history: Sequence[ProbeResult]
 ) -> tuple[Point, float] | None:
-    """The stable point at another concurrency that ends the jobs soonest; None unless clearly before the recommended.
+    """The stable point that ends the jobs soonest, and its seconds; None unless clearly before the recommended one.
 
-    Clearly: at the lower ends of its speeds before the other at the upper ends of those.
+    Soonest by the upper end of its seconds; clearly where the interval of the ratio of both lies below 1. Only at
+    another concurrency: at the same one it is as fast or slower while all places are taken.
     """
 
-    def seconds(point: Point, end: str) -> float | None:
+    def seconds(point: Point) -> Interval | None:
         stated = (*confirm.at_fewer(history, point), confirm.published(history, point))
-        *fewer, own = [replace(each, sps=max(0.0, getattr(each, end) or 0.0)) for each in stated]
-        return training_s(jobs, own, length, fewer)
+
+        def at(end: str) -> float | None:
+            *fewer, own = [replace(each, sps=max(0.0, getattr(each, end) or 0.0)) for each in stated]
+            return training_s(jobs, own, length, fewer)
+
+        value = at("sps")
+        return None if value is None else (value, at("sps_high"), at("sps_low"))
 
     others = [each.point for each in confirm.pool(history) if each.point.concurrency != recommended.concurrency]
-    latest = [(point, taken) for point in others if (taken := seconds(point, "sps_low"))]
-    point, taken = min(latest, key=lambda pair: pair[1], default=(recommended, math.inf))
-    found = seconds(point, "sps") if taken < (seconds(recommended, "sps_high") or 0.0) else None
-    return (point, found) if found is not None else None
+    plans = [(point, taken) for point in others if (taken := seconds(point)) and taken[2]]
+    planned = seconds(recommended)
+    if not plans or planned is None:
+        return None
+    point, taken = min(plans, key=lambda pair: pair[1][2] or math.inf)
+    latest = log_ratio(taken, planned)[2]
+    return (point, taken[0]) if latest is not None and latest < 1 else None
 
 
 def _least_s(
