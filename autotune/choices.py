@@ -13,6 +13,7 @@ from autotune.options import OWN_STEPS, parse_knob_value
 from autotune.records import KNOBS, KnobValue, Point, Recipe
 
 if TYPE_CHECKING:
+    from autotune.executors.surface import Surface
     from autotune.machine import DeviceInfo
     from autotune.runs import Run
 
@@ -132,9 +133,9 @@ def choose_executor(
     return executor, choose_recipe(argv, options)
 
 
-def recorded_price(executor: Any) -> float | None:
-    """The price that a recorded surface carries, None elsewhere."""
-    return executor.surface.price_usd_per_hour if executor.simulated else None
+def surface_of(executor: Any) -> Surface | None:
+    """The recorded surface that an executor replays; None elsewhere, of an installed one that simulates as well."""
+    return getattr(executor, "surface", None)
 
 
 def tried_points(recipe: Recipe, options: dict[str, Any], say: Callable[[str], None]) -> list[Point]:

@@ -15,7 +15,7 @@ from autotune.choices import (
     choose_recipe,
     grid_values,
     open_measuring_run,
-    recorded_price,
+    surface_of,
     tried_points,
 )
 from autotune.device.inspect import inspect_device
@@ -170,8 +170,8 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
 
         build_manifest(recipe, recipe.baseline)  # what cannot become a manifest is refused before hours are spent
     facts = {name: options[name] for name in ("sampler", "seed", "executor")}
-    if executor.simulated:
-        facts["surface_hash"] = executor.surface.content_hash
+    if surface := surface_of(executor):
+        facts["surface_hash"] = surface.content_hash
     run = _opened(say, "search", recipe, executor.device, options, lacking=_GUARDED if plan else None, **facts)
     from autotune.search.emit import emit_manifest
     from autotune.search.learning import unchecked
@@ -256,7 +256,8 @@ def _study(
     from autotune.live import SearchView
     from autotune.search.study import run_study
 
-    device, budget_s, price = executor.device, options["budget"], options["price"] or recorded_price(executor)
+    device, budget_s, surface = executor.device, options["budget"], surface_of(executor)
+    price = options["price"] or (surface.price_usd_per_hour if surface else None)
     with discarded_when_refused(run), run.hold(), hold_device(device), stop, SearchView(budget_s) as view:
         run.update(budget_s=budget_s, price_usd_per_hour=price)
         return run_study(

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from autotune import registry
 from autotune.choices import open_measuring_run
 from autotune.cli import cli, main
 from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError
+from autotune.executors.replay import ReplayExecutor
 from autotune.manifest import build_manifest, save_manifest
 from autotune.options import parse_counts, parse_knob_value, parse_settings
 from autotune.probe.recipe import command_recipe, load_recipe
@@ -578,6 +580,28 @@ def small_surface(here, scale=1.0, sd=0.01):
     lines += [f"{envs},{batch},1,ok,{scale * (envs + batch)},{sd},5,,1000000" for envs, batch in ROWS]
     (here / "small.csv").write_text("\n".join(lines))
     return ["search", "--executor", "replay:small.csv", "--budget", "10m", "--json"]
+
+
+class Simulator:
+    """An executor of somebody else's whose clock is simulated, and which replays no file."""
+
+    name, simulated = "mine", True
+
+    def __init__(self, device, should_stop):
+        self._replay = ReplayExecutor("small.csv")
+        self.device = device
+        self.clock_s, self.check, self.run = self._replay.clock_s, self._replay.check, self._replay.run
+        self.predict_cost_s = self._replay.predict_cost_s
+
+
+def test_an_installed_executor_may_simulate(here, capsys, monkeypatch):
+    small_surface(here)
+    write_recipe(here)
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda kind, name: Simulator if name == "mine" else load(kind, name))
+    assert run("search", "--executor", "mine", "--budget", "10m", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["point"]["num_envs"] == 16 and found["goodput_per_usd"] is None
 
 
 def test_points_that_a_surface_lacks_are_its_nearest_ones(here, capsys):
