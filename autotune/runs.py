@@ -257,11 +257,11 @@ def open_run(
     lacking: str | None = None,
     **facts: Any,
 ) -> Run:
-    """The run that this command works in: the newest unfinished one with the same facts, else a new one.
+    """The run that a search, probe or record works in: the newest unfinished one with the same facts, else a new one.
 
     Args:
         root: folder of the runs.
-        command: ``search``, ``probe`` or ``train``.
+        command: ``search``, ``probe`` or ``record``.
         stem: new runs are called ``<stem>-<n>``.
         recipe: text that must be the same for a run to be resumed.
         device: fingerprint, likewise.

@@ -7,8 +7,9 @@ and error go to the log. Times are `time.monotonic` seconds, the same clock in b
 Messages of the worker (key ``type``):
 
 * ``ready``: session open. ``open_s``, ``effective``, ``threads``, ``stop_s`` (what a program may take to save and end).
-* ``step``: an iteration (or slice) ended. ``t`` (its end), ``started``, and `Work`'s fields; of a probe ``parts`` and
-  ``settled``, and once a second ``peak_memory_bytes``.
+* ``step``: an iteration (or slice, or several short ones: ``iterations``) ended. ``t`` (its end), ``started``, and of
+  `Work` the counts, ``seconds`` and ``metrics``; of a probe also ``lengths``, ``parts`` and ``settled``, and once a
+  second ``peak_memory_bytes``.
 * ``saved``: a checkpoint is on the disk. ``path``, ``env_steps``, ``seconds``.
 * ``resumed``: training goes on from a checkpoint. ``path`` and the totals below.
 * ``warning``: ``detail``, a sentence for the user (a damaged checkpoint that was set aside).
