@@ -159,6 +159,14 @@ def test_search_and_report_count_the_same_points(tmp_path: Path) -> None:
     assert fewer.points_measured == fewer.search.points_measured == 7
 
 
+def test_a_launch_that_failed_before_it_was_ready_was_not_observed(tmp_path: Path) -> None:
+    """Three launches of 24 s ran; two minutes of waiting for a fourth say nothing of how long it would have lasted."""
+    late = ("model", result(BEST, status="timeout", cost_s=120.0, detail="not ready after 120 s"))
+    trials = search_trials()
+    text = section(make_run(tmp_path, [*trials[:-2], late, *trials[-2:]]), "stability")
+    assert text.startswith("- One failure in 1m 12s of running: about ")
+
+
 def unequal(long: float) -> list[Job]:
     """One long job, then three of a million steps."""
     amounts = (long, 1e6, 1e6, 1e6)

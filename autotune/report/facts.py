@@ -17,7 +17,7 @@ from autotune.records import Job, Point, ProbeResult, Recipe
 from autotune.report.projection import Projection, Quantity, Savings, project, savings
 from autotune.report.training import Training, load_training
 from autotune.runs import Run, load_device
-from autotune.search.confirm import at_fewer, published, stable_points, winner
+from autotune.search.confirm import at_fewer, published, ran_s, stable_points, winner
 from autotune.search.episodes import GameLength, game_lengths, steps_of, with_stand_ins
 from autotune.search.model import measured
 from autotune.search.outcome import found_in, sooner_than
@@ -300,7 +300,7 @@ def measure_role(role: str, point: Point | None, history: Sequence[ProbeResult])
         sps=_sps(result) if good else None,
         launches=len(finals) or min(1, len(good)),
         failures=sum(not each.ok for each in own),
-        observed_s=sum(max(0.0, each.cost_s - (each.startup_s or 0.0)) for each in own),
+        observed_s=sum(ran_s(each) for each in own),
         fewer={each.requested.concurrency: sps for each in at_fewer(history, point) if (sps := _sps(each))},
     )
 

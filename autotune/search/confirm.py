@@ -77,8 +77,14 @@ def pool(history: Sequence[ProbeResult]) -> list[Pooled]:
 
 def observed_s(history: Sequence[ProbeResult], point: Point) -> float:
     """Seconds for which a point's processes ran, over all its stable launches."""
-    own = [result for result in history if result.requested == point and result.ok]
-    return sum(max(0.0, result.cost_s - (result.startup_s or 0.0)) for result in own)
+    return sum(ran_s(result) for result in history if result.requested == point and result.ok)
+
+
+def ran_s(result: ProbeResult) -> float:
+    """Seconds for which a launch's processes ran, from ready to end: none where it failed before they were ready."""
+    if result.startup_s is None and not result.ok:
+        return 0.0
+    return max(0.0, result.cost_s - (result.startup_s or 0.0))
 
 
 def _pool(point: Point, results: Sequence[ProbeResult], launch_spread: float) -> Pooled:
