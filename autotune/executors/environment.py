@@ -13,16 +13,9 @@ import platformdirs
 
 from autotune.device.host import ROOT, read_text
 from autotune.worker.protocol import WorkerTask
-from autotune.workloads.protocol import OPENMP
+from autotune.workloads.protocol import OPENMP, THREAD_VARIABLES
 
 _MEMORY_VARIABLE = "AUTOTUNE_MEMORY_FRACTION"
-_THREAD_VARIABLES = (
-    "AUTOTUNE_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 _JAX_CACHE_BYTES = 2**30
 _KEPT_BYTES = 2**30
 _GLIBC_KEEPS_FROM = (2, 36)
@@ -32,7 +25,7 @@ _GLIBC_KEEPS_FROM = (2, 36)
 def worker_environment(task: WorkerTask, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The child's environment: its share of threads and device memory set, never inherited."""
     environment = {name: value for name, value in os.environ.items() if name != _MEMORY_VARIABLE}
-    environment.update(dict.fromkeys(_THREAD_VARIABLES, str(task.threads)))
+    environment.update(dict.fromkeys(("AUTOTUNE_THREADS", *THREAD_VARIABLES), str(task.threads)))
     environment.update(
         **OPENMP,
         XLA_PYTHON_CLIENT_PREALLOCATE="false",

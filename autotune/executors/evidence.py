@@ -17,10 +17,8 @@ from autotune.executors.window import Step
 from autotune.machine import DeviceInfo
 from autotune.meters.summary import energy_j, first, mean, peak, rate
 from autotune.records import REFUSED, ProbeRequest, ProbeResult, Reading, Status
-from autotune.stats import estimate, game_steps, pooled_game_steps, summed_batch_rates, window_noise
+from autotune.stats import NOISE_WINDOW_S, estimate, game_steps, pooled_game_steps, summed_batch_rates, window_noise
 from autotune.store import canonical_json, durable_write, make_folder
-
-_NOISE_WINDOW_S = 10.0
 
 
 @dataclass
@@ -129,7 +127,7 @@ def _measured(result: ProbeResult, opened: Sequence[Sequence[Step]], readings: S
         sps_low=figures.low if bounded else None,
         sps_high=figures.high if bounded else None,
         job_sps=figures.per_process,
-        noise_fraction=window_noise(traces, _NOISE_WINDOW_S),
+        noise_fraction=window_noise(traces, NOISE_WINDOW_S),
         batch_sps=summed_batch_rates(traces),
         window_s=end_s - begin_s,
         iterations=sums["iterations"],

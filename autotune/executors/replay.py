@@ -12,14 +12,12 @@ import numpy as np
 
 from autotune.executors.surface import FINAL_S, QUICK_S, Row, load_surface, surface_device, surface_recipe
 from autotune.records import Point, ProbeRequest, ProbeResult, Recipe
-from autotune.stats import LAUNCH_FRACTION
+from autotune.stats import LAUNCH_FRACTION, NOISE_WINDOW_S, NORMAL_95
 
 __all__ = ["ReplayExecutor", "load_surface", "surface_device", "surface_recipe"]
 
 TIMEOUT_S, HOST_LOST_S = 300.0, 180.0
-_NOISE_WINDOW_S = 10.0
 _WINDOWS_S = {"quick": 8.0, "final": 30.0}
-_NORMAL_95 = 1.96
 
 
 class ReplayExecutor:
@@ -95,14 +93,14 @@ class ReplayExecutor:
 def _measured(result: ProbeResult, row: Row, normal: float) -> ProbeResult:
     assert row.sps is not None
     window_s = _WINDOWS_S[result.grade]
-    deviation = row.sd_fraction * math.sqrt(_NOISE_WINDOW_S / window_s)
+    deviation = row.sd_fraction * math.sqrt(NOISE_WINDOW_S / window_s)
     error = math.hypot(deviation, LAUNCH_FRACTION)  # what one launch can state; it does not know that replays repeat
     sps = row.sps * max(0.01, 1 + deviation * normal)
     return replace(
         result,
         sps=sps,
-        sps_low=sps * (1 - _NORMAL_95 * error),
-        sps_high=sps * (1 + _NORMAL_95 * error),
+        sps_low=sps * (1 - NORMAL_95 * error),
+        sps_high=sps * (1 + NORMAL_95 * error),
         job_sps=(sps / row.point.concurrency,) * row.point.concurrency,
         noise_fraction=row.sd_fraction,
         window_s=window_s,

@@ -18,6 +18,7 @@ from autotune.errors import UsageError
 from autotune.executors.surface_header import Header, is_comment, read_header, stated_number
 from autotune.machine import DeviceInfo, GpuInfo, HostInfo
 from autotune.records import (
+    COUNT_MAX,
     JOBS_MAX,
     KNOBS,
     Budget,
@@ -44,7 +45,6 @@ STATUSES: tuple[Status, ...] = ("ok", "oom", "crashed", "host_lost", "timeout")
 """A surface knows no verdict: unstable points are left out of it."""
 QUICK_S, FINAL_S = 20.0, 50.0
 """What a stable probe costs beyond its start."""
-_KNOB_MAX = 2**31 - 1
 _SPS_MAX = 1e15
 
 
@@ -175,7 +175,7 @@ def _sps(cells: Mapping[str, str], where: str) -> float:
 
 
 def _knob(cells: Mapping[str, str], name: str, where: str) -> int:
-    most = JOBS_MAX if name == "concurrency" else _KNOB_MAX
+    most = JOBS_MAX if name == "concurrency" else COUNT_MAX
     value = stated_number(name, cells[name], where, least=1, most=most)
     if value != int(value):
         raise UsageError(f"surface {where}: {name} {cells[name]!r} must be a whole number")

@@ -11,8 +11,9 @@ from scipy.special import ndtr
 from autotune.executors.stability import confirmed_drift
 from autotune.records import Point, ProbeResult
 from autotune.search.model import Belief, believe, measured
-from autotune.search.precision import NORMAL_95, launch_fraction, relative_error
+from autotune.search.precision import launch_fraction, relative_error
 from autotune.search.space import Space
+from autotune.stats import NORMAL_95
 from autotune.units import counted
 
 FINALISTS = 3

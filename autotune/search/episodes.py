@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.records import Job, ProbeResult
-from autotune.search.precision import NORMAL_95
-from autotune.stats import pooled_game_steps
+from autotune.stats import NORMAL_95, pooled_game_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from autotune.records import Point, ProbeResult
-from autotune.search.precision import EPOCH_FLAG, NORMAL_95, relative_error, stated_error
+from autotune.search.precision import EPOCH_FLAG, relative_error, stated_error
+from autotune.stats import NORMAL_95
 
 EVERY = 6
 """Launches after which the sentinel is due."""

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 from autotune.records import Point, ProbeResult
-from autotune.stats import LAUNCH_FRACTION, Interval, launch_spread
+from autotune.stats import LAUNCH_FRACTION, NORMAL_95, Interval, launch_spread
 
-NORMAL_95 = 1.96
 DEFAULT_ERROR = 0.03
 _LEAST = 1e-3
 EPOCH_FLAG = "epoch "

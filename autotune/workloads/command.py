@@ -24,11 +24,17 @@ from autotune.workloads.command_argv import fill, placeholders, values_at
 from autotune.workloads.command_child import Child, describe_exit
 from autotune.workloads.command_progress import ProgressRule, make_rule, preset_of
 from autotune.workloads.memory_words import tells_out_of_memory
-from autotune.workloads.protocol import SEVERAL_TOTALS, Finished, NoProgressError, RefusedError, SessionState
+from autotune.workloads.protocol import (
+    SEVERAL_TOTALS,
+    THREAD_VARIABLES,
+    Finished,
+    NoProgressError,
+    RefusedError,
+    SessionState,
+)
 from autotune.workloads.settings import Settings, check_counts, parse_settings, workload_knobs
 
 _EXHAUSTED = re.compile(r"can't start new thread|Resource temporarily unavailable|Too many open files|No space left")
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _OVERSHOOT = 0.02
 """A program that goes beyond its budget by this share is not about to end."""
 _SILENCE_MIN_S, _SILENCE_GAPS = 120.0, 10
@@ -142,7 +148,7 @@ def child_environment(settings: CommandSettings) -> dict[str, str]:
     """The program's environment: unbuffered output, its share of threads, and what the user set."""
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     if threads := os.environ.get("AUTOTUNE_THREADS"):
-        environment.update(dict.fromkeys(_THREAD_VARIABLES, threads))
+        environment.update(dict.fromkeys(THREAD_VARIABLES, threads))
     return environment | settings.environment
 
 

@@ -17,6 +17,9 @@ from autotune.records import Job, Point, Work
 SEVERAL_TOTALS = "several totals"
 """Name in `Work.metrics`, and mark of a probe: the program tells several totals, of which the largest counts."""
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""Where numerical libraries read how many threads they may have."""
+
 OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """How OpenMP's threads wait for their next piece of a network, read when a framework loads libgomp.
 
