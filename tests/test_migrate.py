@@ -21,13 +21,13 @@ from autotune.errors import BusyError, FileError, UsageError
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, save_manifest
 from autotune.runs import Run
-from autotune.train import migrate as migrate_module
 from autotune.train.events import EventLog, read_events
 from autotune.train.folder import open_migrated_run, open_training_run
 from autotune.train.migrate import migrate, rollback, take_over
 from autotune.train.migration import load_migration, refuse_migrated, successor
 from autotune.train.migration_plan import plan_migration
 from autotune.train.supervisor import supervise
+from autotune.worker import lock
 from autotune.worker.checkpoint import best_checkpoint, generations, load_checkpoint
 from autotune.worker.metrics import read_metrics
 
@@ -326,7 +326,7 @@ def test_what_cannot_be_resumed_is_named(tmp_path: Path, device: DeviceInfo) -> 
     with source.hold():
         refused(BusyError, r"run .*old-1 is in use by PID")
     with pytest.MonkeyPatch.context() as patch, FileLock(source.train_folder / "jobs" / "a" / ".lock"):
-        patch.setattr(migrate_module, "_ORPHANS_S", 0.05)
+        patch.setattr(lock, "ORPHAN_S", 0.05)
         refused(BusyError, "another worker still trains in")
     with pytest.raises(UsageError, match=r"is the manifest of run .*old-1 itself"):
         open_migrated_run(source.manifest_file, a_manifest(), source, tmp_path)

@@ -17,9 +17,9 @@ from filelock import FileLock
 from autotune.device.host import process_identity
 from autotune.errors import BusyError, FileError, UsageError, WorkerError
 from autotune.records import Budget, Job, Point, Work
+from autotune.worker import lock
 from autotune.worker import train as train_module
 from autotune.worker.checkpoint import best_checkpoint, generations, load_checkpoint
-from autotune.worker.lock import lock_job
 from autotune.worker.metrics import MetricsFile, read_metrics
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.worker.train import train
@@ -243,12 +243,15 @@ def test_only_damaged_checkpoints_stop_the_job(tmp_path: Path, clock: Clock) -> 
 
 
 def test_two_workers_never_train_in_one_folder(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "_PREDECESSOR_S", 0.05)
+    monkeypatch.setattr(lock, "ORPHAN_S", 0.05)
     with FileLock(tmp_path / ".lock"), pytest.raises(BusyError, match="another worker"):
         run(tmp_path, FakeSession(clock))
 
 
-def test_a_predecessor_that_was_stopped_is_killed_and_a_stranger_never(tmp_path: Path) -> None:
+def test_a_predecessor_that_was_stopped_is_killed_and_a_stranger_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "ORPHAN_S", 0.05)
     script = (
         "import sys, time, filelock\n"
         "with filelock.FileLock(sys.argv[1]):\n"
@@ -263,9 +266,9 @@ def test_a_predecessor_that_was_stopped_is_killed_and_a_stranger_never(tmp_path:
         boot, pid, ticks = process_identity(holder.pid) or ("", 0, 0)
         for other in ((), ("another boot", pid, ticks), (boot, pid, ticks + 1)):
             with pytest.raises(BusyError, match="another worker still trains"):
-                lock_job(tmp_path, other, grace_s=0.05)
+                lock.lock_job(tmp_path, other)
         assert holder.poll() is None
-        lock_job(tmp_path, (boot, pid, ticks), grace_s=0.05).release()
+        lock.lock_job(tmp_path, (boot, pid, ticks)).release()
         assert holder.wait(10) == -signal.SIGKILL
     finally:
         holder.kill()

@@ -41,7 +41,6 @@ from autotune.worker.checkpoint import load_checkpoint
 from autotune.worker.lock import lock_job
 
 _ROLLED_BACK = "rolled-back"
-_ORPHANS_S = 20.0  # workers whose supervisor was killed save and end within less
 
 
 def migrate(
@@ -209,5 +208,5 @@ def _without_orphans(run: Run) -> Iterator[None]:
             events = read_events(run)
         for folder in sorted(run.jobs_folder.glob("*")):
             if folder.is_dir():
-                locks.enter_context(lock_job(folder, last_worker(events, folder.name), grace_s=_ORPHANS_S))
+                locks.enter_context(lock_job(folder, last_worker(events, folder.name)))
         yield

@@ -13,18 +13,19 @@ from filelock import FileLock, Timeout
 from autotune.device.host import still_runs
 from autotune.errors import BusyError
 
+ORPHAN_S = 20.0
+"""Within which a worker whose supervisor was killed saves and ends."""
 _KILLED_S = 5.0
 
 
-def lock_job(folder: Path, predecessor: Sequence[Any], *, grace_s: float) -> FileLock:
+def lock_job(folder: Path, predecessor: Sequence[Any]) -> FileLock:
     """Be the only one that trains in a job's folder.
 
     Args:
         folder: of the job.
         predecessor: boot id, pid and start ticks of the worker that trained there last; empty when unknown. If it
-            still does after `grace_s`, it was stopped or hangs without a supervisor: it is killed with its group,
+            still does after `ORPHAN_S`, it was stopped or hangs without a supervisor: it is killed with its group,
             and nobody else ever is.
-        grace_s: within which a worker without a supervisor saves and ends.
 
     Returns:
         The lock, held.
@@ -33,7 +34,7 @@ def lock_job(folder: Path, predecessor: Sequence[Any], *, grace_s: float) -> Fil
         BusyError: another process holds it.
     """
     lock = FileLock(folder / ".lock")
-    for wait_s in (grace_s, _KILLED_S):
+    for wait_s in (ORPHAN_S, _KILLED_S):
         try:
             lock.acquire(timeout=wait_s)
         except Timeout:

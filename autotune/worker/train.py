@@ -26,7 +26,6 @@ _ROW_GROWTH = 1 / 200
 _NEARLY = 0.9
 """A program that ends by itself after such a share of its budget has done it: it may count whole batches."""
 _EARLY_REMEDY = "The same command runs it again; if it was to do no more, lower the job's budget in the manifest."
-_PREDECESSOR_S = 20.0  # an orphaned worker saves and ends within less
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -45,7 +44,7 @@ def train(session: Session, task: WorkerTask, send: Send, should_stop: Callable[
     if task.train is None:
         raise WorkerError("a task of mode train needs a TrainPlan")
     folder = make_folder(Path(task.train.folder))
-    with lock_job(folder, task.train.predecessor, grace_s=_PREDECESSOR_S):
+    with lock_job(folder, task.train.predecessor):
         training = _Training(session, task, task.train, send, should_stop)
         try:
             training.run()
