@@ -313,7 +313,7 @@ def _sps(result: ProbeResult) -> Quantity | None:
 
 def staged_point(stage: str, records: Sequence[TrialRecord]) -> Point | None:
     """The point that the newest trial of a stage asked for."""
-    return next((r.result.requested for r in reversed(records) if r.stage.replace("_", " ") == stage), None)
+    return next((r.result.requested for r in reversed(records) if r.stage == stage), None)
 
 
 def episode_lengths(

@@ -71,7 +71,7 @@ def games(facts: Facts) -> str:
     """What the hours of budgets in episodes assume of the games' length; of which games it was measured."""
     lengths = facts.game_lengths
     own = sorted((length for length in lengths.values() if length.measured), key=lambda length: length.steps)
-    span = " to ".join(dict.fromkeys(counts(each.steps) for each in (own[0], own[-1])))
+    span = " to ".join(dict.fromkeys(format_count(each.steps) for each in (own[0], own[-1])))
     error = percent(max(length.error_fraction for length in own))
     ended = counted(sum(length.games for length in own), "game")
     said = f"{span} env steps (± {error}; {ended} ended)"
@@ -90,11 +90,6 @@ def times(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return UNKNOWN
     return f"{value:.2f}x" if value < 10 else f"{value:.1f}x" if value < 100 else f"{value:,.0f}x"
-
-
-def counts(value: float | None) -> str:
-    """Steps per second and the like."""
-    return format_count(value)
 
 
 def hours(value: Quantity | None, *, interval: bool = True) -> str:
@@ -140,7 +135,7 @@ def interval(value: Quantity | None) -> str:
     """The 95 % interval of a speed as ``40,100 to 42,300``."""
     if value is None or value.low is None or value.high is None:
         return "no interval"
-    return f"{counts(value.low)} to {counts(value.high)}"
+    return f"{format_count(value.low)} to {format_count(value.high)}"
 
 
 def plus_minus(value: Quantity | None) -> str:
@@ -148,12 +143,7 @@ def plus_minus(value: Quantity | None) -> str:
     if value is None:
         return UNKNOWN
     width = value.half_width_fraction
-    return f"{counts(value.value)} ± {percent(width)}" if width is not None else f"{counts(value.value)} (no interval)"
-
-
-def evidence(measured: Measured) -> str:
-    """What stands behind a figure: ``95 %, this machine, 3 launches`` or weaker words."""
-    return f"95 %, this machine, {launched(measured)}"
+    return f"{format_count(value.value)} {'(no interval)' if width is None else f'± {percent(width)}'}"
 
 
 def launched(measured: Measured) -> str:
@@ -163,13 +153,12 @@ def launched(measured: Measured) -> str:
 
 
 def speed(measured: Measured) -> str:
-    """A point's aggregate speed with what stands behind it."""
+    """A point's aggregate speed, with what stands behind it: ``95 %, this machine, 3 launches`` or weaker words."""
     if measured.sps is None:
         return f"no speed: {measured.result.status.replace('_', ' ')}"
     width = measured.sps.half_width_fraction
-    if measured.firm and width is not None:
-        return f"{counts(measured.sps.value)} SPS ± {percent(width)} ({evidence(measured)})"
-    return f"{counts(measured.sps.value)} SPS ({interval(measured.sps)}; {evidence(measured)})"
+    ends = f" ± {percent(width)} (" if measured.firm and width is not None else f" ({interval(measured.sps)}; "
+    return f"{format_count(measured.sps.value)} SPS{ends}95 %, this machine, {launched(measured)})"
 
 
 def comparison(tuned: Measured, reference: Measured) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from autotune.records import Budget
 from autotune.report.availability import effective_cost_usd
 from autotune.report.facts import Facts, Measured
-from autotune.report.projection import HOUR_S, JobProjection, Projection
+from autotune.report.projection import HOUR_S, Projection
 from autotune.report.wording import (
     MORE_GAMES,
     UNKNOWN,
     code,
-    counts,
     games,
     hours,
     launched,
@@ -46,7 +45,7 @@ def _totals(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
             code(measured.point.label()),
             plus_minus(measured.sps),
             launched(measured),
-            counts(measured.job_sps.value if measured.job_sps else None),
+            format_count(measured.job_sps.value if measured.job_sps else None),
             plan_hours(plan),
             plan_dollars(plan) if facts.price else "needs `--price`",
         ]
@@ -64,7 +63,7 @@ def _jobs(plans: list[tuple[Measured, Projection]]) -> str:
         cells = [hours(plan.jobs[index].hours, interval=False) for _, plan in plans[:-1]]
         cells.append(hours(job.hours))
         cells += [money(job.usd) if job.usd is not None else UNKNOWN] if priced else []
-        rows.append([text(job.id), _budget(job.budget), _steps(job), *cells])
+        rows.append([text(job.id), _budget(job.budget), format_count(job.steps), *cells])
     total = [plan_hours(plan, interval=False) for _, plan in plans[:-1]] + [plan_hours(tuned)]
     rows.append(["**all**", "", "", *total, *([plan_dollars(tuned, interval=False)] if priced else [])])
     share = [f"cost, {roles[-1]}"] if priced else []
@@ -76,15 +75,11 @@ def _budget(budget: Budget) -> str:
     return f"{amount} {budget.unit.removesuffix('s') if amount == '1' else budget.unit}"
 
 
-def _steps(job: JobProjection) -> str:
-    return format_count(job.steps)
-
-
 def _notes(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
     measured, plan = plans[-1]
     notes = []
     if plan.slots > 1:
-        each = counts(measured.job_sps.value if measured.job_sps else None)
+        each = format_count(measured.job_sps.value if measured.job_sps else None)
         notes.append(f"{plan.slots} jobs run at once, each at {each} SPS.")
     notes += [_tail(each.role, each.point.concurrency, own) for each, own in plans if own.tail]
     notes += _episode_notes(facts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from autotune.report.availability import availability, best_checkpoint_interval_s, effective_cost_usd
 from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S
-from autotune.report.wording import counts, money, percent
+from autotune.report.wording import money, percent
 from autotune.stats import failure_rate_bound_per_hour, failure_rate_mean_per_hour
-from autotune.units import counted, format_bytes, format_duration, how_often
+from autotune.units import counted, format_bytes, format_count, format_duration, how_often
 
 CHECKPOINT_S = 5.0
 RESTART_S = 60.0
@@ -29,11 +29,11 @@ def _failures(facts: Facts, tuned: Measured) -> list[str]:
     bound = failure_rate_bound_per_hour(tuned.failures, observed_h)
     seen = format_duration(tuned.observed_s)
     if tuned.failures:
-        mean = counts(failure_rate_mean_per_hour(tuned.failures, observed_h))
+        mean = format_count(failure_rate_mean_per_hour(tuned.failures, observed_h))
         count = counted(tuned.failures, "failure").capitalize()
-        first = f"{count} in {seen} of running: about {mean} per hour, at most {counts(bound)} (95 %)."
+        first = f"{count} in {seen} of running: about {mean} per hour, at most {format_count(bound)} (95 %)."
     else:
-        first = f"No failure in {seen} of running, so at most {counts(bound)} failures per hour (95 %)."
+        first = f"No failure in {seen} of running, so at most {format_count(bound)} failures per hour (95 %)."
     return [first, _survival(facts, tuned, HOUR_S / bound)]
 
 
@@ -60,7 +60,7 @@ def _training(facts: Facts) -> list[str]:
     if training is None or training.job_seconds <= 0:
         return []
     count = training.crashes
-    bound = counts(failure_rate_bound_per_hour(count, training.job_seconds / HOUR_S))
+    bound = format_count(failure_rate_bound_per_hour(count, training.job_seconds / HOUR_S))
     crashes = counted(count, "crash", "crashes") if count else "no crash"
     seen = format_duration(training.job_seconds)
     return [f"In training: {crashes} in {seen} summed over the jobs, so at most {bound} per hour of one job (95 %)."]

@@ -10,7 +10,6 @@ from autotune.report.wording import (
     UNKNOWN,
     against,
     code,
-    counts,
     games,
     plan_dollars,
     plan_hours,
@@ -20,7 +19,7 @@ from autotune.report.wording import (
 from autotune.search.learning import remedy, sentences
 from autotune.search.result import contention
 from autotune.stats import failure_rate_bound_per_hour
-from autotune.units import counted, format_duration, format_usd
+from autotune.units import counted, format_count, format_duration, format_usd
 
 _MADE_UP = "a recorded surface plans no training, these jobs are made up"
 
@@ -111,7 +110,7 @@ def _episodes(facts: Facts) -> str:
 
 
 def _per_hour(facts: Facts, tuned: Measured) -> str:
-    steps = counts(tuned.sps.value * HOUR_S) if tuned.sps else UNKNOWN
+    steps = format_count(tuned.sps.value * HOUR_S) if tuned.sps else UNKNOWN
     return f"{steps} env steps" + (f" for {format_usd(facts.price.usd_per_hour)}" if facts.price else "")
 
 
@@ -128,7 +127,7 @@ def _saved(facts: Facts) -> list[str]:
 def _sure(facts: Facts, tuned: Measured) -> list[str]:
     each = ""
     if tuned.point.concurrency > 1 and tuned.job_sps:
-        each = f", which is {counts(tuned.job_sps.value)} SPS for each of {tuned.point.concurrency} jobs at once"
+        each = f", which is {format_count(tuned.job_sps.value)} SPS for each of {tuned.point.concurrency} jobs at once"
     lines = [f"**How sure:** {speed(tuned)}{each}.{_ties(facts)}"]
     if not tuned.firm:
         lines.append("**Not firm:** one launch or quick windows rank points, they do not promise; search longer.")
@@ -137,7 +136,7 @@ def _sure(facts: Facts, tuned: Measured) -> list[str]:
         lines.append(f"**Not alone:** {busy}.")
     observed_hours = tuned.observed_s / HOUR_S
     if tuned.failures == 0 and observed_hours > 0:
-        bound = counts(failure_rate_bound_per_hour(0, observed_hours))
+        bound = format_count(failure_rate_bound_per_hour(0, observed_hours))
         seen = format_duration(tuned.observed_s)
         lines.append(f"**Stability:** no failure in {seen}, so at most {bound} failures per hour (95 %).")
     elif tuned.failures:

@@ -6,7 +6,7 @@ from autotune.manifest_schema import LearningSection
 from autotune.report.facts import Facts
 from autotune.report.learning import checked, learning_of, loud_change
 from autotune.report.projection import HOUR_S
-from autotune.report.wording import UNKNOWN, counts, money, percent, signed_percent, table, text
+from autotune.report.wording import UNKNOWN, money, percent, signed_percent, table, text
 from autotune.search.learning import COMPARE, sentences
 from autotune.units import format_count, format_duration
 from autotune.worker.totals import RETURNS_KEPT
@@ -81,7 +81,7 @@ def _training(facts: Facts) -> str:
         "env steps": [format_count(job.env_steps) for job in training.jobs],
         "episodes": [format_count(job.episodes) for job in training.jobs],
         "time": [format_duration(job.seconds) for job in training.jobs],
-        "SPS": [counts(job.sps) for job in training.jobs],
+        "SPS": [format_count(job.sps) for job in training.jobs],
     }
     if predicted:
         against = [signed_percent(job.sps / predicted - 1) if job.sps else UNKNOWN for job in training.jobs]

@@ -8,9 +8,9 @@ from typing import Any
 from autotune.executors.stability import MARKS
 from autotune.records import KNOBS, Point
 from autotune.report.facts import Facts
-from autotune.report.wording import block, code, counts, table, text
+from autotune.report.wording import block, code, table, text
 from autotune.search.precision import EPOCH_FLAG
-from autotune.units import counted, format_bytes, format_duration
+from autotune.units import counted, format_bytes, format_count, format_duration
 
 _LOGS_SHOWN = 5
 _SKIPPED_SHOWN = 8
@@ -64,19 +64,18 @@ def _spent(facts: Facts) -> str:
 def _cells(row: dict[str, Any], tuned: Point | None) -> list[str]:
     known = row["sps_low"] is not None and row["sps_high"] is not None
     jobs = row["job_sps"]
-    stage = row["stage"].replace("_", " ")
-    stage = stage if stage == row["grade"] else f"{stage}, {row['grade']}"
+    stage = row["stage"] if row["stage"] == row["grade"] else f"{row['stage']}, {row['grade']}"
     if row["extra"]:
         stage += " (" + ", ".join(f"{name}={value}" for name, value in row["extra"]) + ")"
-    speed = counts(row["sps"]) if row["sps"] is not None else UNSEEN
+    speed = format_count(row["sps"]) if row["sps"] is not None else UNSEEN
     return [
         text(stage),
         str(row["number"]),
         *(str(row[name]) for name in ("num_envs", "batch_size", "concurrency")),
         text(row["status"].replace("_", " ")),
         f"**{speed}**" if row["sps"] and _point(row) == tuned else speed,
-        f"{counts(row['sps_low'])} to {counts(row['sps_high'])}" if known else UNSEEN,
-        counts(sum(jobs) / len(jobs)) if jobs else UNSEEN,
+        f"{format_count(row['sps_low'])} to {format_count(row['sps_high'])}" if known else UNSEEN,
+        format_count(sum(jobs) / len(jobs)) if jobs else UNSEEN,
         format_bytes(row["vram_peak_bytes"]) if row["vram_peak_bytes"] is not None else UNSEEN,
         format_bytes(row["ram_peak_bytes"]) if row["ram_peak_bytes"] is not None else UNSEEN,
         _seconds(row["startup_s"], row["first_iteration_s"]),
