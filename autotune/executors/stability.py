@@ -18,7 +18,7 @@ from autotune.meters.vram import NEIGHBOUR
 from autotune.records import Limits, ProbeResult, Reading
 from autotune.stats import Trace, sampling_half_width, total_rate
 from autotune.units import format_bytes
-from autotune.workloads.protocol import SEVERAL_TOTALS
+from autotune.workloads.protocol import ALLOC_RETRIES, SEVERAL_TOTALS
 
 SHARED, SHARED_CPU, SLOWING = "shared", "shared cpu", "slowing"
 MARKS = {
@@ -29,8 +29,6 @@ MARKS = {
     SEVERAL_TOTALS: "the program told several totals of steps, of which the largest counts",
 }
 """Flags of a result, and what they mean."""
-ALLOC_RETRIES = "alloc_retries"
-"""Name in `Work.metrics` of a cumulative count: allocations that succeeded only after the framework freed its cache."""
 _BRAKE_SHARE_MAX = 0.05
 _SLOWER_MAX = 0.05
 _OTHERS_SHARE_MAX = 0.10

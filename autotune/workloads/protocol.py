@@ -17,6 +17,9 @@ from autotune.records import Job, Point, Work
 SEVERAL_TOTALS = "several totals"
 """Name in `Work.metrics`, and mark of a probe: the program tells several totals, of which the largest counts."""
 
+ALLOC_RETRIES = "alloc_retries"
+"""Name in `Work.metrics` of a cumulative count: allocations that succeeded only after the framework freed its cache."""
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """Where numerical libraries read how many threads they may have."""
 

@@ -28,7 +28,7 @@ from autotune.workloads.atari.precision import choose_device, choose_precision, 
 from autotune.workloads.atari.rollout import RolloutBuffer, Samples, bytes_per_env
 from autotune.workloads.atari.settings import PPOSettings
 from autotune.workloads.guards import check_memory, free_ram_bytes, refuse_foreign_state
-from autotune.workloads.protocol import OPENMP, SessionState
+from autotune.workloads.protocol import ALLOC_RETRIES, OPENMP, SessionState
 
 _SMALL_HIDDEN = 512
 """Widest layer for vectors with which one thread is faster than two, measured on 2 cores."""
@@ -94,7 +94,7 @@ class PPOSession:
         if environment.elapsed_steps is not None:
             metrics["elapsed_steps"] = self._restored_steps + environment.elapsed_steps
         if self._device.type == "cuda":
-            metrics["alloc_retries"] = torch.cuda.memory_stats_as_nested_dict(self._device).get("num_alloc_retries", 0)
+            metrics[ALLOC_RETRIES] = torch.cuda.memory_stats_as_nested_dict(self._device).get("num_alloc_retries", 0)
         returns, lengths = environment.take_games()
         self._episodes += len(returns)
         return Work(
