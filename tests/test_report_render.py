@@ -22,6 +22,7 @@ from autotune.runs import Run, create_run
 from autotune.search.learning import unchecked
 from autotune.search.outcome import found_in
 from autotune.search.sampler import IGNORED
+from autotune.search.trials import load_trials
 from autotune.store import append_line, canonical_json, durable_write, write_json
 from autotune.train.status import JobSnapshot, Snapshot, status_file, write_snapshot
 from autotune.units import format_duration
@@ -120,7 +121,7 @@ def test_what_was_measured_beside_busy_programs_is_said_in_the_summary(tmp_path:
         "- **Not alone:** other programs took 1.7 CPU cores while the tuned point was measured and 1.2 CPU cores while "
         "the baseline was measured: the machine alone may be faster, so measure again without them."
     )
-    found = found_in(run, recipe(), device(), None)
+    found = found_in(run.state(), load_trials(run), recipe(), device(), None)
     assert found is not None
     assert "other programs took 1.2 CPU cores while the baseline was measured and 1.7 CPU cores while this" in (
         search_text(found, run, unchecked(found, recipe()))

@@ -193,14 +193,14 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         FileError: a file of the run is damaged.
         ManifestError: its manifest or recipe is.
     """
-    state = run.state()
-    records = load_trials(run) if run.study_file.exists() else ()
+    state, records = run.state(), load_trials(run)
     recipe = load_recipe(str(run.recipe_file)) if run.recipe_file.exists() else None
     manifest = load_manifest(run.manifest_file) if run.manifest_file.exists() else None
     device = load_device(run)
     training = load_training(run)
     history = comparable_history(records)
-    found = found_in(run, recipe, device, price.usd_per_hour if price else None) if recipe and device else None
+    given = price.usd_per_hour if price else None
+    found = found_in(state, records, recipe, device, given) if recipe and device else None
     best = _best(found, recipe, history)
     chosen = manifest.point.record() if manifest else best[0] if best else None
     tuned = measure_role("tuned" if manifest else "best measured", chosen, history)

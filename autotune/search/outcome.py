@@ -6,12 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 from autotune.errors import InfeasibleError
 from autotune.machine import DeviceInfo
 from autotune.records import Job, Point, ProbeResult, Recipe
-from autotune.runs import Run
 from autotune.search import confirm, knobs
 from autotune.search.episodes import game_lengths, steps_of
 from autotune.search.memory import memory_limits
@@ -21,7 +20,7 @@ from autotune.search.propose import Problem, too_costly
 from autotune.search.result import StudyResult
 from autotune.search.sharing import sharing_gain
 from autotune.search.space import space_of
-from autotune.search.trials import TrialRecord, comparable_history, load_trials
+from autotune.search.trials import TrialRecord, comparable_history
 from autotune.search.worth import training_s
 from autotune.stats import Interval, log_ratio
 from autotune.units import counted
@@ -72,13 +71,14 @@ def by_stage(records: Sequence[TrialRecord]) -> tuple[list[ProbeResult], list[Pr
     return history, [result for record, result in results if record.stage == knobs.STAGE]
 
 
-def found_in(run: Run, recipe: Recipe, device: DeviceInfo, price: float | None) -> StudyResult | None:
-    """What the search in a run's folder has found so far; None where the run is no search, or nothing was stable.
-
-    Raises:
-        FileError: the study cannot be read.
-    """
-    state, records = run.state(), load_trials(run)
+def found_in(
+    state: Mapping[str, Any],
+    records: tuple[TrialRecord, ...],
+    recipe: Recipe,
+    device: DeviceInfo,
+    price: float | None,
+) -> StudyResult | None:
+    """What a search has found by its run's `state` and trials; None where it was none, or nothing was stable."""
     budget_s, (history, compared) = state.get("budget_s"), by_stage(records)
     if not isinstance(budget_s, (int, float)) or not (history or compared):
         return None
