@@ -454,6 +454,15 @@ def test_damaged_device_file_is_named(tmp_path: Path) -> None:
         render_report(run)
 
 
+def test_a_line_of_events_that_is_none_is_named(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "train-1", command="train")
+    train_files(run, ["t,10,20000,0,2000,,"], {"kind": "opened", "job": None})
+    with (run.train_folder / "events.jsonl").open("a") as file:
+        file.write("3\n")
+    with pytest.raises(FileError, match=r"events\.jsonl is damaged: 3 is no event"):
+        render_report(run)
+
+
 def test_facts_frame_and_round_trip(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     facts = gather(run, Price(usd_per_hour=1.0, note="x"))

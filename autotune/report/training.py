@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
-from typing import Any
 
 import pandas as pd
 
@@ -15,7 +14,7 @@ from autotune.errors import FileError, UsageError
 from autotune.records import Job
 from autotune.runs import Run
 from autotune.search.episodes import GameLength
-from autotune.store import read_lines
+from autotune.train.events import Event, read_events
 from autotune.train.status import JobSnapshot, read_snapshot
 from autotune.worker.metrics import cell_number, read_metrics
 from autotune.worker.totals import MEAN_RETURN
@@ -62,7 +61,7 @@ class Training:
 
     jobs: tuple[TrainedJob, ...]
     curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    events: tuple[Mapping[str, Any], ...] = ()
+    events: tuple[Event, ...] = ()
     unfinished: tuple[JobSnapshot, ...] = ()
 
     @property
@@ -101,7 +100,7 @@ def load_training(run: Run) -> Training | None:
     Raises:
         FileError: a file is damaged or cannot be read.
     """
-    events = tuple(read_lines(run.train_folder / "events.jsonl"))
+    events = tuple(read_events(run))
     rows = {file.parent.name: read_metrics(file) for file in sorted(run.train_folder.glob("jobs/*/metrics.csv"))}
     if not rows and not events:
         return None
