@@ -164,7 +164,8 @@ def nothing_json(run: Run, price: float | None, reason: str) -> dict[str, Any]:
 def search_text(found: StudyResult, run: Run, learning: LearningSection) -> str:
     """What a search says at its end."""
     price = "" if found.price_usd_per_hour is None else f" --price {found.price_usd_per_hour:g}"
-    busy = contention({"the baseline": found.baseline, "this point": found.result})
+    baseline = None if found.baseline and found.baseline.requested == found.point else found.baseline
+    busy = contention({"the baseline": baseline, "this point": found.result})
     lines = [sentence(found), economy(found), *([busy] if busy else []), *(each.sentence for each in found.knobs)]
     if found.sharing:
         lines.append(found.sharing.sentence)

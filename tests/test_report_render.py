@@ -126,6 +126,8 @@ def test_what_was_measured_beside_busy_programs_is_said_in_the_summary(tmp_path:
     assert "other programs took 1.2 CPU cores while the baseline was measured and 1.7 CPU cores while this" in (
         search_text(found, run, unchecked(found, recipe()))
     )
+    itself = replace(found, baseline=found.result)
+    assert "the baseline was measured" not in search_text(itself, run, unchecked(itself, recipe()))
     assert search_text(found, run, unchecked(found, recipe())).endswith(f"autotune report {run.path}")
     assert "Not alone" not in report(make_run(tmp_path, trials, name="alone"))
 
