@@ -20,8 +20,8 @@ import pytest
 
 from autotune.device.host import process_identity
 from autotune.device.inspect import inspect_device
-from autotune.errors import FileError, UsageError
-from autotune.machine import DeviceInfo
+from autotune.errors import DeviceError, FileError, UsageError
+from autotune.machine import DeviceInfo, GpuInfo
 from autotune.manifest import Manifest, build_manifest, load_manifest, manifest_text, parse_manifest, save_manifest
 from autotune.records import (
     Budget,
@@ -490,7 +490,8 @@ def test_an_interrupt_says_how_long_the_iteration_is_and_a_killed_one_what_was_l
     tmp_path: Path, device: DeviceInfo
 ) -> None:
     manifest, warnings = a_manifest(jobs=1, point=replace(POINT, concurrency=1)), list[str]()
-    supervisor = Supervisor(manifest, a_run(tmp_path, manifest), device, warnings.append, PLAN, 1.0)
+    run = a_run(tmp_path, manifest)
+    supervisor = Supervisor(manifest, run, device, warnings.append, PLAN, 1.0, shared=({}, {}))
     job, sent = supervisor._jobs[0], list[str]()
     job.start(cast(Any, SimpleNamespace(send=sent.append)))
     totals = {"total_episodes": 0, "total_seconds": 1.0}
@@ -509,10 +510,23 @@ def test_an_interrupt_says_how_long_the_iteration_is_and_a_killed_one_what_was_l
     assert "did not save within 91 s: 3,500 env steps after its last checkpoint are lost" in warnings[1]
 
 
+def test_a_gpu_that_admits_no_process_is_refused_before_anything_is_opened_or_written(
+    tmp_path: Path, device: DeviceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = list[GpuInfo]()
+    monkeypatch.setattr("autotune.train.supervisor.LiveGpu", opened.append)
+    gpu = GpuInfo(index=0, name="GPU", compute_mode="prohibited")
+    manifest = a_manifest()
+    run = a_run(tmp_path, manifest)
+    with pytest.raises(DeviceError, match="mode is prohibited"):
+        supervise(manifest, run, device=replace(device, kind="cuda", gpus=(gpu,), gpu_index=0))
+    assert opened == [] and not run.train_folder.exists()
+
+
 def test_a_worker_that_dies_while_stopping_has_crashed(tmp_path: Path, device: DeviceInfo) -> None:
     manifest = a_manifest()
     run, warnings = a_run(tmp_path, manifest), list[str]()
-    supervisor = Supervisor(manifest, run, device, warnings.append, PLAN, 1.0)
+    supervisor = Supervisor(manifest, run, device, warnings.append, PLAN, 1.0, shared=({}, {}))
     supervisor._stop()
     worker = cast(Any, SimpleNamespace(returncode=-signal.SIGSEGV, log_tail=lambda lines: "", log="x"))
     supervisor._conclude(supervisor._jobs[0], worker, late=False)
@@ -682,7 +696,7 @@ def test_memory_is_the_framework_s_newest_peak_where_the_device_does_not_tell(
     tmp_path: Path, device: DeviceInfo
 ) -> None:
     manifest = a_manifest()
-    supervisor = Supervisor(manifest, a_run(tmp_path, manifest), device, lambda _: None, PLAN, 1.0)
+    supervisor = Supervisor(manifest, a_run(tmp_path, manifest), device, lambda _: None, PLAN, 1.0, shared=({}, {}))
     job = supervisor._jobs[0]
     job.worker = cast(Any, SimpleNamespace(descendants=list))
     for peak in (1000, 3000):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.codec import to_json
-from autotune.device.inspect import child_environment
 from autotune.device.live_gpu import LiveGpu
 from autotune.device.mps import shared_if_possible
 from autotune.errors import FileError
@@ -73,11 +72,11 @@ def supervise(
     refuse_migrated(run)
     check_manifest(manifest)
     part_from_lost(run, warn)
-    supervisor = Supervisor(
-        manifest, run, device, warn, plan or MeasurePlan(), stop_grace_s, only=only, patience=patience
-    )
+    plan = plan or MeasurePlan()
     with shared_if_possible(device, manifest.point.record(), warn) as shared:
-        supervisor.environment, supervisor.sharing = shared
+        supervisor = Supervisor(
+            manifest, run, device, warn, plan, stop_grace_s, shared=shared, only=only, patience=patience
+        )
         try:
             return supervisor.run(on_event, should_stop)
         finally:
@@ -85,12 +84,7 @@ def supervise(
 
 
 class Supervisor:
-    """The state of one call of `supervise`.
-
-    Attributes:
-        environment: of its workers.
-        sharing: how they share the device, where the manifest's point says so.
-    """
+    """The state of one call of `supervise`."""
 
     def __init__(
         self,
@@ -101,12 +95,14 @@ class Supervisor:
         plan: MeasurePlan,
         stop_grace_s: float,
         *,
+        shared: tuple[Mapping[str, str], Mapping[str, str]],
         only: frozenset[str] | None = None,
         patience: Patience | None = None,
     ) -> None:
+        """See `supervise`; `shared` is the environment of its workers, and how they share the device if they do."""
         self._manifest, self._run, self._device, self._warn = manifest, run, device, warn
         self._stop_grace_s = stop_grace_s
-        self.environment, self.sharing = child_environment(device), dict[str, str]()
+        self._environment, self._sharing = shared
         self._started_s = time.monotonic()
         self._point = manifest.point.record()
         self._events = EventLog(run)
@@ -186,7 +182,7 @@ class Supervisor:
         if elsewhere := tuned_elsewhere(self._manifest, self._device):
             self._warn(elsewhere)
         content = manifest_hash(self._manifest)
-        facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint, **self.sharing}
+        facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint, **self._sharing}
         last = last_event(before, {"opened"})
         edited = last if last is not None and last.get("manifest") != content else None
         checked = self._jobs if edited else self._waiting()
@@ -207,7 +203,7 @@ class Supervisor:
     def _fill(self) -> None:
         for job in self._waiting()[: self._point.concurrency - len(self._active())]:
             task = training_task(self._manifest, self._device, job)
-            job.start(WorkerProcess(task, job.folder / "log", environment=self.environment))
+            job.start(WorkerProcess(task, job.folder / "log", environment=self._environment))
             self._events.record("started", job=job.job.id, **job.process(), **job.counts())
 
     def _stop(self) -> None:
