@@ -705,6 +705,14 @@ def test_memory_is_the_framework_s_newest_peak_where_the_device_does_not_tell(
         assert job.snapshot().vram_bytes == peak
 
 
+def test_the_rate_of_a_canary_is_not_held_against_what_was_predicted_of_all(tmp_path: Path, device: DeviceInfo) -> None:
+    manifest = a_manifest(result=ProbeResult(requested=POINT, status="ok", grade="final", sps=500.0))
+    run = a_run(tmp_path, manifest)
+    for only, predicted in ((None, 500.0), (frozenset({"job-1"}), None), (frozenset({"job-1", "job-2"}), 500.0)):
+        supervisor = Supervisor(manifest, run, device, lambda _: None, PLAN, 1.0, shared=({}, {}), only=only)
+        assert supervisor._snapshot("running").predicted_sps == predicted
+
+
 def test_a_raised_budget_makes_a_finished_job_go_on() -> None:
     totals = {"total_env_steps": 100, "total_episodes": 1, "total_seconds": 1.0}
     events = [{"kind": "finished", "job": "a", "reason": "budget", **totals}]

@@ -110,6 +110,8 @@ class Supervisor:
         self._only = only
         at_once = self._point.concurrency if only is None else min(self._point.concurrency, len(only))
         self._throughput = SharedThroughput(at_once, plan)
+        predicted = manifest.predicted() if at_once == self._point.concurrency else None  # it is of all at once
+        self._predicted_sps = predicted.sps if predicted else None
         self._gpu = LiveGpu(device.gpu) if device.gpu else None
         self._patience = patience or Patience()
         self._listened_s = self._started_s
@@ -308,7 +310,6 @@ class Supervisor:
 
     def _snapshot(self, state: State) -> Snapshot:
         rates = [job.sps for job in self._jobs if job.sps is not None]
-        predicted = self._manifest.predicted()
         return Snapshot(
             run=self._run.name,
             state=state,
@@ -316,7 +317,7 @@ class Supervisor:
             point=self._point.label(),
             sps=sum(rates) if rates else None,
             measured_sps=self._throughput.sps(),
-            predicted_sps=predicted.sps if predicted else None,
+            predicted_sps=self._predicted_sps,
             elapsed_s=time.monotonic() - self._started_s,
             **stamp(),
         )
@@ -325,12 +326,11 @@ class Supervisor:
         statuses = {job.status for job in self._jobs}
         stopped = self._stopping or "crashed" not in statuses
         state: State = "done" if statuses == {"done"} else "stopped" if stopped else "crashed"
-        predicted = self._manifest.predicted()
         result = TrainResult(
             run=self._run.name,
             jobs=tuple(job.result() for job in self._jobs),
             sps=self._throughput.sps(),
-            predicted_sps=predicted.sps if predicted else None,
+            predicted_sps=self._predicted_sps,
             seconds=time.monotonic() - self._started_s,
         )
         self._events.record("ended", state=state, sps=result.sps, seconds=round(result.seconds, 3))
