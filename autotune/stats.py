@@ -85,14 +85,16 @@ def batch_rates(trace: Trace) -> tuple[NDArray[np.float64], int]:
     return steps / np.maximum(seconds, 1e-12), size
 
 
-def summed_batch_rates(traces: Sequence[Trace]) -> tuple[float, ...]:
-    """Steps per second over all processes in each batch, the n-th from the end of one beside that of the others.
+def summed_batch_rates(traces: Sequence[Trace]) -> tuple[NDArray[np.float64], int]:
+    """`batch_rates` of all processes together, the n-th from the end of one beside that of the others.
 
-    As many as every process has; none without a trace.
+    As many as every process has. What disturbs a machine disturbs all its processes at once: the errors of their sum
+    are its own, and not those of independent parts.
     """
-    batches = [batch_rates(trace)[0] for trace in traces if trace.seconds]
-    count = min((len(rates) for rates in batches), default=0)
-    return tuple(float(sum(rates[len(rates) - count + i] for rates in batches)) for i in range(count))
+    batches = [batch_rates(trace) for trace in traces]
+    count = min(len(rates) for rates, _ in batches)
+    total: NDArray[np.float64] = np.sum([rates[len(rates) - count :] for rates, _ in batches], axis=0)
+    return total, min(size for _, size in batches)
 
 
 def shrunk_correlation(values: NDArray[np.float64], batch_size: int) -> float:
@@ -105,27 +107,27 @@ def shrunk_correlation(values: NDArray[np.float64], batch_size: int) -> float:
     return min(max(mixed, 0.0), _CORRELATION_MAX)
 
 
-def sampling_error(trace: Trace) -> float:
-    """Standard error of a rate in steps per second, s * sqrt((1 + r) / (1 - r) / n); infinite for one iteration."""
-    rates, size = batch_rates(trace)
+def sampling_error(traces: Sequence[Trace]) -> float:
+    """Standard error of the summed rate in steps per second, s * sqrt((1 + r) / (1 - r) / n); infinite for n = 1."""
+    rates, size = summed_batch_rates(traces)
     if len(rates) < 2:
         return math.inf
     correlation = shrunk_correlation(rates, size)
     return float(rates.std(ddof=1)) * math.sqrt((1 + correlation) / (1 - correlation) / len(rates))
 
 
-def sampling_half_width(trace: Trace) -> tuple[float, float]:
+def sampling_half_width(traces: Sequence[Trace]) -> tuple[float, float]:
     """Half-width of the sampling error and the drift between half windows, both in steps per second.
 
     Half-width = t * error (`sampling_error`); infinite for one iteration.
     """
-    rates, _ = batch_rates(trace)
+    rates, _ = summed_batch_rates(traces)
     count = len(rates)
     if count < 2:
         return math.inf, 0.0
     half = count // 2
     drift = abs(float(rates[:half].mean()) - float(rates[count - half :].mean()))
-    return float(stdtrit(count - 1, 0.975)) * sampling_error(trace), drift
+    return float(stdtrit(count - 1, 0.975)) * sampling_error(traces), drift
 
 
 def window_noise(traces: Sequence[Trace], window_s: float) -> float | None:
@@ -134,8 +136,8 @@ def window_noise(traces: Sequence[Trace], window_s: float) -> float | None:
     Errors of means of independent spans fall with the square root of their length.
     """
     rate = sum(total_rate(trace) for trace in traces)
-    errors = [sampling_error(trace) * math.sqrt(sum(trace.seconds) / window_s) for trace in traces]
-    noise = math.sqrt(sum(error**2 for error in errors)) / rate if rate else math.inf
+    span_s = sum(sum(trace.seconds) for trace in traces) / len(traces)
+    noise = sampling_error(traces) * math.sqrt(span_s / window_s) / rate if rate else math.inf
     return noise if math.isfinite(noise) else None
 
 
@@ -147,10 +149,8 @@ def estimate(traces: Sequence[Trace], *, launch_fraction: float = LAUNCH_FRACTIO
         launch_fraction: launch-to-launch standard deviation, relative.
     """
     rates = [total_rate(trace) for trace in traces]
-    parts = [sampling_half_width(trace) for trace in traces]
     rate = sum(rates)
-    sampling = math.sqrt(sum(half**2 for half, _ in parts))
-    drift = sum(drift for _, drift in parts)
+    sampling, drift = sampling_half_width(traces)
     half = math.sqrt(sampling**2 + (NORMAL_95 * launch_fraction * rate) ** 2 + drift**2)
     return Estimate(
         rate=rate,

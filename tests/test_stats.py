@@ -58,8 +58,8 @@ def test_batches_are_single_iterations_below_16_and_12_above():
 def test_drift_widens_the_interval():
     steady = Trace(seconds=(1.0,) * 24, steps=(10.0,) * 24)
     slowing = Trace(seconds=(1.0,) * 12 + (1.2,) * 12, steps=(10.0,) * 24)
-    assert sampling_half_width(steady)[1] == pytest.approx(0.0)
-    assert sampling_half_width(slowing)[1] == pytest.approx(10.0 - 10.0 / 1.2)
+    assert sampling_half_width([steady])[1] == pytest.approx(0.0)
+    assert sampling_half_width([slowing])[1] == pytest.approx(10.0 - 10.0 / 1.2)
 
 
 def test_correlation_is_shrunk_towards_its_prior_and_bounded():
@@ -81,6 +81,24 @@ def test_interval_covers_the_long_run_rate_of_correlated_series(count, least):
         figures = estimate([trace])
         hits += figures.low <= truth <= figures.high
     assert hits >= least * 200
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("processes", [2, 8])
+def test_interval_covers_the_sum_of_processes_that_a_machine_disturbs_together(processes, shared):
+    """`shared` of the noise's variance is the machine's: two Breakout trainings on 2 busy cores correlated by 0.93."""
+    rng = np.random.default_rng(processes)
+    truth = processes * 100.0 / math.exp(0.04**2 / 2)
+    hits, widths = 0, []
+    for _ in range(200):
+        common, *own = (np.log(autoregressive_trace(rng, 30, correlation=0.4).seconds) for _ in range(processes + 1))
+        noises = [math.sqrt(shared) * common + math.sqrt(1 - shared) * each for each in own]
+        traces = [Trace(seconds=tuple(np.exp(noise)), steps=(100.0,) * 30) for noise in noises]
+        figures = estimate(traces, launch_fraction=0.0)
+        hits += figures.low <= truth <= figures.high
+        widths.append(figures.high / figures.rate - 1)
+    assert hits >= 0.93 * 200
+    assert np.mean(widths) < 0.045 * math.sqrt(shared + (1 - shared) / processes), "no wider than the noise of the sum"
 
 
 def launches(rng, groups, each, *, spread, window):

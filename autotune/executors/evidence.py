@@ -128,7 +128,7 @@ def _measured(result: ProbeResult, opened: Sequence[Sequence[Step]], readings: S
         sps_high=figures.high if bounded else None,
         job_sps=figures.per_process,
         noise_fraction=window_noise(traces, NOISE_WINDOW_S),
-        batch_sps=summed_batch_rates(traces),
+        batch_sps=tuple(summed_batch_rates(traces)[0].tolist()),
         window_s=end_s - begin_s,
         iterations=sums["iterations"],
         phase_seconds=window.phase_seconds(opened),

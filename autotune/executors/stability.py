@@ -101,7 +101,7 @@ def slows(traces: Sequence[Trace]) -> bool:
     if any(len(trace.seconds) < 2 for trace in (*early, *late)):
         return False
     before, after = (sum(total_rate(trace) for trace in half) for half in (early, late))
-    uncertainty = math.hypot(*(sampling_half_width(trace)[0] for trace in (*early, *late)))
+    uncertainty = math.hypot(*(sampling_half_width(half)[0] for half in (early, late)))
     return before - after > max(_SLOWER_MAX * before, uncertainty)
 
 
@@ -111,11 +111,11 @@ def _part(trace: Trace, start: int, end: int) -> Trace:
 
 def _flags(seen: Seen, others: Sequence[GpuProcess]) -> list[str]:
     busy, allowed = seen.result.others_cpu_cores, seen.device.host.cpu_cores_allowed
-    slowing = seen.result.grade == "final" and slows([window.trace(steps) for steps in seen.opened])
+    final = bool(seen.opened) and seen.result.grade == "final"
     marks = {
         SHARED: bool(others),
         SHARED_CPU: busy is not None and busy > _OTHERS_SHARE_MAX * allowed,
-        SLOWING: bool(seen.opened) and slowing,
+        SLOWING: final and slows([window.trace(steps) for steps in seen.opened]),
         SEVERAL_TOTALS: any(steps[-1].metrics.get(SEVERAL_TOTALS) for steps in seen.opened),
     }
     return [flag for flag, holds in marks.items() if holds]
