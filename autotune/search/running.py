@@ -67,7 +67,7 @@ class Search:
     sampler: str
     seed: int
     tries: Sequence[Point]
-    price: float
+    price: float | None
     early_stop: bool
     on_event: Callable[[SearchEvent], None]
     study: Any
@@ -225,7 +225,7 @@ class Search:
             raise
         if result.status == "timeout" and self.left_s() < _CUT_S:
             result = replace(result, flags=(*result.flags, IGNORED), detail=f"cut by the budget: {result.detail}")
-        value = result.goodput_per_usd(self.price) or trials.worst_value(self.study)
+        value = result.goodput_per_usd(self.price or 1.0) or trials.worst_value(self.study)
         trials.finish(self.study, trial, result, value, self._epoch(result))
         self.run.update(spent_s=self.budget_s - self.left_s())
         self._read()
@@ -251,7 +251,7 @@ class Search:
             )
         )
 
-    def result(self, *, price: float | None, ended: Ending) -> StudyResult:
+    def result(self, ended: Ending) -> StudyResult:
         """What came out.
 
         Raises:
@@ -264,7 +264,7 @@ class Search:
             ended=ended,
             spent_s=self.budget_s - self.left_s(),
             budget_s=self.budget_s,
-            price=price,
+            price=self.price,
         )
         thumb = plan.thumb_point(self.recipe, self.space, self.executor.device)
         return conclude(self.recipe, self.problem, account, thumb=thumb)

@@ -64,7 +64,7 @@ def run_study(
             sampler=sampler,
             seed=seed,
             tries=tries,
-            price=price or 1.0,
+            price=price,
             early_stop=early_stop,
             on_event=on_event,
             study=study,
@@ -76,7 +76,6 @@ def run_study(
             device=executor.device.fingerprint,
             baseline=recipe.baseline.label(),
         )
-        ended = search.go(should_stop)
-        found = search.result(price=price, ended=ended)
+        found = search.result(search.go(should_stop))
         search.study.set_user_attr("recommended", found.point.label())  # the highest single value is a lucky one
         return found
