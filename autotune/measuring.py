@@ -202,15 +202,14 @@ def _guard_plan(recipe: Recipe, options: dict[str, Any], *, simulated: bool) -> 
     Raises:
         UsageError: it could never compare anything.
     """
-    steps = options["guard_steps"]
     if not options["guard"]:
-        if steps is not None:
-            raise UsageError(f"--guard-steps {steps} needs --guard: it is the length of the pilots that --guard trains")
         return None
     from autotune.guard.pilots import GuardPlan, refuse_guard
 
     refuse_guard(recipe, simulated=simulated)
-    return GuardPlan(env_steps=steps, seeds=options["guard_seeds"], margin_fraction=options["guard_margin"])
+    return GuardPlan(
+        env_steps=options["guard_steps"], seeds=options["guard_seeds"], margin_fraction=options["guard_margin"]
+    )
 
 
 def _guard(

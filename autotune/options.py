@@ -46,6 +46,21 @@ class Range(click.FloatRange):
         return found
 
 
+def needs(main: str, what: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Callback of an option that says nothing without the eager option `main`: alone on the command line it is refused.
+
+    In the environment, where a person keeps what suits him, it waits for the other.
+    """
+
+    def check(ctx: click.Context, option: click.Parameter, value: Any) -> Any:
+        given = ctx.get_parameter_source(option.name or "") is click.core.ParameterSource.COMMANDLINE
+        if given and not ctx.params.get(main):
+            raise click.UsageError(f"{option.opts[0]} needs --{main}: it is {what}")
+        return value
+
+    return check
+
+
 def parse_knob_value(text: str) -> KnobValue:
     """``8`` -> 8, ``0.5`` -> 0.5, ``true`` -> True, else the text."""
     if text.lower() in ("true", "false"):
@@ -130,9 +145,23 @@ NAMING = options(
 )
 MIGRATION = options(
     click.option("--resume-from", metavar="RUN", help="Go on with this run's training, at the manifest's point."),
-    click.option("--canary", type=click.IntRange(1), metavar="N", help="With --resume-from: N jobs go first."),
-    click.option("--canary-time", type=DURATION, default="10m", help="Training of each of them before the verdict."),
-    click.option("--canary-sps", type=Range(0, 10), default=0.95, help="Of the old run's SPS, what they must reach."),
+    click.option(
+        "--canary", type=click.IntRange(1), metavar="N", is_eager=True, help="With --resume-from: N jobs go first."
+    ),
+    click.option(
+        "--canary-time",
+        type=DURATION,
+        default="10m",
+        callback=needs("canary", "how long the first jobs train before the verdict"),
+        help="Training of each of them before the verdict.",
+    ),
+    click.option(
+        "--canary-sps",
+        type=Range(0, 10),
+        default=0.95,
+        callback=needs("canary", "what the first jobs must reach"),
+        help="Of the old run's SPS, what they must reach.",
+    ),
 )
 WORK = options(
     click.argument("recipe", required=False),
@@ -173,15 +202,31 @@ GRID = options(
 )
 
 GUARD = options(
-    click.option("--guard", is_flag=True, help="Then train pilots of the tuned point and the baseline, and compare."),
     click.option(
-        "--guard-steps", type=click.IntRange(1, 10**12), metavar="N", help="Env steps of a pilot; default: what suits."
+        "--guard",
+        is_flag=True,
+        is_eager=True,
+        help="Then train pilots of the tuned point and the baseline, and compare.",
     ),
-    click.option("--guard-seeds", type=click.IntRange(2, 100), default=3, help="Pilots of each point, set once."),
+    click.option(
+        "--guard-steps",
+        type=click.IntRange(1, 10**12),
+        metavar="N",
+        callback=needs("guard", "the length of the pilots that --guard trains"),
+        help="Env steps of a pilot; default: what suits.",
+    ),
+    click.option(
+        "--guard-seeds",
+        type=click.IntRange(2, 100),
+        default=3,
+        callback=needs("guard", "the number of pilots that --guard trains of each point"),
+        help="Pilots of each point, set once.",
+    ),
     click.option(
         "--guard-margin",
         type=Range(0, 1, min_open=True),
         default=0.1,
+        callback=needs("guard", "what a point that --guard compares may learn less"),
         help="What may be lost, of what the baseline learns.",
     ),
 )

@@ -525,7 +525,9 @@ def test_ctrl_c_during_the_guard_keeps_the_search(here):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--guard-steps", "1000"], ["--guard-steps 1000 needs --guard"]),
+        (["--guard-steps", "1000"], ["--guard-steps needs --guard"]),
+        (["--guard-seeds", "5"], ["--guard-seeds needs --guard"]),
+        (["--guard-margin", "0.2"], ["--guard-margin needs --guard"]),
         (["--guard", "--guard-steps", "0"], ["--guard-steps", "1<="]),
         (["--guard", "--guard-seeds", "1"], ["--guard-seeds", "2<="]),
         (["--guard", "--guard-margin", "0"], ["--guard-margin", "0<"]),

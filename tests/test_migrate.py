@@ -537,6 +537,9 @@ def test_the_command_line_migrates_and_returns(tmp_path: Path, capsys: pytest.Ca
     command = ["train", str(file), "--device", "cpu", "--runs", str(runs), "--json"]
     assert cli.main([*command, "--canary", "1"]) == 2
     assert "--canary needs --resume-from RUN" in capsys.readouterr().err
+    for given in (["--canary-time", "1m"], ["--canary-sps", "0.5"]):
+        assert cli.main([*command, "--resume-from", "old-1", *given]) == 2
+        assert f"{given[0]} needs --canary" in capsys.readouterr().err
     assert cli.main([*command, "--resume-from", "nobody"]) == 2
     assert "there is no run 'nobody'" in capsys.readouterr().err
     assert cli.main([*command, "--resume-from", "old-1"]) == 0
