@@ -22,7 +22,8 @@ from autotune.worker.__main__ import classify
 from autotune.workloads import command as command_module
 from autotune.workloads.command import CommandSession, CommandWorkload, OutOfMemoryError, child_environment
 from autotune.workloads.command_argv import fill, placeholders
-from autotune.workloads.command_progress import ProgressCounter, ProgressRule, make_rule, parse_number
+from autotune.workloads.command_numbers import parse_number
+from autotune.workloads.command_progress import ProgressCounter, ProgressRule, make_rule
 from autotune.workloads.memory_words import tells_out_of_memory
 from autotune.workloads.protocol import Finished, NoProgressError, RefusedError
 
@@ -228,6 +229,32 @@ def test_a_suffix_right_after_the_group_is_the_number_s():
     assert read(rule, *enumerate(lines)) == [1e3, 2e6, 2e6, 2e6, 5e9]
     assert read(rule, (0, "step 7kg"), (1, "step 8")) == [7, 8]
     assert read(rule_of(counter=r"(\S+k) steps"), (0, "1.5k steps")) == [1500]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "line", "number"),
+    [
+        (r"step (\d+)", "step 12,288 | loss 0.5", 12288),
+        (r"step (\d+)", "step 1,234,567.", 1234567),
+        (r"step (\d+)", "step 12'288, return 3", 12288),
+        (r"step (\d+)", "step 12\u202f288", 12288),
+        (r"step (\d+)", "step 1.5M", 1.5e6),
+        (r"step ([\d.]+)", "step 1.2e+06", 1.2e6),
+        (r"(\d+) steps", "done 12,288 steps", 12288),
+        (r"(\d+)M/10M", "12% 1.25M/10M", 1.25e6),
+        (r"(\d+)", "t=1,024/9,999", 9999),
+        (r"^(\d+),", "12,288,0.5", 12),
+        (r",(\d+),", "7,288,0.5", 288),
+        (r"(\d+)", "12,288,0.5", 288),
+        (r"step (\d+)", "step 12, 288 games", 12),
+        (r"step (\d+)", "step 12 288", 12),
+        (r"step (\d+)", "step 12.", 12),
+        (r"step (\d+)", "step 12,28", 12),
+        (r"step (\d+)", "step 12,2880", 12),
+    ],
+)
+def test_a_number_of_which_the_group_is_a_part_is_read_whole(pattern, line, number):
+    assert read(rule_of(counter=pattern), (0, line))[-1] == number
 
 
 @pytest.mark.parametrize("end", ["", "time.sleep(600)"])

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from autotune.errors import UsageError
+from autotune.workloads.command_numbers import number_at
 
 PROGRESS: dict[str, dict[str, str]] = {
     # CleanRL prints "global_step=1234, episodic_return=..." at the end of each episode and "SPS: 567" at
@@ -31,26 +32,7 @@ _MARKS_MIN = 5
 """Marks before iterations are taken to be of equal size."""
 _CATCH_UP = 32
 """Marks over which a total that was told is caught up with: all at once it would look like a fast iteration."""
-_THOUSANDS = r"\d{1,3}(?P<by>[,_'\u2019 \u00a0\u2009\u202f])\d{3}(?:(?P=by)\d{3})*"
-_NUMBER = re.compile(
-    rf"\+?(?P<digits>(?:{_THOUSANDS}|\d[\d_]*)(?:\.\d*)?|\.\d+)(?P<exponent>e[+-]?\d+)?\s*(?P<suffix>[kmb]?)",
-    re.IGNORECASE,
-)
-_SUFFIX_AFTER = re.compile(r"(?<=[\d.])[kmb](?![a-z\d])", re.IGNORECASE)
-_FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-def parse_number(text: str) -> float | None:
-    """The number in ``1,234``, ``1_234``, ``1'234``, ``1 234``, ``1.2e+06``, ``3.4k`` or ``2M``; None where none is.
-
-    Commas separate thousands; a trailing one is punctuation.
-    """
-    match = _NUMBER.fullmatch(text.strip().rstrip(",;."))
-    if not match:
-        return None
-    digits = re.sub(r"[^\d.]", "", match["digits"])
-    return float(digits + (match["exponent"] or "")) * _FACTORS[match["suffix"].lower()]
 
 
 def compile_pattern(option: str, pattern: str, *, groups: int = 1) -> re.Pattern[str]:
@@ -312,12 +294,10 @@ class ProgressCounter:
         self.found = True
 
     def _number(self, match: re.Match[str]) -> float | None:
-        """The group's number, with a suffix that stands right after it."""
+        """The group's number, whole."""
         group = 2 if match.re.groupindex.get(WORKER) == 1 else 1
-        text: str | None = match[group]
-        if not text:
+        if not match[group]:
             return None
-        suffix = _SUFFIX_AFTER.match(match.string, match.end(group))
-        number = parse_number(text + (suffix[0] if suffix else ""))
-        self.unread = text if number is None else None
+        number = number_at(match, group)
+        self.unread = match[group] if number is None else None
         return number
