@@ -524,6 +524,12 @@ def test_silence_before_the_first_line_is_told_as_such(start):
         session.step()
 
 
+def test_a_program_that_neither_prints_nor_ticks_is_told_of_the_tick(start):
+    session = start(python("import time; time.sleep(600)"), progress_timeout_s=0.5)
+    with pytest.raises(WorkerError, match=r"autotune.tick\(steps\) was not called within 0.5s; .*\n.*printed nothing"):
+        session.step()
+
+
 @pytest.mark.parametrize(
     ("code", "refused"),
     [

@@ -292,7 +292,7 @@ class CommandSession:
         cut = waited_s < self._settings.progress_timeout_s
         more = "a larger --budget" if cut else "a progress_timeout_s among the hyperparameters of a recipe"
         longer = f"If it starts or compiles for longer, give it {more}"
-        if not self._child.tail():
+        if not self._child.tail() and not self._rule.by_tick:
             return f"the program printed no whole line within {waited}. {longer}; if it buffers its output, flush it"
         return f"{described} within {waited}; {self._remedy()}. {longer}. The last lines were:\n{self._last_lines()}"
 
