@@ -622,6 +622,12 @@ def test_flood_of_output_never_blocks_it_and_is_bounded(start, capfd):
     assert len(session._child.tail()) <= 200 * 4097
 
 
+def test_progress_is_read_from_long_lines_and_their_beginning_is_kept(start, capfd):
+    code = "import json; print(json.dumps(dict(config='x' * 20_000, env_steps=9)))"
+    assert step_to_the_end(start(python(code), counter=r'"env_steps": (\d+)'))[0] == 9
+    assert 2**12 <= len(capfd.readouterr().out) < 2**13
+
+
 def test_output_is_copied_to_the_log(start, capfd):
     step_to_the_end(start(python("import sys; print('steps: 3'); print('oh', file=sys.stderr)"), counter=COUNTER))
     assert sorted(capfd.readouterr().out.split("\n")) == ["", "oh", "steps: 3"]

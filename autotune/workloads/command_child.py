@@ -16,7 +16,10 @@ import psutil
 from autotune.progress import FIFO_VARIABLE
 from autotune.workloads.command_progress import ProgressCounter, ProgressRule
 
-_LINE_LIMIT_BYTES = 4096
+_LINE_LIMIT_BYTES = 2**15
+"""Of a line that is read for progress: a result as one line of JSON holds its whole configuration."""
+_KEPT_LIMIT_BYTES = 4096
+"""Of a line that is shown and copied."""
 _LOG_LIMIT_BYTES = 8 * 2**20
 _LOG_FULL = b"[autotune] the log is full: what the program prints from here on is read but not kept\n"
 _TAIL_LINES = 200
@@ -170,14 +173,13 @@ class Child:
         pipe.close()
 
     def _take_lines(self, lines: Sequence[bytes], t_s: float) -> None:
-        shown = [line[:_LINE_LIMIT_BYTES] for line in lines if line.strip()]
-        self._copy(b"".join(line + b"\n" for line in shown))
+        told = [line[:_LINE_LIMIT_BYTES] for line in lines if line.strip()]
+        self._copy(b"".join(line[:_KEPT_LIMIT_BYTES] + b"\n" for line in told))
         with self._changed:
             before = self._progress.steps
-            for line in shown:
-                text = line.decode(errors="replace")
-                self._tail.append(text)
-                self._progress.read_line(text, t_s)
+            for line in told:
+                self._tail.append(line[:_KEPT_LIMIT_BYTES].decode(errors="replace"))
+                self._progress.read_line(line.decode(errors="replace"), t_s)
             self._note_progress(before, t_s)
 
     def _note_progress(self, before_steps: float, t_s: float) -> None:
