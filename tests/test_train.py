@@ -32,6 +32,7 @@ from autotune.records import (
     Recipe,
     TrainResult,
 )
+from autotune.report.training import load_training
 from autotune.runs import Run, create_run
 from autotune.train.events import EventLog, last_worker, read_events
 from autotune.train.folder import open_training_run
@@ -336,6 +337,33 @@ def test_a_program_that_resumed_by_itself_did_not_do_it_all_in_a_moment(
     assert (done[1].env_steps > done[0].env_steps) == (done[1].seconds > done[0].seconds) == resumes
     rows = read_metrics(run.train_folder / "jobs" / "run-1" / "metrics.csv")
     assert max(float(row["sps"]) for row in rows) < 2000, "1,000 steps a second at most, as it was told"
+
+
+def test_what_a_program_did_before_its_first_start_is_no_speed_of_it(tmp_path: Path, device: DeviceInfo) -> None:
+    """A checkpoint of its own is there, of a probe say: its first total holds a million steps."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import pathlib, sys, time\n"
+        "file = pathlib.Path(sys.argv[1])\n"
+        "steps = int(file.read_text())\n"
+        "while True:\n"
+        "    time.sleep(0.1); steps += 100; print('steps:', steps, flush=True)\n"
+        "    new = file.with_suffix('.new'); new.write_text(str(steps)); new.replace(file)\n"
+    )
+    (tmp_path / "own").write_text("1000000")
+    argv = [sys.executable, str(script), str(tmp_path / "own")]
+    manifest, warnings = own_program(argv, steps=2e6, counter=r"steps: (\d+)"), list[str]()
+    run = a_run(tmp_path, manifest)
+    for goal in (1_003_500, 1_005_000):
+        stop = StopWhen(lambda s, goal=goal: s.jobs[0].env_steps >= goal)
+        (job,) = go(manifest, run, device, warn=warnings.append, on_event=stop, should_stop=stop.asked).jobs
+        assert job.env_steps >= goal and job.sps is not None and job.sps < 2000
+        rows = read_metrics(run.train_folder / "jobs" / "run-1" / "metrics.csv")
+        assert max(float(row["sps"] or 0) for row in rows) < 2000
+        training = load_training(run)
+        assert training and training.jobs[0].sps == pytest.approx(job.sps, rel=0.2)
+    (warning,) = [each for each in warnings if "at once" in each]
+    assert "1,000,100 steps at once, far more than it does since" in warning
 
 
 KEEPS_ITS_OWN = """

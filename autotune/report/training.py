@@ -16,7 +16,7 @@ from autotune.runs import Run
 from autotune.search.episodes import GameLength
 from autotune.train.events import Event, read_events
 from autotune.train.status import JobSnapshot, read_snapshot
-from autotune.worker.metrics import cell_number, read_metrics
+from autotune.worker.metrics import cell_number, read_metrics, untimed_steps
 from autotune.worker.totals import MEAN_RETURN
 
 
@@ -32,6 +32,7 @@ class TrainedJob:
         mean_return: of the last `RETURNS_KEPT` games.
         best_return: of a single game.
         crashes: of its process.
+        untimed_steps: of `env_steps`, what a program did before it was started.
     """
 
     id: str
@@ -41,11 +42,12 @@ class TrainedJob:
     mean_return: float | None
     best_return: float | None
     crashes: int = 0
+    untimed_steps: int = 0
 
     @property
     def sps(self) -> float | None:
         """Env steps per second over the whole training."""
-        return self.env_steps / self.seconds if self.env_steps and self.seconds else None
+        return (self.env_steps - self.untimed_steps) / self.seconds if self.env_steps and self.seconds else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,7 @@ def _trained(job: str, row: Mapping[str, str], crashes: int) -> TrainedJob:
         mean_return=cell_number(row.get(MEAN_RETURN)),
         best_return=cell_number(row.get("best_return")),
         crashes=crashes,
+        untimed_steps=untimed_steps(row),
     )
 
 

@@ -19,6 +19,7 @@ from autotune.train.events import Event, last_event, last_worker
 from autotune.train.silence import Patience, Silence
 from autotune.train.status import JobSnapshot
 from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
+from autotune.worker.metrics import UNTIMED
 
 JobStatus = Literal["waiting", "running", "done", "stopped", "crashed"]
 
@@ -35,6 +36,7 @@ class JobRun:
         folder: ``checkpoints/``, ``metrics.csv``, ``log``.
         status: see `JobStatus`.
         detail: why it stopped or crashed.
+        untimed_steps: of `env_steps`, what a program did before it was started.
         worker: its process, None when it does not run.
         final: the worker's last message, ``done`` or ``error``.
         recalled_steps: env steps of the last checkpoint that earlier events tell of, None when they tell of none.
@@ -52,7 +54,7 @@ class JobRun:
         self.job, self.folder = job, folder
         self.status: JobStatus = "waiting"
         self.detail = ""
-        self.env_steps = 0
+        self.env_steps = self.untimed_steps = 0
         self.episodes = 0
         self.seconds = 0.0
         self.mean_return: float | None = None
@@ -141,6 +143,7 @@ class JobRun:
         if "total_env_steps" not in facts:
             return
         self.env_steps = int(facts["total_env_steps"])
+        self.untimed_steps = int(facts.get(UNTIMED, 0))
         self.episodes = int(facts["total_episodes"])
         self.seconds = float(facts["total_seconds"])
         self.mean_return, self.best_return = facts.get("mean_return"), facts.get("best_return")
@@ -173,6 +176,7 @@ class JobRun:
     def counts(self) -> dict[str, Any]:
         """Totals, as events carry them."""
         return {
+            **({UNTIMED: self.untimed_steps} if self.untimed_steps else {}),
             "total_env_steps": self.env_steps,
             "total_episodes": self.episodes,
             "total_seconds": round(self.seconds, 3),
@@ -235,7 +239,7 @@ class JobRun:
             env_steps=self.env_steps,
             episodes=self.episodes,
             seconds=self.seconds,
-            sps=self.env_steps / self.seconds if self.seconds > 0 else None,
+            sps=(self.env_steps - self.untimed_steps) / self.seconds if self.seconds > 0 else None,
             mean_return=self.mean_return,
             best_return=self.best_return,
             detail=self.detail,

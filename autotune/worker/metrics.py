@@ -13,6 +13,9 @@ from typing import Any
 from autotune.errors import FileError
 from autotune.store import durable_write, keep_copy, set_aside, sync_file
 
+UNTIMED = "untimed_steps"
+"""Column of `metrics.csv` and fact of an event: env steps of a program that nothing says the seconds of."""
+
 
 class MetricsFile:
     """Appends rows; a metric that turns up later becomes a further column.
@@ -117,6 +120,11 @@ def keep_later_rows(path: Path, env_steps: int) -> Path | None:
 
 def _until(rows: list[dict[str, str]], env_steps: int) -> list[dict[str, str]]:
     return [row for row in rows if _whole(row.get("env_steps")) <= env_steps]
+
+
+def untimed_steps(row: Mapping[str, str]) -> int:
+    """Env steps in a row's total that nothing says the seconds of, such as of a program's own checkpoint."""
+    return _whole(row.get(UNTIMED))
 
 
 def _whole(text: str | None) -> int:

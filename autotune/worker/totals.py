@@ -69,6 +69,33 @@ class Progress:
         return cls(**{**meta, "returns": deque(meta["returns"], maxlen=RETURNS_KEPT)})
 
 
+class Onset:
+    """The first steps that a program of the user's own tells: they may hold what it did before it was started.
+
+    It went on from a checkpoint of its own, such as one that a probe left. Nothing says how long they took.
+    """
+
+    _LEAP, _WITHIN_S, _KNOWN_S = 8.0, 1.0, 2.0
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._decided = False
+
+    def untimed(self, steps: int, seconds: float) -> int:
+        """Of `steps` in `seconds` since the start, those of the first total, if they are far too many; told once.
+
+        Far too many: more than it does later in eight times as long, and a second more. Else, and before that is
+        known, 0.
+        """
+        first_steps, first_s = self._first = self._first or (steps, seconds)
+        since_s = seconds - first_s
+        if self._decided or since_s < self._KNOWN_S or steps == first_steps:
+            return 0
+        self._decided = True
+        usual_sps = (steps - first_steps) / since_s
+        return first_steps if first_steps > self._LEAP * usual_sps * (first_s + self._WITHIN_S) else 0
+
+
 @dataclass
 class Totals:
     """Sums over the iterations since the last message or row."""

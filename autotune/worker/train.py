@@ -14,10 +14,10 @@ from autotune.records import Work
 from autotune.store import make_folder, set_aside
 from autotune.worker.checkpoint import refuse_nonfinite, restore_session, save_checkpoint
 from autotune.worker.lock import lock_job
-from autotune.worker.metrics import MetricsFile, read_metrics, set_aside_damaged
+from autotune.worker.metrics import UNTIMED, MetricsFile, read_metrics, set_aside_damaged, untimed_steps
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.worker.resume import announce_fallback, check_origin, find_checkpoint
-from autotune.worker.totals import MEAN_RETURN, RETURNS_KEPT, Progress, Totals
+from autotune.worker.totals import MEAN_RETURN, RETURNS_KEPT, Onset, Progress, Totals
 from autotune.workloads.protocol import Finished, Session, SessionState
 
 _MESSAGE_PERIOD_S = 0.5
@@ -68,6 +68,8 @@ class _Training:
         self._before: list[dict[str, str]] = []
         self._earlier = Progress()
         self._kept_steps: int | None = None  # of the newest checkpoint
+        self._onset: Onset | None = None
+        self._untimed_steps = 0
         self._progress = self._resume()
         kept_steps = max(self._progress.env_steps, self._earlier.env_steps)
         self._metrics = MetricsFile(self._folder / "metrics.csv", env_steps=kept_steps)
@@ -159,7 +161,10 @@ class _Training:
                 self._before = read_metrics(self._folder / "metrics.csv")
                 if self._before:
                     self._earlier = Progress.from_row(self._before[-1])
+                    self._untimed_steps = untimed_steps(self._before[-1])
                     resume()
+                else:
+                    self._onset = Onset()
             elif (self._folder / "metrics.csv").exists():
                 self._set_curve_aside("training starts from the beginning")
             return Progress()
@@ -195,12 +200,27 @@ class _Training:
             self._progress.seconds += float(done[-1]["seconds"]) if done else 0.0
             self._row_span_s, self._told_s = 0.0, now_s
             return
+        if before:
+            self._untimed_steps = 0
         self._message.add(work)
         self._row.add(work)
+        self._look_at_onset()
         self._learning = {name: float(value) for name, value in work.metrics.items() if math.isfinite(value)}
 
+    def _look_at_onset(self) -> None:
+        if self._onset is None or not (steps := self._onset.untimed(self._progress.env_steps, self._progress.seconds)):
+            return
+        self._untimed_steps = steps
+        self._warn(
+            f"the program told {steps:,} steps at once, far more than it does since. If it went on from a checkpoint "
+            "of its own, such as one that a probe left, they count towards the budget all the same: remove it and "
+            "start anew (--new) for a whole training. The SPS leave them out"
+        )
+
     def _counts(self, progress: Progress) -> dict[str, Any]:
+        untimed = {UNTIMED: self._untimed_steps} if self._untimed_steps else {}
         return {
+            **untimed,
             "total_env_steps": progress.env_steps,
             "total_episodes": progress.episodes,
             "total_seconds": progress.seconds,
@@ -232,18 +252,20 @@ class _Training:
 
     def _write_row(self) -> None:
         progress, row, span_s = self._progress, self._row, self._row_span_s
+        unsure = self._onset is not None and row.iterations == self._iterations  # the first row
         self._metrics.append(
             {
                 "seconds": round(progress.seconds, 3),
                 "env_steps": progress.env_steps,
                 "episodes": progress.episodes,
-                "sps": round(row.env_steps / span_s, 2) if span_s > 0 else None,
+                "sps": round(row.env_steps / span_s, 2) if span_s > 0 and not unsure else None,
                 MEAN_RETURN: progress.mean_return,
                 "best_return": progress.best_return,
                 **self._learning,
                 **{f"{phase}_s": round(seconds, 4) for phase, seconds in row.seconds.items()},
                 "iterations": row.iterations,
                 "reset_rows": row.reset_rows,
+                **({UNTIMED: self._untimed_steps} if self._untimed_steps else {}),
             }
         )
         self._row, self._row_span_s = Totals(), 0.0
