@@ -524,6 +524,18 @@ def test_silence_before_the_first_line_is_told_as_such(start):
         session.step()
 
 
+@pytest.mark.parametrize("option", ["counter", "rate"])
+def test_lines_that_match_no_more_are_told_as_such(start, option):
+    """The pattern takes no commas: it hears of less than a thousand games only."""
+    code = "import time\nfor n in (500, 900): print('total', n, 'games'); time.sleep(0.1)\n"
+    code += "for n in range(1000, 9000, 500): print(f'total {n:,} games'); time.sleep(0.05)\ntime.sleep(600)"
+    session = start(python(code), hang_timeout_s=1.5, **{option: r"total (\d+) games"})
+    with pytest.raises(NoProgressError, match=r"no progress was told within 1.5s") as told:
+        while True:
+            session.step()
+    assert rf"no line matched --{option} 'total (\d+) games' since, of 16 that it printed" in str(told.value)
+
+
 def test_a_program_that_neither_prints_nor_ticks_is_told_of_the_tick(start):
     session = start(python("import time; time.sleep(600)"), progress_timeout_s=0.5)
     with pytest.raises(WorkerError, match=r"autotune.tick\(steps\) was not called within 0.5s; .*\n.*printed nothing"):

@@ -285,7 +285,7 @@ class CommandSession:
             )
         if progress.found:
             longer = "hang_timeout_s among the hyperparameters of a recipe allows more"
-            matched = f"; {described}" if progress.unread else ""
+            matched = f"; {described}" if progress.unread else self._unmatched()
             return (
                 f"no progress was told within {waited} ({longer}){matched}; the last lines were:\n{self._last_lines()}"
             )
@@ -295,6 +295,13 @@ class CommandSession:
         if not self._child.tail() and not self._rule.by_tick:
             return f"the program printed no whole line within {waited}. {longer}; if it buffers its output, flush it"
         return f"{described} within {waited}; {self._remedy()}. {longer}. The last lines were:\n{self._last_lines()}"
+
+    def _unmatched(self) -> str:
+        """What to say of lines that tell nothing since the last that did: the pattern may miss what it should read."""
+        lines = self._child.progress.unmatched
+        if self._rule.by_tick or not lines:
+            return ""
+        return f"; {self._rule.describe()} since, of {lines:,} that it printed"
 
     def _remedy(self) -> str:
         preset = preset_of(self._child.tail())

@@ -229,6 +229,7 @@ class ProgressCounter:
         steps: done so far, up to the last mark; see `_Batches`.
         found: whether any line told a number.
         unread: what was matched last, where it is no number.
+        unmatched: lines since the last that told a number.
         numbers: totals read.
         smaller: those of them that were smaller than one before, and no part of a count that began anew.
     """
@@ -237,7 +238,7 @@ class ProgressCounter:
         self.steps = 0.0
         self.found = False
         self.unread: str | None = None
-        self.numbers = self.smaller = 0
+        self.numbers = self.smaller = self.unmatched = 0
         self._rule = rule
         self._unmarked_steps = 0.0
         self._batches = _Batches()
@@ -257,6 +258,7 @@ class ProgressCounter:
     def read_line(self, line: str, t_s: float) -> None:
         """Take in a line of output that arrived at monotonic time `t_s`."""
         text = _ESCAPES.sub("", line)
+        self.unmatched += 1
         if self._rule.counter:
             for match in self._rule.counter.finditer(text):
                 self._read_total(match.groupdict().get(WORKER) or "", self._number(match))
@@ -300,4 +302,5 @@ class ProgressCounter:
             return None
         number = number_at(match, group)
         self.unread = match[group] if number is None else None
+        self.unmatched = self.unmatched if number is None else 0
         return number
