@@ -17,7 +17,7 @@ from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError, WorkerError
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.executors.stability import SEVERAL_TOTALS
-from autotune.records import REFUSED, Budget, Job, Limits, MeasurePlan, Point, ProbeRequest
+from autotune.records import ENDED_EARLY, REFUSED, Budget, Job, Limits, MeasurePlan, Point, ProbeRequest
 from autotune.worker.__main__ import classify
 from autotune.workloads import command as command_module
 from autotune.workloads.command import CommandSession, CommandWorkload, OutOfMemoryError, child_environment
@@ -723,6 +723,7 @@ def test_a_program_that_ends_within_its_window_is_measured_by_what_it_did(tmp_pa
     assert late.ok and late.window_s == pytest.approx(2.0, abs=0.3), "it ended when its window was due and not complete"
     short = probe(tmp_path, POINT, python(code.replace("{last}", "10")), plan, counter=COUNTER)
     assert short.status == "crashed" and REFUSED in short.flags, "it forbids nothing heavier"
+    assert ENDED_EARLY in short.flags, "it says nothing about the point"
     assert "the program ended after 900 steps, too early to be measured: while it is tuned let it do" in short.detail
 
 

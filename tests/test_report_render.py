@@ -13,7 +13,7 @@ from autotune.cli import main
 from autotune.codec import to_json
 from autotune.errors import FileError
 from autotune.manifest import build_manifest, save_manifest
-from autotune.records import Budget, Job, Point
+from autotune.records import ENDED_EARLY, REFUSED, Budget, Job, Point
 from autotune.report.facts import Facts, Price, gather
 from autotune.report.figures import report_json
 from autotune.report.render import priced_facts, render_report, render_sections, to_html
@@ -308,6 +308,14 @@ def test_failures_at_the_tuned_point_are_counted(tmp_path: Path) -> None:
     markdown = report(run)
     assert "**Stability:** 1 of its launches failed" in markdown
     assert "One failure in 1h of running: about 1.5 per hour, at most 4.74 (95 %)." in markdown
+
+
+def test_a_program_that_ran_out_of_steps_is_no_failure_of_the_tuned_point(tmp_path: Path) -> None:
+    point = Point(num_envs=8, batch_size=256)
+    good, flags = result(point, 1000.0, cost_s=3600.0), (REFUSED, ENDED_EARLY)
+    ended = result(point, status="crashed", grade="final", cost_s=0.0, flags=flags)
+    markdown = report(make_run(tmp_path, [("baseline", good), ("final", ended)], tuned=good))
+    assert "of its launches failed" not in markdown and "No failure in 1h of running" in markdown
 
 
 def test_long_quiet_run_bounds_the_cost(tmp_path: Path) -> None:

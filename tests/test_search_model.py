@@ -366,6 +366,20 @@ def test_finalists_take_turns_then_end():
     assert order == [8, 16, 8, 16, 8, 16]
 
 
+def test_a_point_at_which_a_program_runs_out_of_steps_stays_and_is_not_tried_again():
+    fast, slow = at(64, 256), at(8, 64)
+    ended = ProbeResult(
+        requested=fast, status="crashed", grade="final", cost_s=24.0, flags=("refused", "ended early"),
+        detail="the program ended after 300,032 steps, too early to be measured",
+    )  # fmt: skip
+    history = [stable(slow, 100.0), stable(fast, 125.0), ended]
+    assert next_finalist(SPACE, history) is None, "the slow one is too slow for a finalist"
+    best, tied = winner(SPACE, [*history, stable(slow, 100.0, grade="final")])
+    assert best.point == fast and not tied
+    refused = replace(ended, flags=("refused",))
+    assert winner(SPACE, [*history[:2], refused])[0].point == slow, "one that it refuses is not stable"
+
+
 def test_long_iterations_make_a_final_window_longer_than_its_plan():
     """Iterations of 10 s: quick slices of 1 s, whole ones in final windows: 3 discarded, 6 measured, 1 to settle."""
     recipe = parse_recipe(RECIPE, source="", name="r")

@@ -16,7 +16,7 @@ from autotune.executors.stability import Seen, judge, neighbours
 from autotune.executors.window import Step
 from autotune.machine import DeviceInfo
 from autotune.meters.summary import energy_j, first, mean, peak, rate
-from autotune.records import REFUSED, ProbeRequest, ProbeResult, Reading, Status
+from autotune.records import ENDED_EARLY, REFUSED, ProbeRequest, ProbeResult, Reading, Status
 from autotune.stats import NOISE_WINDOW_S, estimate, game_steps, pooled_game_steps, summed_batch_rates, window_noise
 from autotune.store import canonical_json, durable_write, make_folder
 
@@ -37,6 +37,7 @@ class Evidence:
         status: ``ok`` until something fails.
         culprit: index of the process that failed, None when it was not one of them.
         refused: whether it was a program that may not take these settings.
+        ended_early: whether it was one that did all its steps too soon.
         ram_limit: what keeps the processes from taking all memory: a ``cgroup``, or this process's ``watch``.
     """
 
@@ -52,6 +53,7 @@ class Evidence:
     detail: str = ""
     culprit: int | None = None
     refused: bool = False
+    ended_early: bool = False
     ram_limit: Literal["cgroup", "watch"] = "watch"
 
     def fail(self, status: Status, detail: str, culprit: int | None = None, *, refused: bool = False) -> None:
@@ -76,6 +78,7 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
     """The result of a probe that has ended, well or not."""
     culprit = state.culprit if state.culprit is not None else 0
     first_steps = [next((s for s in steps), None) for steps in state.steps]
+    flags = {REFUSED: state.refused, ENDED_EARLY: state.ended_early and state.refused}
     result = ProbeResult(
         requested=request.point,
         status=state.status,
@@ -93,7 +96,7 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
         shm_peak_bytes=_shm_peak(readings),
         processes_peak=_whole(peak(readings, "processes")),
         threads_peak=_whole(peak(readings, "threads")),
-        flags=(REFUSED,) if state.refused else (),
+        flags=tuple(flag for flag, holds in flags.items() if holds),
         log_tail="" if state.status == "ok" or not state.workers else state.workers[culprit].log_tail(),
     )
     opened = state.opened if state.opened and state.status == "ok" else ()

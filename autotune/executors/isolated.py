@@ -260,6 +260,7 @@ class IsolatedExecutor:
             if state.opened is None:
                 detail = f"{message.get('detail') or 'the program ended'}, too early to be measured: {_MORE_STEPS}"
                 state.fail("crashed", detail, index, refused=True)
+                state.ended_early = state.detail == detail
 
     def _watch(self, request: ProbeRequest, state: Evidence) -> None:
         """Notice a worker that died silently, and memory running out before the kernel has to."""

@@ -13,7 +13,7 @@ from autotune.machine import DeviceInfo
 from autotune.manifest import load_manifest
 from autotune.manifest_schema import Manifest
 from autotune.probe.recipe import load_recipe, rule_of_thumb
-from autotune.records import Job, Point, ProbeResult, Recipe
+from autotune.records import ENDED_EARLY, Job, Point, ProbeResult, Recipe
 from autotune.report.projection import Projection, Quantity, Savings, project, savings
 from autotune.report.training import Training, load_training
 from autotune.runs import Run, load_device
@@ -299,7 +299,7 @@ def measure_role(role: str, point: Point | None, history: Sequence[ProbeResult])
         result=result,
         sps=_sps(result) if good else None,
         launches=len(finals) or min(1, len(good)),
-        failures=sum(not each.ok for each in own),
+        failures=sum(not each.ok and ENDED_EARLY not in each.flags for each in own),
         observed_s=sum(ran_s(each) for each in own),
         fewer={each.requested.concurrency: sps for each in at_fewer(history, point) if (sps := _sps(each))},
     )

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from autotune.executors.stability import confirmed_drift
-from autotune.records import Point, ProbeResult
+from autotune.records import ENDED_EARLY, Point, ProbeResult
 from autotune.search.model import Belief, believe, measured
 from autotune.search.precision import launch_fraction, relative_error
 from autotune.search.space import Space
@@ -56,14 +56,20 @@ class Pooled:
 def stable_points(history: Sequence[ProbeResult]) -> dict[Point, list[ProbeResult]]:
     """Every point that was stable each time it was measured, with its measurements.
 
-    One that slowed down within its window in two launches is not stable.
+    One that slowed down within its window in two launches is not stable; one at which a program had too few steps to
+    be measured once more is.
     """
-    failed = {result.requested for result in history if not result.ok}
+    failed = {result.requested for result in history if not result.ok and ENDED_EARLY not in result.flags}
     by_point: dict[Point, list[ProbeResult]] = {}
     for result in measured(history):
         if result.requested not in failed:
             by_point.setdefault(result.requested, []).append(result)
     return {point: results for point, results in by_point.items() if not confirmed_drift(results)}
+
+
+def outruns(history: Sequence[ProbeResult], point: Point) -> bool:
+    """Whether a program does all its steps at a point before a final window is over: another one would tell nothing."""
+    return any(r.requested == point and r.grade == "final" and ENDED_EARLY in r.flags for r in history)
 
 
 def pool(history: Sequence[ProbeResult]) -> list[Pooled]:
@@ -135,7 +141,8 @@ def next_finalist(
     if not entries:
         return None
     near = [entry for entry in entries[:FINALISTS] if entry.sps >= (1 - WITHIN) * entries[0].sps]
-    due = sorted((entry for entry in near if entry.finals < ROUNDS), key=lambda entry: _turn(entry, near[0]))
+    left = [entry for entry in near if entry.finals < ROUNDS and not outruns(history, entry.point)]
+    due = sorted(left, key=lambda entry: _turn(entry, near[0]))
     for entry in due:
         first = not entry.finals and weight(entry.point) <= weight(near[0].point)
         if wanted(entry.point, np.inf if first else _regret_left(entry, near)):

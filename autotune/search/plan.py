@@ -205,6 +205,7 @@ def _soak_step(now: Situation, point: Point) -> Step | None:
     """The winner again, in a fresh process, while the budget lasts and the planned training is worth it."""
     step, observed_s = _final(now, "soak", point), confirm.observed_s(now.history, point)
     enough = now.planned_s is not None and observed_s + step.predicted_s > SOAK_SHARE * now.planned_s
+    enough = enough or confirm.outruns(now.history, point)
     return None if enough or step.predicted_s > now.left_s else step
 
 
