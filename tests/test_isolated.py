@@ -239,6 +239,26 @@ def test_a_descendant_that_holds_the_pipe_hides_no_end(tmp_path):
     os.kill(int(worker.log.read_text()), signal.SIGKILL)
 
 
+def test_a_failure_is_told_where_the_log_takes_nothing():
+    """The disk is full: the message is not lost with the traceback."""
+    job = Job(id="a", env="busy", seed=0, budget=Budget(unit="steps", amount=1))
+    settings = {"fail": "crash"}
+    task = WorkerTask(mode="measure", workload="busywork", hyperparameters=settings, point=POINT, jobs=(job,))
+    (commands_read, commands), (messages, messages_write) = os.pipe(), os.pipe()
+    pipes = (commands_read, messages_write)
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-P", "-m", "autotune.worker", *map(str, pipes)]
+        worker = subprocess.Popen(command, pass_fds=pipes, stdout=full, stderr=full)
+    os.close(commands_read)
+    os.close(messages_write)
+    os.write(commands, canonical_json(to_json(task), indent=None).encode() + b"\ngo\n")
+    with os.fdopen(messages) as told:
+        last = json.loads(told.read().splitlines()[-1])
+    assert worker.wait(30) == 1
+    os.close(commands)
+    assert (last["type"], last["kind"]) == ("error", "crashed")
+
+
 def test_questions_work_where_only_the_temporary_folder_is_writable(executor, monkeypatch):
     """A user who is not root may write neither to /dev nor to the current folder."""
     folders = []

@@ -151,7 +151,8 @@ def main(arguments: list[str]) -> int:
     except Finished as end:
         send({"type": "done", "reason": "finished", "detail": str(end)})
     except Exception as error:  # noqa: BLE001 - the process boundary: every failure becomes a message
-        traceback.print_exception(error)
+        with contextlib.suppress(OSError):  # the log takes nothing: its disk is full
+            traceback.print_exception(error)
         detail = (
             str(error) if isinstance(error, AutotuneError) else f"{type(error).__name__}: {error}".removesuffix(": ")
         )
