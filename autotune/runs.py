@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -184,8 +185,18 @@ def discarded_when_refused(run: Run) -> Iterator[None]:
         yield
     except (UsageError, BusyError, FileError):
         if run.fresh and not any(file.exists() for file in (run.study_file, run.train_folder / "events.jsonl")):
-            shutil.rmtree(run.path)
+            _discard(run.path)
         raise
+
+
+def _discard(folder: Path) -> None:
+    """Remove a run as far as possible; of one that is a link only what lies in it: the link is the user's."""
+    with contextlib.suppress(OSError):
+        for entry in list(folder.iterdir()) if folder.is_symlink() else [folder]:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
 
 
 def check_name(name: str) -> str:

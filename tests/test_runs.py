@@ -116,6 +116,21 @@ def test_only_a_run_of_this_command_without_work_is_discarded(tmp_path, error):
     assert not run.path.exists()
 
 
+def test_what_cannot_be_discarded_does_not_hide_the_reason(tmp_path):
+    """A run that was moved while its command ran, and one that is a link to another disk."""
+    moved, linked = create_run(tmp_path, "moved"), tmp_path / "linked"
+    (tmp_path / "disk").mkdir()
+    linked.symlink_to(tmp_path / "disk")
+    run = create_run(tmp_path, "linked")
+    (run.path / "train" / "jobs").mkdir(parents=True)
+    moved.path.rename(tmp_path / "elsewhere")
+    for each in (moved, run):
+        with pytest.raises(FileError, match="the reason"), discarded_when_refused(each):
+            raise FileError("the reason")
+    assert (tmp_path / "elsewhere" / "run.json").exists()
+    assert linked.is_symlink() and not list((tmp_path / "disk").iterdir())
+
+
 def test_a_damaged_run_is_named(tmp_path):
     run = create_run(tmp_path, "a")
     (run.path / "run.json").write_text("[1]")
