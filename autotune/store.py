@@ -18,6 +18,9 @@ from typing import Any, BinaryIO
 
 from autotune.errors import FileError
 
+_LINE_BYTES = 2**16
+"""Few lines are longer."""
+
 
 def canonical_json(value: Any, *, indent: int | None = 2) -> str:
     """JSON with sorted keys and no NaN, the same text for the same value.
@@ -177,18 +180,26 @@ def append_line(path: Path, value: Any, *, sync: bool = False) -> None:
 
 
 def _end_last_line(file: BinaryIO) -> None:
+    """Drop a last line that `read_lines` leaves out, and end one that is whole."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(size - 1, 0))
-    if file.read(1) in (b"", b"\n"):
-        return
-    file.seek(0)
-    tail = file.read().rpartition(b"\n")[2]
+    tail = _last_line(file, size)
     try:
-        json.loads(tail)
+        json.loads(tail or b"0")
     except ValueError:
         file.truncate(size - len(tail))
     else:
-        file.write(b"\n")
+        if tail and not tail.endswith(b"\n"):
+            file.write(b"\n")
+
+
+def _last_line(file: BinaryIO, size: int) -> bytes:
+    """The last line, with the newline that may end it; all of the file is read only where it is that long."""
+    for length in (min(size, _LINE_BYTES), size):
+        file.seek(size - length)
+        before, newline, _ = (tail := file.read(length))[:-1].rpartition(b"\n")
+        if newline:
+            return tail[len(before) + 1 :]
+    return tail
 
 
 def read_lines(path: Path) -> list[Any]:

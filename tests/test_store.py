@@ -134,3 +134,17 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     file.write_text('{"n": 1}\n{"n": \n{"n": 3}\n')
     with pytest.raises(FileError, match="line 2 is damaged"):
         read_lines(file)
+
+
+def test_a_damaged_last_line_that_was_ended_goes_the_same_way(tmp_path):
+    """Whether the disk lost its middle or a bit of it, what is left out when read is no stumbling block later."""
+    file = tmp_path / "a.jsonl"
+    for number in (1, 2):
+        append_line(file, {"n": number, "text": "x" * 70_000 * number})
+    whole = file.read_bytes()
+    for damage in (b"\0" * 100, b"\xff"):
+        file.write_bytes(whole[:-200] + damage + whole[-200 + len(damage) :])
+        kept = read_lines(file)
+        assert [row["n"] for row in kept] == [1]
+        append_line(file, {"n": 3})
+        assert read_lines(file) == [*kept, {"n": 3}]
