@@ -369,6 +369,19 @@ def train_files(run: Run, rows: list[str], *events: dict[str, object]) -> None:
         append_line(run.train_folder / "events.jsonl", event)
 
 
+def test_an_event_whose_time_is_damaged_costs_no_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    times = [
+        "2026-11-28T10:00:00+00:00",
+        "2026-11-2<T10:00:01+00:00",
+        "2026-11-28T10:00:02",
+        "2026-11-28T10:01:00+00:00",
+    ]
+    train_files(run, ["t,10,20000,0,2000,,"], *({"kind": "ready", "job": "game-1", "time": time} for time in times))
+    training = gather(run).training
+    assert training is not None and training.machine_s == 60
+
+
 def test_training_beside_the_prediction(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     rows = ["t,10,20000,0,2000,,", "t,100,402500,10,4025,1.5,4.0", "t,200,724500,20,3220,2.5,7.0"]

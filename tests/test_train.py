@@ -18,6 +18,7 @@ from typing import Any, cast
 import psutil
 import pytest
 
+from autotune.cli import main
 from autotune.device.host import process_identity
 from autotune.device.inspect import inspect_device
 from autotune.errors import DeviceError, FileError, UsageError
@@ -646,6 +647,30 @@ def test_an_event_of_another_kind_of_file_is_named(tmp_path: Path) -> None:
     (run.train_folder / "events.jsonl").write_text('{bad\n{"kind": "ended", "job": null}\n')
     with pytest.raises(FileError, match=r"events\.jsonl, line 1 is damaged .*: remove that line, or restore the file"):
         read_events(run)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("total_env_steps", "total_env_stepr"),
+        ("total_episodes", "Total_episodes"),
+        (": 42", ': "42"'),
+        ('"job-1"', "[]"),
+    ],
+)
+def test_an_event_with_a_flipped_bit_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: tuple[str, str]
+) -> None:
+    run = a_run(tmp_path, a_manifest())
+    counts = {"total_env_steps": 42, "total_episodes": 1, "total_seconds": 2.0}
+    EventLog(run).record("saved", job="job-1", path="p", **counts)
+    EventLog(run).record("ended", state="done")
+    file = run.train_folder / "events.jsonl"
+    file.write_text(file.read_text().replace(*damage, 1))
+    with pytest.raises(FileError, match=r"events\.jsonl is damaged: .* is no event. Move the file away"):
+        read_events(run)
+    assert main(["report", str(run.path)]) == 1
+    assert "is no event. Move the file away" in capsys.readouterr().err
 
 
 def test_what_can_never_run_is_refused_before_anything_starts(tmp_path: Path, device: DeviceInfo) -> None:

@@ -74,7 +74,7 @@ class Training:
     @property
     def machine_s(self) -> float:
         """Wall seconds in which it had the machine: of every supervisor from its start to its last event."""
-        told = [(event["kind"], datetime.fromisoformat(event["time"])) for event in self.events if "time" in event]
+        told = [(event["kind"], when) for event in self.events if (when := _time_of(event))]
         spans = [(now - before).total_seconds() for (_, before), (kind, now) in pairwise(told) if kind != "opened"]
         return sum(max(0.0, span_s) for span_s in spans)
 
@@ -94,6 +94,14 @@ class Training:
                 steps[env] = steps.get(env, 0.0) + job.env_steps
                 games[env] = games.get(env, 0.0) + job.episodes
         return {env: GameLength.of(steps[env] / games[env], int(games[env])) for env in games}
+
+
+def _time_of(event: Event) -> datetime | None:
+    """When it happened; None where it does not tell or that is damaged."""
+    with contextlib.suppress(ValueError):
+        when = datetime.fromisoformat(str(event.get("time")))
+        return when if when.tzinfo else None
+    return None
 
 
 def load_training(run: Run) -> Training | None:

@@ -13,6 +13,8 @@ from autotune.store import append_line, make_folder, read_lines
 
 Event = Mapping[str, Any]
 
+_COUNTS = ("total_env_steps", "total_episodes", "total_seconds")
+
 
 def make_event(kind: str, *, job: str | None = None, **facts: Any) -> dict[str, Any]:
     """An event with the time and this boot's id."""
@@ -50,11 +52,20 @@ def read_events(run: Run) -> list[Event]:
     file = run.train_folder / "events.jsonl"
     events = read_lines(file)
     for event in events:
-        if not isinstance(event, dict) or not {"kind", "job"} <= set(event):
+        if not _is_event(event):
             raise FileError(
                 f"{file} is damaged: {event!r} is no event. Move the file away: training goes on from its checkpoints."
             )
     return events
+
+
+def _is_event(event: Any) -> bool:
+    """Whether it has what every event has, and all totals of a job, in numbers, where it carries any."""
+    if not isinstance(event, dict) or not {"kind", "job"} <= set(event):
+        return False
+    named = isinstance(event["kind"], str) and isinstance(event["job"], str | None)
+    counts = [event.get(name) for name in _COUNTS]
+    return named and (not any(name in event for name in _COUNTS) or all(isinstance(n, int | float) for n in counts))
 
 
 def last_event(events: list[Event], kinds: set[str], job: str | None = None) -> Event | None:
