@@ -425,3 +425,25 @@ def test_a_recorded_probe_takes_what_the_others_took_however_slow_its_steps(tmp_
     assert not found.skipped
     slow_sps = 1e-6 * smooth_sps(found.point.num_envs, found.point.batch_size, found.point.concurrency)
     assert slow_sps >= 0.95 * best_stable(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE trial_user_attributes SET value_json = substr(value_json, 1, 40) || char(7)",
+        "UPDATE trial_user_attributes SET value_json = replace(value_json, 'requested', 'Requested')",
+        "UPDATE trial_user_attributes SET value_json = '3' WHERE key = 'result'",
+        "UPDATE trials SET state = 'COMPLETF'",
+        "UPDATE trial_params SET distribution_json = '{}'",
+        "UPDATE trial_values SET value_type = 'FINITF'",
+        "UPDATE trials SET datetime_start = 'yesterday'",
+    ],
+)
+def test_a_study_with_a_flipped_bit_is_a_message(surface, run, damage):
+    search(surface, run, Watched(surface, raise_at=3))
+    with sqlite3.connect(run.study_file) as database:
+        assert database.execute(damage).rowcount > 0
+    database.close()
+    for use in (load_trials, lambda run: search(surface, run)):
+        with pytest.raises(FileError, match=r"cannot use .*study\.db: .*damaged"):
+            use(run)

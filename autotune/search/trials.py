@@ -54,6 +54,10 @@ class TrialRecord:
         return IGNORED not in self.result.flags
 
 
+class _DamagedTrialError(Exception):
+    """What the study says of a trial cannot be read; the cause says why."""
+
+
 @contextmanager
 def storage_errors(run: Run) -> Iterator[None]:
     """Turn a database failure into a message.
@@ -63,9 +67,11 @@ def storage_errors(run: Run) -> Iterator[None]:
     """
     try:
         yield
-    except (StorageInternalError, sqlalchemy.exc.DatabaseError) as error:
+    except (StorageInternalError, sqlalchemy.exc.DatabaseError, _DamagedTrialError) as error:
         cause = error.__cause__ or error
         reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        if isinstance(error, _DamagedTrialError):
+            reason = f"a trial in it is damaged ({type(cause).__name__}: {reason})"
         raise FileError(
             f"cannot use {run.study_file}: {reason}. Check that the folder is writable and has free space; "
             "a damaged study is left alone with --new."
@@ -125,9 +131,12 @@ def load_trials(run: Run) -> tuple[TrialRecord, ...]:
 
 
 def records_of(study: optuna.Study) -> tuple[TrialRecord, ...]:
-    """Every finished trial of a study that carries a measurement, in order."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return tuple(_record(trial) for trial in trials if RESULT in trial.user_attrs)
+    """Every finished trial of a study that carries a measurement, in order; within `storage_errors`."""
+    try:
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return tuple(_record(trial) for trial in trials if RESULT in trial.user_attrs)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # whatever a flipped bit makes of JSON
+        raise _DamagedTrialError from error
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
