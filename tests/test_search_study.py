@@ -304,6 +304,38 @@ def test_a_restarted_machine_condemns_the_point(surface, run):
     assert not any(request.point.dominates(lost) for request in executor.requests)
 
 
+def kill_after(monkeypatch, module, name, calls):
+    """From then on a killed process: the call is carried out, and nothing after it."""
+    original, left = getattr(module, name), iter(range(calls - 1, -1, -1))
+
+    def carried_out(*arguments, **options):
+        returned = original(*arguments, **options)
+        if next(left) == 0:
+            raise Killed
+        return returned
+
+    monkeypatch.setattr(module, name, carried_out)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("boot_id", [None, "another"])
+def test_a_probe_that_was_measured_but_not_told_is_not_lost(surface, run, monkeypatch, boot_id):
+    """Killed, or the power lost, in the moment between: the point is neither tried again nor condemned."""
+    executor = Watched(surface)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, trials, "constraints", 4)
+        search(surface, run, executor)
+    assert len(load_trials(run)) == 3
+    resumed = Watched(surface)
+    if boot_id:
+        resumed.device = replace(resumed.device, host=replace(resumed.device.host, boot_id=boot_id))
+    found = search(surface, run, resumed)
+    assert [trial.result for trial in found.trials[:4]] == [trial.result for trial in load_trials(run)[:4]]
+    assert found.trials[3].result.ok and found.trials[3].result.requested == executor.requests[3].point
+    assert (found.counts["crashed"], found.counts["host_lost"]) == (0, 0)
+    assert found.spent_s == pytest.approx(sum(trial.result.cost_s for trial in found.trials))
+
+
 def test_a_lost_probe_is_charged(surface, run):
     executor = kill_at(surface, run, 4)
     before_s = executor.clock_s() - 5.0

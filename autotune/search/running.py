@@ -84,7 +84,7 @@ class Search:
         self.optuna_sampler: BaseSampler = samplers.make(self.sampler, self.problem, self.seed)
         self.study: optuna.Study = self.study or trials.open_study(self.run)
         spent_s = float(self.run.state().get("spent_s", 0.0))
-        spent_s += trials.close_lost(self.study, device.host.boot_id, self.executor.clock_s())
+        spent_s += trials.close_lost(self.study, device.host.boot_id, self.executor.clock_s(), self._value)
         self.deadline_s = self.executor.clock_s() + self.budget_s - spent_s
         self._read()
 
@@ -225,11 +225,15 @@ class Search:
             raise
         if result.status == "timeout" and self.left_s() < _CUT_S:
             result = replace(result, flags=(*result.flags, IGNORED), detail=f"cut by the budget: {result.detail}")
-        value = result.goodput_per_usd(self.price or 1.0) or trials.worst_value(self.study)
+        value = self._value(result) or trials.worst_value(self.study)
         trials.finish(self.study, trial, result, value, self._epoch(result))
         self.run.update(spent_s=self.budget_s - self.left_s())
         self._read()
         self._tell_viewer(step, trial.number, point, result)
+
+    def _value(self, result: ProbeResult) -> float | None:
+        """What the study is to make the most of."""
+        return result.goodput_per_usd(self.price or 1.0)
 
     def _epoch(self, result: ProbeResult) -> int:
         """The machine's epoch with this newest result; a recorded one does not change, however noisy it is."""

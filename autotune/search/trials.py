@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -194,13 +194,17 @@ def start(trial: Trial, stage: str, point: Point, boot_id: str, clock_s: float, 
 
 
 def finish(study: optuna.Study, trial: Trial, result: ProbeResult, value: float, epoch: int = 0) -> None:
-    """Tell a measurement, durably; a failure is complete with a violated constraint."""
+    """Tell a measurement, durably; a failure is complete with a violated constraint.
+
+    Once its result stands there, `close_lost` can do the rest.
+    """
     for name, shown in _shown(result).items():
         trial.set_user_attr(name, shown)
-    trial.set_user_attr(RESULT, to_json(result))
     trial.set_user_attr(EPOCH, epoch)
+    trial.set_user_attr(RESULT, to_json(result))
     for name, violation in constraints(result).items():
-        trial.set_constraint(name, violation)
+        if name not in trial.constraints:
+            trial.set_constraint(name, violation)
     study.tell(trial, value)
 
 
@@ -211,11 +215,19 @@ def worst_value(study: optuna.Study) -> float:
     return min(stable, default=0.0)
 
 
-def close_lost(study: optuna.Study, boot_id: str, clock_s: float) -> float:
+def close_lost(
+    study: optuna.Study, boot_id: str, clock_s: float, value_of: Callable[[ProbeResult], float | None]
+) -> float:
     """Close trials that were running when an earlier process or the machine died.
 
     ``host_lost`` when the machine was started anew since, else ``crashed``: then the search died, which
-    says little about the point, and it may be tried once more.
+    says little about the point, and it may be tried once more. One that was measured, but not told, is told.
+
+    Args:
+        study: of the search.
+        boot_id: of this boot.
+        clock_s: now.
+        value_of: a result as the study takes it, None for a failure.
 
     Returns:
         Seconds that the lost probes are charged: what they were predicted to take, no more than passed.
@@ -229,18 +241,28 @@ def close_lost(study: optuna.Study, boot_id: str, clock_s: float) -> float:
             trial.set_user_attr(STAGE, "lost")
             study.tell(trial, state=TrialState.FAIL)
             continue
-        point = Point.from_knobs(frozen.user_attrs["requested"])
-        same_boot = started["boot_id"] == boot_id
-        passed_s = max(0.0, clock_s - started["clock_s"]) if same_boot else started["predicted_s"]
-        result = ProbeResult(
-            requested=point,
-            status="crashed" if same_boot else "host_lost",
-            grade="quick",
-            detail="the search ended while this ran" if same_boot else "the machine restarted while this ran",
-            cost_s=min(started["predicted_s"], passed_s),
-        )
-        if same_boot and point not in lost_before:
+        if RESULT in frozen.user_attrs:
+            whole = _record(frozen)
+            finish(study, trial, whole.result, value_of(whole.result) or worst_value(study), whole.epoch)
+            charged_s += whole.result.cost_s
+            continue
+        result, same_boot = _lost(frozen, boot_id, clock_s), started["boot_id"] == boot_id
+        if same_boot and result.requested not in lost_before:
             result = replace(result, flags=(IGNORED,))
         finish(study, trial, result, worst_value(study))
         charged_s += result.cost_s
     return charged_s
+
+
+def _lost(frozen: FrozenTrial, boot_id: str, clock_s: float) -> ProbeResult:
+    """What is known of a probe that never ended."""
+    started = frozen.user_attrs["started"]
+    same_boot = started["boot_id"] == boot_id
+    passed_s = max(0.0, clock_s - started["clock_s"]) if same_boot else started["predicted_s"]
+    return ProbeResult(
+        requested=Point.from_knobs(frozen.user_attrs["requested"]),
+        status="crashed" if same_boot else "host_lost",
+        grade="quick",
+        detail="the search ended while this ran" if same_boot else "the machine restarted while this ran",
+        cost_s=min(started["predicted_s"], passed_s),
+    )
