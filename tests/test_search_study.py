@@ -336,6 +336,17 @@ def test_a_probe_that_was_measured_but_not_told_is_not_lost(surface, run, monkey
     assert found.spent_s == pytest.approx(sum(trial.result.cost_s for trial in found.trials))
 
 
+def test_a_kill_before_the_seconds_are_noted_gives_none_back(surface, run, monkeypatch):
+    for _ in range(3):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_after(patch, trials, "finish", 2)
+            search(surface, run, Watched(surface))
+    spent_s = sum(trial.result.cost_s for trial in load_trials(run))
+    executor = Watched(surface)
+    found = search(surface, run, executor)
+    assert found.spent_s == pytest.approx(spent_s + executor.clock_s())
+
+
 def test_a_lost_probe_is_charged(surface, run):
     executor = kill_at(surface, run, 4)
     before_s = executor.clock_s() - 5.0

@@ -85,7 +85,8 @@ class Search:
         self.study: optuna.Study = self.study or trials.open_study(self.run)
         spent_s = float(self.run.state().get("spent_s", 0.0))
         spent_s += trials.close_lost(self.study, device.host.boot_id, self.executor.clock_s(), self._value)
-        self.deadline_s = self.executor.clock_s() + self.budget_s - spent_s
+        told_s = sum(record.result.cost_s for record in trials.records_of(self.study))  # the last may not be noted
+        self.deadline_s = self.executor.clock_s() + self.budget_s - max(spent_s, told_s)
         self._read()
 
     def left_s(self) -> float:
