@@ -32,6 +32,7 @@ from autotune.options import (
     WORK,
     options,
 )
+from autotune.streams import lose_what_cannot_be_shown
 
 if TYPE_CHECKING:
     from autotune.runs import Run
@@ -341,4 +342,5 @@ def entry() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    lose_what_cannot_be_shown()
     sys.exit(main())

@@ -499,6 +499,14 @@ def test_closed_standard_streams_do_no_harm(here, closed):
     assert ",ok," in (here / "rows.csv").read_text()
 
 
+def test_progress_that_cannot_be_shown_ends_no_work(here):
+    """The disk with its log is full, or its terminal is gone: the measurement goes on."""
+    write_recipe(here)
+    command = f"{sys.executable} -P -m autotune probe --num-envs 8 --batch-size 64 --export rows.csv 2>/dev/full"
+    assert subprocess.run(["sh", "-c", command], timeout=60, check=False, stdout=subprocess.PIPE).returncode == 0
+    assert ",ok," in (here / "rows.csv").read_text()
+
+
 def test_a_report_is_read_as_written_whatever_the_locale(here):
     write_recipe(here)
     assert run("probe", "--num-envs", "8", "--batch-size", "64") == 0
