@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ def hold(path: Path, what: str, remedy: str) -> Iterator[None]:
         durable_write(owner, f"PID {os.getpid()} (since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that is read-only by now; nobody reads it without the lock
+            owner.unlink(missing_ok=True)
         lock.release()
 
 

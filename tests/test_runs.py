@@ -1,8 +1,10 @@
 """Run folders: created, named, found, resumed, held by one."""
 
+import errno
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from fake_host import host
@@ -199,6 +201,21 @@ def test_a_holder_that_was_killed_holds_nothing(tmp_path):
     holder.join(30)
     with hold(tmp_path / ".lock", "run x", "Stop it."):
         assert f"PID {os.getpid()}" in (tmp_path / ".lock.owner").read_text()
+
+
+def test_a_disk_that_became_read_only_does_not_hide_the_reason(tmp_path, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def fail():
+        monkeypatch.setattr(Path, "unlink", refuse)
+        raise FileError("the reason")
+
+    with pytest.raises(FileError, match="the reason"), hold(tmp_path / ".lock", "run x", "Stop it."):
+        fail()
+    monkeypatch.undo()
+    with hold(tmp_path / ".lock", "run x", "Stop it."):
+        pass
 
 
 def test_a_lock_that_cannot_be_made_is_explained(tmp_path):
