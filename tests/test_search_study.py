@@ -391,6 +391,18 @@ def test_a_damaged_study_is_a_message(surface, run):
         load_trials(run)
 
 
+@pytest.mark.parametrize("left", [None, b""])
+def test_a_study_that_is_gone_is_not_begun_anew_in_silence(surface, run, left):
+    search(surface, run, Watched(surface, raise_at=3))
+    run.study_file.unlink()
+    if left is not None:
+        run.study_file.write_bytes(left)
+    with pytest.raises(FileError, match=r"study\.db is (missing|empty), .* spent on it: restore it, .* --new"):
+        search(surface, run)
+    assert load_trials(run) == ()
+    assert not run.study_file.exists() or not run.study_file.stat().st_size, "reading makes no study"
+
+
 def test_a_run_without_a_study_has_no_trials(run):
     assert load_trials(run) == ()
 

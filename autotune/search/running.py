@@ -82,8 +82,10 @@ class Search:
         self.opening = plan.opening(self.recipe, self.space, device, self.tries)
         self._refuse_short_budget()
         self.optuna_sampler: BaseSampler = samplers.make(self.sampler, self.problem, self.seed)
-        self.study: optuna.Study = self.study or trials.open_study(self.run)
         spent_s = float(self.run.state().get("spent_s", 0.0))
+        if not self.study:
+            trials.refuse_lost_study(self.run, spent_s)
+        self.study: optuna.Study = self.study or trials.open_study(self.run)
         spent_s += trials.close_lost(self.study, device.host.boot_id, self.executor.clock_s(), self._value)
         told_s = sum(record.result.cost_s for record in trials.records_of(self.study))  # the last may not be noted
         self.deadline_s = self.executor.clock_s() + self.budget_s - max(spent_s, told_s)

@@ -24,6 +24,7 @@ from autotune.records import KNOBS, Point, ProbeResult
 from autotune.runs import Run
 from autotune.search.epochs import comparable
 from autotune.search.sampler import EPOCH, IGNORED, RESULT, STAGE
+from autotune.units import format_duration
 
 SHOWN = ("status", "sps", "detail")
 """Of a result, what stands beside it in attributes of their own, for tables of other programs (optuna-dashboard)."""
@@ -124,10 +125,28 @@ def load_trials(run: Run) -> tuple[TrialRecord, ...]:
     Raises:
         FileError: the study cannot be read.
     """
-    if not run.study_file.exists():
+    if not _has_study(run):
         return ()
     with storage_errors(run):
         return records_of(open_study(run, RandomSampler()))
+
+
+def _has_study(run: Run) -> bool:
+    return run.study_file.exists() and run.study_file.stat().st_size > 0
+
+
+def refuse_lost_study(run: Run, spent_s: float) -> None:
+    """Refuse to begin anew where seconds were spent on a study that is gone.
+
+    Raises:
+        FileError: it is.
+    """
+    if spent_s and not _has_study(run):
+        gone = "empty" if run.study_file.exists() else "missing"
+        raise FileError(
+            f"{run.study_file} is {gone}, and {format_duration(spent_s)} were spent on it: restore it, or search anew "
+            "with --new"
+        )
 
 
 def records_of(study: optuna.Study) -> tuple[TrialRecord, ...]:
