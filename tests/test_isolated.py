@@ -259,6 +259,22 @@ def test_a_failure_is_told_where_the_log_takes_nothing():
     assert (last["type"], last["kind"]) == ("error", "crashed")
 
 
+def test_a_worker_that_is_ending_by_itself_is_not_said_to_be_ended_by_a_signal(tmp_path):
+    """What closed its pipe has come to its end, and takes a moment to leave."""
+    program = "import os, sys, time; os.close(int(sys.argv[-1])); time.sleep(0.5); os._exit(3)"
+    job = Job(id="a", env="busywork", seed=0, budget=Budget(unit="steps", amount=1))
+    task = WorkerTask(mode="check", workload="busywork", hyperparameters={}, point=POINT, jobs=(job,))
+    (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{program}' $@\n")
+    (tmp_path / "python").chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "python"))
+        worker = WorkerProcess(task, tmp_path / "log")
+    while not worker.ended:
+        worker.receive(5.0)
+    worker.kill(grace_s=5.0)
+    assert worker.returncode == 3
+
+
 def test_questions_work_where_only_the_temporary_folder_is_writable(executor, monkeypatch):
     """A user who is not root may write neither to /dev nor to the current folder."""
     folders = []

@@ -148,7 +148,8 @@ class WorkerProcess:
         """End it and all below: SIGTERM to itself, SIGKILL to all after `grace_s`; reaps it and closes the pipes."""
         family = descendants(self.pid) if grace_s > 0 else []
         if grace_s > 0:
-            self._process.terminate()
+            if not self._ended:  # else it is leaving, and its exit code is what there is to know
+                self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_s)
         if self.alive:
