@@ -275,6 +275,14 @@ def test_a_worker_that_is_ending_by_itself_is_not_said_to_be_ended_by_a_signal(t
     assert worker.returncode == 3
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_meter_that_may_start_no_thread_of_its_own_makes_no_noise():
+    def refuse():
+        raise RuntimeError("can't start new thread")
+
+    assert ending.side_by_side([refuse, lambda: 1], 5.0) == [None, 1]
+
+
 def test_questions_work_where_only_the_temporary_folder_is_writable(executor, monkeypatch):
     """A user who is not root may write neither to /dev nor to the current folder."""
     folders = []
