@@ -14,7 +14,7 @@ import click
 
 from autotune import __version__
 from autotune.codec import to_json
-from autotune.errors import EXIT_ERROR, EXIT_OK, EXIT_UNFIT, EXIT_USAGE, AutotuneError, FileError
+from autotune.errors import EXIT_ERROR, EXIT_OK, EXIT_UNFIT, EXIT_USAGE, AutotuneError, FileError, remedy_for
 from autotune.options import (
     DEVICE,
     DURATION,
@@ -330,9 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if context["debug"]:
             say(traceback.format_exc())
-        return fail(
-            f"{error}. Check permissions and free space of the folder, or choose another with --runs.", EXIT_ERROR
-        )
+        otherwise = "Check permissions and free space of the folder, or choose another with --runs."
+        return fail(f"{error}. {remedy_for(error, otherwise)}", EXIT_ERROR)
 
 
 def entry() -> None:

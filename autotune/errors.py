@@ -6,6 +6,8 @@ escapes is a bug.
 
 from __future__ import annotations
 
+import errno
+
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -53,3 +55,12 @@ class DeviceError(AutotuneError):
 
 class WorkerError(AutotuneError):
     """A worker process could not be started or ended without a result."""
+
+
+_OPEN_FILES = "Raise the limit on open files (ulimit -n)."
+_REMEDIES = {errno.EMFILE: _OPEN_FILES, errno.ENFILE: _OPEN_FILES, errno.ENAMETOOLONG: "Give a shorter name."}
+
+
+def remedy_for(error: OSError, otherwise: str) -> str:
+    """What to do about what the system refuses, `otherwise` where its kind says nothing more."""
+    return _REMEDIES.get(error.errno or 0, otherwise)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from autotune.errors import FileError
+from autotune.errors import FileError, remedy_for
 
 _LINE_BYTES = 2**16
 """Few lines are longer."""
@@ -69,10 +69,8 @@ def _file_errors(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FileError(
-            f"cannot {doing} {path}: {error.strerror or error}. "
-            "Check that the folder exists, is writable and has free space, or choose another with --runs."
-        ) from error
+        otherwise = "Check that the folder exists, is writable and has free space, or choose another with --runs."
+        raise FileError(f"cannot {doing} {path}: {error.strerror or error}. {remedy_for(error, otherwise)}") from error
 
 
 def sync_folder(folder: Path) -> None:

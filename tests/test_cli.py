@@ -484,6 +484,24 @@ def test_full_disk_is_exit_code_1(here):
         subprocess.run(["umount", small], check=True)
 
 
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENAMETOOLONG, "shorter name"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENOSPC, "free space of the folder"),
+    ],
+)
+def test_what_the_system_refuses_has_a_remedy_of_its_kind(here, capsys, monkeypatch, number, remedy):
+    def refuse(*_arguments):
+        raise OSError(number, os.strerror(number), "a file")
+
+    monkeypatch.setattr("autotune.runs.find_run", refuse)
+    assert run("status") == 1
+    told = capsys.readouterr().err
+    assert remedy in told and "a file" in told
+
+
 def test_help_names_every_command(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out

@@ -205,6 +205,20 @@ def test_a_process_that_cannot_be_started_is_a_value(executor, tmp_path, monkeyp
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_no_file_left_to_open_is_a_value_too(executor, tmp_path, monkeypatch):
+    """Each process takes two of the parent's pipes."""
+
+    def refuse():
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    pipe, left = os.pipe, [True]
+    monkeypatch.setattr(os, "pipe", lambda: pipe() if left and left.pop() else refuse())
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    result = probe(executor, tmp_path)
+    assert result.status == "crashed" and "Too many open files" in result.detail and "ulimit -n" in result.detail
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_a_point_that_takes_every_thread_there_may_be_ends_its_own_probe_alone(executor, tmp_path, monkeypatch):
     """The parent can start none for its meters, nor to end the workers."""
 

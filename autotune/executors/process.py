@@ -20,7 +20,7 @@ import psutil
 
 from autotune.codec import to_json
 from autotune.device.host import read_text
-from autotune.errors import WorkerError
+from autotune.errors import WorkerError, remedy_for
 from autotune.executors.environment import worker_environment
 from autotune.store import canonical_json, make_folder
 from autotune.worker.family import end_descendants
@@ -66,18 +66,17 @@ class WorkerProcess:
     def __init__(self, task: WorkerTask, log: Path, *, environment: Mapping[str, str] | None = None) -> None:
         make_folder(log.parent)
         self.log = log
-        commands_read, commands_write = os.pipe()
-        messages_read, messages_write = os.pipe()
+        try:
+            (commands_read, commands_write), (messages_read, messages_write) = _open_pipes()
+        except OSError as error:
+            raise _refused(log, error) from error
         _widen(messages_read)
         try:
             self._process = _start(task, log, (commands_read, messages_write), environment)
         except OSError as error:
             os.close(commands_write)
             os.close(messages_read)
-            raise WorkerError(
-                f"no worker process could be started with the log {log}: {error.strerror or error}. "
-                "`autotune doctor` shows the pids limit, free memory and free disk."
-            ) from error
+            raise _refused(log, error) from error
         finally:
             os.close(commands_read)
             os.close(messages_write)
@@ -175,6 +174,25 @@ class WorkerProcess:
             file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
         return "\n".join(text.splitlines()[-lines:])
+
+
+def _open_pipes() -> tuple[tuple[int, int], tuple[int, int]]:
+    """Two pipes, or none."""
+    first = os.pipe()
+    try:
+        return first, os.pipe()
+    except OSError:
+        os.close(first[0])
+        os.close(first[1])
+        raise
+
+
+def _refused(log: Path, error: OSError) -> WorkerError:
+    otherwise = "`autotune doctor` shows the pids limit, free memory and free disk."
+    return WorkerError(
+        f"no worker process could be started with the log {log}: {error.strerror or error}. "
+        f"{remedy_for(error, otherwise)}"
+    )
 
 
 def _widen(pipe: int) -> None:
