@@ -65,6 +65,16 @@ def test_a_failure_that_a_heavier_point_does_not_share_forbids_no_heavier_one(st
     assert allowed([*history, stable(at(32))], MemoryLimits(), *asked) == [heavier, lighter_batch, False]
 
 
+@pytest.mark.parametrize("held", [85, 95])
+def test_what_asks_for_no_more_than_a_point_that_ran_may_run(held):
+    """A baseline at the edge of memory left nothing to search: for all the law says, a lighter point takes as much."""
+    history = [stable(at(64, 256, 2), vram_peak_bytes=held)]
+    points = [at(32, 256, 2), at(64, 128, 2), at(64, 256, 1), at(128, 256, 1), at(32, 512, 2)]
+    assert allowed(history, MemoryLimits(vram_bytes=90), *points) == [True, True, True, False, False]
+    history.append(failed(at(32, 128, 1), "host_lost"))
+    assert not any(allowed(history, MemoryLimits(vram_bytes=90), *points))
+
+
 def test_memory_that_goes_with_a_product_of_the_knobs_scales_in_proportion():
     """What was seen of one point bounds those beside it, though no sum of the knobs fits them all."""
 

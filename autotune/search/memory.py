@@ -99,19 +99,21 @@ def safe(space: Space, history: Sequence[ProbeResult], limits: MemoryLimits) -> 
 def safe_points(
     points: Sequence[Point], history: Sequence[ProbeResult], limits: MemoryLimits, rollout: Rollout | None
 ) -> Array:
-    """(n,) whether each point dominates no failed one and is predicted to fit.
+    """(n,) whether each point dominates no failed one and is predicted to fit, or asks for less than one that ran.
 
     While nothing has been measured every point passes the prediction; the plan begins with the baseline.
     """
     asked = counts(points, rollout)
-    allowed = ~_forbidden(asked, history, rollout)
+    fits = np.ones(len(asked), dtype=bool)
     for resource in PEAKS:
         limit, seen = limits.of(resource), observed(history, resource)
         if limit is not None and seen:
             each, held = np.array([taken for _, taken in seen]), rollout if resource in _SAMPLED else None
             there, where = loads(asked, held), loads(counts([point for point, _ in seen], rollout), held)
-            allowed &= asked[:, 2] * most(resource, there, where, each) <= limit
-    return allowed
+            fits &= asked[:, 2] * most(resource, there, where, each) <= limit
+    ran = counts([result.requested for result in history if result.ok], rollout)
+    lighter = dominating(-loads(asked, rollout), -loads(ran, rollout))
+    return (fits | lighter) & ~_forbidden(asked, history, rollout)
 
 
 def most(resource: Resource, asked: Array, rows: Array, each: Array) -> Array:
