@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+RAM_UNSTATED_BYTES = 2**60
+"""`HostInfo.ram_limit_bytes` of a recorded machine whose memory nobody stated."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GpuProcess:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_host import host
 
-from autotune.machine import DeviceInfo
+from autotune.machine import RAM_UNSTATED_BYTES, DeviceInfo
 from autotune.records import Limits, Point, ProbeResult
 from autotune.search import memory
 from autotune.search.memory import PEAKS, MemoryLimits, fit, memory_limits, observed, safe_points, upper_bound
@@ -73,6 +73,27 @@ def test_what_asks_for_no_more_than_a_point_that_ran_may_run(held):
     assert allowed(history, MemoryLimits(vram_bytes=90), *points) == [True, True, True, False, False]
     history.append(failed(at(32, 128, 1), "host_lost"))
     assert not any(allowed(history, MemoryLimits(vram_bytes=90), *points))
+
+
+@pytest.mark.parametrize(("peak", "status"), [("vram_peak_bytes", "oom"), ("ram_peak_bytes", "host_lost")])
+def test_an_unknown_limit_is_less_than_a_failed_point_was_expected_to_need(peak, status):
+    """10 an environment and 20 a process: 4 x 64 environments were expected to need 2640, 1 x 192 to need 1940."""
+    history = [
+        stable(at(8), **{peak: 100}),
+        stable(at(16, concurrency=2), **{peak: 360}),
+        failed(at(64, 256, 4), status),
+    ]
+    points = [at(192), at(512), at(32, 256, 4)]  # the second takes more, and is no heavier in every knob
+    assert allowed(history, MemoryLimits(), *points) == [True, False, True]
+    history[-1] = failed(at(64, 256, 4), "crashed")
+    assert allowed(history, MemoryLimits(), *points) == [True, True, True]
+    history[-1] = failed(at(8, 128, 2), status)  # less than what has run took: the law is wrong there
+    assert allowed(history, MemoryLimits(), at(512)) == [True]
+
+
+def test_memory_that_nobody_stated_is_no_limit():
+    recorded = DeviceInfo(kind="cpu", name="cpu", host=replace(host(), ram_limit_bytes=RAM_UNSTATED_BYTES))
+    assert memory_limits(Limits(), recorded).ram_bytes is None
 
 
 def test_memory_that_goes_with_a_product_of_the_knobs_scales_in_proportion():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autotune.errors import UsageError
 from autotune.executors.surface_header import Header, is_comment, read_header, stated_number
-from autotune.machine import DeviceInfo, GpuInfo, HostInfo
+from autotune.machine import RAM_UNSTATED_BYTES, DeviceInfo, GpuInfo, HostInfo
 from autotune.records import (
     COUNT_MAX,
     JOBS_MAX,
@@ -221,7 +221,7 @@ def surface_device(surface: Surface) -> DeviceInfo:
     """The machine that a surface's header describes."""
     header = surface.header
     name, vram = header.device, header.vram_limit_bytes
-    cores, ram = header.cpu_cores or 1.0, int(header.ram_limit_bytes or 2**60)
+    cores, ram = header.cpu_cores or 1.0, int(header.ram_limit_bytes or RAM_UNSTATED_BYTES)
     host = HostInfo(
         hostname="replay",
         cpu_model=name,

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.optimize import linprog  # type: ignore[attr-defined]
 from scipy.spatial import HalfspaceIntersection, QhullError
 
-from autotune.machine import DeviceInfo, HostInfo
+from autotune.machine import RAM_UNSTATED_BYTES, DeviceInfo, HostInfo
 from autotune.records import REFUSED, Limits, Point, ProbeResult, Status
 from autotune.search.least_squares import fit_relative
 from autotune.search.space import Array, Space, counts, samples
@@ -41,6 +41,8 @@ ODD: tuple[Status, ...] = ("crashed", "timeout")
 """Failures that may have another cause than a point's weight."""
 _SAMPLED: tuple[Resource, ...] = ("vram", "ram")
 """What a rollout is held in."""
+_WANTED: dict[Resource, Status] = {"vram": "oom", "ram": "host_lost"}
+"""What happens to a point for want of a resource whose limit nobody stated."""
 _TOLERANCE = 0.03
 """Launches of the same settings differ by this much in the memory that readings see."""
 _UNSEEN_ERROR = 0.05
@@ -81,7 +83,8 @@ def memory_limits(limits: Limits, device: DeviceInfo) -> MemoryLimits:
     if host.shm_total_bytes and host.shm_free_bytes is not None:
         shm = limits.ram_fraction * host.shm_total_bytes - (host.shm_total_bytes - host.shm_free_bytes)
     held = max(0, host.ram_limit_bytes - host.ram_available_bytes)
-    ram = limits.ram_fraction * host.ram_limit_bytes - held
+    stated = host.ram_limit_bytes < RAM_UNSTATED_BYTES
+    ram = limits.ram_fraction * host.ram_limit_bytes - held if stated else None
     return MemoryLimits(vram_bytes=vram, ram_bytes=ram, shm_bytes=shm, threads=_threads_limit(limits, host))
 
 
@@ -101,19 +104,37 @@ def safe_points(
 ) -> Array:
     """(n,) whether each point dominates no failed one and is predicted to fit, or asks for less than one that ran.
 
-    While nothing has been measured every point passes the prediction; the plan begins with the baseline.
+    While nothing has been measured every point passes the prediction; the plan begins with the baseline. Where a limit
+    is not known, what failed for want of the resource says that it is less than that was expected to need.
     """
     asked = counts(points, rollout)
     fits = np.ones(len(asked), dtype=bool)
     for resource in PEAKS:
         limit, seen = limits.of(resource), observed(history, resource)
-        if limit is not None and seen:
-            each, held = np.array([taken for _, taken in seen]), rollout if resource in _SAMPLED else None
-            there, where = loads(asked, held), loads(counts([point for point, _ in seen], rollout), held)
-            fits &= asked[:, 2] * most(resource, there, where, each) <= limit
+        if not seen or (limit is None and resource not in _WANTED):
+            continue
+        each, held = np.array([taken for _, taken in seen]), rollout if resource in _SAMPLED else None
+        there, where = loads(asked, held), loads(counts([point for point, _ in seen], rollout), held)
+        if limit is None:
+            wanting = [r.requested for r in weighty(history, rollout) if r.status == _WANTED[resource]]
+            limit = _least_wanting(loads(counts(wanting, rollout), held), where, each)
+        fits &= asked[:, 2] * most(resource, there, where, each) <= limit
     ran = counts([result.requested for result in history if result.ok], rollout)
     lighter = dominating(-loads(asked, rollout), -loads(ran, rollout))
     return (fits | lighter) & ~_forbidden(asked, history, rollout)
+
+
+def _least_wanting(failed: Array, rows: Array, each: Array) -> float:
+    """A limit that is not stated: the least that any point which failed for want of a resource is expected to need.
+
+    Args:
+        failed: (f, 3) `counts` or (f, 4) `loads` of those points; infinite where there is none. One that is expected to
+            need no more than was held elsewhere says that the law is wrong there, and nothing of the limit.
+        rows: (m, 3) or (m, 4) of the observed points.
+        each: (m,) what one process took there.
+    """
+    expected = failed[:, 2] * (features(failed) @ fit(rows, each))
+    return float(min(expected[expected > (rows[:, 2] * each).max()], default=np.inf))
 
 
 def most(resource: Resource, asked: Array, rows: Array, each: Array) -> Array:
