@@ -216,6 +216,7 @@ class ProbeRequest:
 
     Attributes:
         steps_heard: whether a probe of the same run told steps: where this one tells none, its settings are at fault.
+        ran_before: the point was measured as stable before.
     """
 
     workload: str
@@ -230,6 +231,7 @@ class ProbeRequest:
     label: str = ""
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     steps_heard: bool = False
+    ran_before: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

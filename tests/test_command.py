@@ -685,7 +685,14 @@ def test_environment_of_the_program(monkeypatch):
 
 
 def probe(
-    folder: Path, point: Point, argv: list[str], plan: MeasurePlan, *, steps_heard: bool = False, **hyperparameters: Any
+    folder: Path,
+    point: Point,
+    argv: list[str],
+    plan: MeasurePlan,
+    *,
+    steps_heard: bool = False,
+    ran_before: bool = False,
+    **hyperparameters: Any,
 ):
     request = ProbeRequest(
         workload="command",
@@ -698,6 +705,7 @@ def probe(
         log_folder=str(folder),
         label="probe",
         steps_heard=steps_heard,
+        ran_before=ran_before,
     )
     return IsolatedExecutor(inspect_device("cpu")).run(request)
 
@@ -736,6 +744,9 @@ def test_a_good_end_without_steps_is_an_answer_about_the_settings_once_steps_wer
     result = probe(tmp_path, POINT, code, PLAN, counter=COUNTER, steps_heard=True)
     assert (result.status, result.flags) == (status, flags) and words in result.detail
     if status == "crashed":
+        assert "one that goes on from a checkpoint of its own may have had nothing left to do" in result.detail
+        again = probe(tmp_path, POINT, code, PLAN, counter=COUNTER, steps_heard=True, ran_before=True)
+        assert again.flags == (REFUSED, ENDED_EARLY), "at a point that ran before it says nothing about it"
         with pytest.raises(UsageError, match="no line matched --counter"):
             probe(tmp_path, POINT, code, PLAN, counter=COUNTER)
 

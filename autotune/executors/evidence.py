@@ -37,7 +37,7 @@ class Evidence:
         status: ``ok`` until something fails.
         culprit: index of the process that failed, None when it was not one of them.
         refused: whether it was a program that may not take these settings.
-        ended_early: whether it was one that did all its steps too soon.
+        ended_early: whether it was one that ended well, too soon to be measured.
         ram_limit: what keeps the processes from taking all memory: a ``cgroup``, or this process's ``watch``.
     """
 
@@ -56,10 +56,19 @@ class Evidence:
     ended_early: bool = False
     ram_limit: Literal["cgroup", "watch"] = "watch"
 
-    def fail(self, status: Status, detail: str, culprit: int | None = None, *, refused: bool = False) -> None:
+    def fail(
+        self,
+        status: Status,
+        detail: str,
+        culprit: int | None = None,
+        *,
+        refused: bool = False,
+        ended_early: bool = False,
+    ) -> None:
         """Record a failure; of several the first counts, but for memory."""
         if self.status == "ok" or status == "oom":
-            self.status, self.detail, self.culprit, self.refused = status, detail, culprit, refused
+            self.status, self.detail, self.culprit = status, detail, culprit
+            self.refused, self.ended_early = refused, ended_early
 
     def confine(self, group: MemoryGroup | None) -> None:
         """Put the workers under a memory limit, and in front of everybody else when the kernel must kill."""
@@ -78,7 +87,8 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
     """The result of a probe that has ended, well or not."""
     culprit = state.culprit if state.culprit is not None else 0
     first_steps = [next((s for s in steps), None) for steps in state.steps]
-    flags = {REFUSED: state.refused, ENDED_EARLY: state.ended_early and state.refused}
+    begun = request.ran_before or any(state.steps)
+    flags = {REFUSED: state.refused, ENDED_EARLY: state.ended_early and begun}
     result = ProbeResult(
         requested=request.point,
         status=state.status,

@@ -33,6 +33,10 @@ from autotune.workloads.command_child import count_oom_kills, describe_exit
 _ENDED_SHARE_MIN = 0.25
 """A program may end when so much of its window is measured."""
 _MORE_STEPS = "while it is tuned let it do more steps (its own total), beyond a minute's work at its fastest"
+_NOTHING_LEFT = (
+    "the program ended well and without a step, though it told some before: one that goes on from a checkpoint of its "
+    "own may have had nothing left to do. While it is tuned let it begin anew each time, or do more steps. "
+)
 _POLL_S = 0.25  # messages are read in batches: waking for each would take time from what is measured
 _WATCH_S = 0.5
 _TYPICAL_START_S = 6.0
@@ -253,14 +257,18 @@ class IsolatedExecutor:
             raise UsageError(message["detail"])
         elif kind == "error":
             status: Status = "oom" if error == "oom" else "crashed"
-            state.fail(status, str(message["detail"]), index, refused=error in ("refused", "misuse"))
+            nothing_left = error == "misuse" and request.workload == "command" and not state.steps[index]
+            detail = str(message["detail"])
+            if nothing_left:  # its pattern is right: keep what it printed only
+                detail = _NOTHING_LEFT + "".join(detail.partition("The last lines were:")[1:])
+            refused = error in ("refused", "misuse")
+            state.fail(status, detail, index, refused=refused, ended_early=nothing_left)
         elif kind == "done" and message.get("reason") == "finished":
             plan = request.plan
             state.opened = window.windows(state.steps, replace(plan, window_s=_ENDED_SHARE_MIN * plan.window_s))
             if state.opened is None:
                 detail = f"{message.get('detail') or 'the program ended'}, too early to be measured: {_MORE_STEPS}"
-                state.fail("crashed", detail, index, refused=True)
-                state.ended_early = state.detail == detail
+                state.fail("crashed", detail, index, refused=True, ended_early=True)
 
     def _watch(self, request: ProbeRequest, state: Evidence) -> None:
         """Notice a worker that died silently, and memory running out before the kernel has to."""

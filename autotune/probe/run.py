@@ -26,6 +26,7 @@ def build_request(
     plan = recipe.quick if grade == "quick" else recipe.final
     if timeout_s is not None:
         plan = replace(plan, timeout_s=min(plan.timeout_s, timeout_s))
+    before = tuple(earlier)
     jobs = tuple(recipe.jobs[i % len(recipe.jobs)] for i in range(point.concurrency))
     return ProbeRequest(
         workload=recipe.workload,
@@ -39,7 +40,8 @@ def build_request(
         samples_path=str(run.path / "samples" / f"{label}.jsonl"),
         label=label,
         checkpoints=recipe.checkpoints,
-        steps_heard=any(result.first_iteration_s is not None for result in earlier),
+        steps_heard=any(result.first_iteration_s is not None for result in before),
+        ran_before=any(result.ok and result.requested == point for result in before),
     )
 
 
