@@ -801,6 +801,20 @@ def test_in_training_a_program_has_time_to_save_and_it_is_told_when_that_was_not
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a daemon escapes")
+def test_a_program_that_saved_and_ended_is_not_taken_for_one_whose_helper_was_killed(start):
+    helper = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
+    code = (
+        "import os, signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"
+        f"helper = subprocess.Popen([sys.executable, '-uc', {helper!r}], stdout=subprocess.PIPE)\n"
+        "helper.stdout.readline()\nprint('steps: 5')\ntime.sleep(600)"
+    )
+    session = start(python(code), counter=COUNTER, save_grace_s=1.0)
+    session.step()
+    told = session.stop()
+    assert told and "the program ended, but what it had started did not within 1.0s of SIGTERM and was killed" in told
+
+
 def test_a_daemon_ends_with_the_probe(tmp_path):
     code = (
         "import os, time\n"

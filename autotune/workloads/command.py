@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -250,8 +251,10 @@ class CommandSession:
         """Let the program save and end, in training; what to tell if it does not."""
         if self._child.end(self._settings.save_grace_s):
             return None
+        killed = self._child.exit_code() == -signal.SIGKILL
+        what = "the program did not end" if killed else "the program ended, but what it had started did not"
         return (
-            f"the program did not end within {format_duration(self._settings.save_grace_s)} of SIGTERM and was killed: "
+            f"{what} within {format_duration(self._settings.save_grace_s)} of SIGTERM and was killed: "
             "see whether all is saved (save_grace_s among the hyperparameters allows more)"
         )
 
