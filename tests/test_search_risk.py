@@ -173,3 +173,29 @@ def test_a_machine_that_goes_down_without_a_word_about_memory_is_approached_with
     best = max(row.sps for row in executor.surface.rows if row.sps)
     assert found.counts["host_lost"] <= 3
     assert executor.surface.row(found.point).sps >= 0.9 * best
+
+
+@pytest.mark.parametrize(("how", "too_light"), [("crashed", lambda e, b: e < 64), ("timeout", lambda e, b: b < 512)])
+def test_where_the_lightest_points_crash_or_hang_a_heavier_one_is_tried(tmp_path, how, too_light):
+    """Baseline and rule of thumb failed, and forbade every other point."""
+    path = write_surface(
+        tmp_path / "surface.csv",
+        status=lambda envs, batch, _: how if too_light(envs, batch) else "ok",
+        vram_limit=2**50,
+        ram_limit=2**50,
+        cores=2,
+        baseline="num_envs=8 batch_size=64 concurrency=1",
+    )
+    executor = ReplayExecutor(path, 1)
+    study = optuna.create_study(direction="maximize")
+    found = run_study(surface_recipe(path), executor, create_run(tmp_path, "run-1"), budget_s=1800.0, study=study)
+    assert [record.result.status for record in found.trials[:3]] == [how, how, "ok"]
+    assert executor.surface.row(found.point).sps >= 0.95 * max(row.sps or 0.0 for row in executor.surface.rows)
+
+
+def test_what_fails_everywhere_is_given_up_soon():
+    failures = [result(8, 64, 1, "crashed"), result(16, 256, 1, "crashed")]
+    third = propose(Problem(space=SPACE), failures)
+    assert third is not None and third.point.concurrency == 1
+    assert propose(Problem(space=SPACE), [*failures, replace(failures[0], requested=third.point)]) is None
+    assert propose(Problem(space=SPACE), [result(8, 64, 1, "oom")]) is None

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 
 from autotune.records import REFUSED, Point, ProbeResult
 from autotune.search.least_squares import fit_relative
-from autotune.search.memory import MemoryLimits, safe, weighty
+from autotune.search.memory import ODD, MemoryLimits, safe, weighty
 from autotune.search.model import Belief, believe, measured
 from autotune.search.risk import chance_stable
 from autotune.search.space import Array, Space, counts, samples
@@ -38,6 +38,8 @@ WASTE_MAX = 0.25
 
 REFUSALS_MAX = 6
 """A program that has run nowhere, and refused so many settings, will refuse the others."""
+FAILURES_MAX = 3
+"""While nothing has run, so many points are tried though all that are left are heavier than one that failed."""
 LIKELY = 0.6
 """While nothing has run, the lightest point is next whose chance is at least this share of the best one's."""
 USUAL = 1.5
@@ -93,6 +95,8 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
     seen = {result.requested for result in history}
     unseen = np.array([point not in seen for point in space.points])
     open_ = unseen & safe(space, history, problem.limits)
+    if not open_.any() and not measured(history) and len(history) < FAILURES_MAX:
+        return _heavier(problem, history, unseen)
     if not open_.any():
         return None
     if not measured(history):
@@ -125,6 +129,24 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
         predicted_s=float(cost_s[index]),
         gain_per_s=float((np.where(open_, known, 0.0) / expected_s).max()),
     )
+
+
+def _heavier(problem: Problem, history: Sequence[ProbeResult], unseen: Array) -> Proposal | None:
+    """In the middle of what has more environments and larger minibatches than all that crashed or hung.
+
+    At the fewest processes, for of too few of them nothing fails. None where the memory rule leaves none.
+    """
+    space = problem.space
+    odd = counts([result.requested for result in history if result.status in ODD], space.rollout)
+    if not len(odd):
+        return None
+    left = unseen & safe(space, [result for result in history if result.status not in ODD], problem.limits)
+    left &= (space.counts[:, :2] > odd[:, :2].max(axis=0)).all(axis=1)
+    if not left.any():
+        return None
+    left &= space.counts[:, 2] == space.counts[left, 2].min()
+    distance = ((space.octaves - space.octaves[left].mean(axis=0)) ** 2).sum(axis=1)
+    return Proposal(point=space.points[int(np.argmin(np.where(left, distance, np.inf)))], stage="spread")
 
 
 def _hoped_for(
