@@ -71,6 +71,7 @@ def test_what_asks_for_no_more_than_a_point_that_ran_may_run(held):
     history = [stable(at(64, 256, 2), vram_peak_bytes=held)]
     points = [at(32, 256, 2), at(64, 128, 2), at(64, 256, 1), at(128, 256, 1), at(32, 512, 2)]
     assert allowed(history, MemoryLimits(vram_bytes=90), *points) == [True, True, True, False, False]
+    assert not any(allowed(history, MemoryLimits(vram_bytes=5), *points))
     history.append(failed(at(32, 128, 1), "host_lost"))
     assert not any(allowed(history, MemoryLimits(vram_bytes=90), *points))
 

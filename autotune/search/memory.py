@@ -102,13 +102,16 @@ def safe(space: Space, history: Sequence[ProbeResult], limits: MemoryLimits) -> 
 def safe_points(
     points: Sequence[Point], history: Sequence[ProbeResult], limits: MemoryLimits, rollout: Rollout | None
 ) -> Array:
-    """(n,) whether each point dominates no failed one and is predicted to fit, or asks for less than one that ran.
+    """(n,) whether each point dominates no failed one and is predicted to fit.
 
+    What asks for no more of any knob than a point that ran cannot run out: it is tried where any law says that it fits.
     While nothing has been measured every point passes the prediction; the plan begins with the baseline. Where a limit
     is not known, what failed for want of the resource says that it is less than that was expected to need.
     """
     asked = counts(points, rollout)
-    fits = np.ones(len(asked), dtype=bool)
+    ran = counts([result.requested for result in history if result.ok], rollout)
+    lighter = dominating(-loads(asked, rollout), -loads(ran, rollout))
+    allowed = ~_forbidden(asked, history, rollout)
     for resource in PEAKS:
         limit, seen = limits.of(resource), observed(history, resource)
         if not seen or (limit is None and resource not in _WANTED):
@@ -118,10 +121,9 @@ def safe_points(
         if limit is None:
             wanting = [r.requested for r in weighty(history, rollout) if r.status == _WANTED[resource]]
             limit = _least_wanting(loads(counts(wanting, rollout), held), where, each)
-        fits &= asked[:, 2] * most(resource, there, where, each) <= limit
-    ran = counts([result.requested for result in history if result.ok], rollout)
-    lighter = dominating(-loads(asked, rollout), -loads(ran, rollout))
-    return (fits | lighter) & ~_forbidden(asked, history, rollout)
+        fits = asked[:, 2] * most(resource, there, where, each) <= limit
+        allowed &= fits | (lighter & (asked[:, 2] * lower_bound(there, where, each) <= limit))
+    return allowed
 
 
 def _least_wanting(failed: Array, rows: Array, each: Array) -> float:
@@ -226,6 +228,12 @@ def upper_bound(asked: Array, rows: Array, each: Array) -> Array:
     scaled = (1 + _TOLERANCE + _UNSEEN_ERROR) * (each * larger * fewer).min(axis=1)
     bound: Array = np.minimum((features(asked) @ corners.T).max(axis=1), scaled)
     return bound
+
+
+def lower_bound(asked: Array, rows: Array, each: Array) -> Array:
+    """(n,) the least per process of any law that agrees with the observations; arguments as of `upper_bound`."""
+    least: Array = (features(asked) @ _corners(rows.tobytes(), each.tobytes()).T).min(axis=1)
+    return least
 
 
 @functools.lru_cache(maxsize=16)
