@@ -139,7 +139,7 @@ class KillsItsWorkers(IsolatedExecutor):
 @pytest.mark.parametrize(("oom_kills", "status"), [([7, 8], "oom"), ([7, 7], "crashed")])
 def test_a_worker_that_the_kernel_killed_for_memory_is_oom(executor, tmp_path, monkeypatch, oom_kills, status):
     counts = iter(oom_kills)
-    monkeypatch.setattr("autotune.executors.isolated.count_oom_kills", lambda: next(counts))
+    monkeypatch.setattr("autotune.executors.process.count_oom_kills", lambda: next(counts))
     monkeypatch.setattr(IsolatedExecutor, "_ram_free", lambda self: 0.5)
     result = probe(KillsItsWorkers(executor.device), tmp_path)
     assert (result.status, result.detail) == (status, "process ended with signal 9")

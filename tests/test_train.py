@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -552,15 +553,34 @@ def test_a_gpu_that_admits_no_process_is_refused_before_anything_is_opened_or_wr
     assert opened == [] and not run.train_folder.exists()
 
 
+def test_a_worker_that_the_kernel_killed_for_memory_is_told_so(
+    tmp_path: Path, device: DeviceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said signal 9, as of a worker that somebody killed."""
+    kills = itertools.count(7)
+    monkeypatch.setattr("autotune.executors.process.count_oom_kills", lambda: next(kills))
+    manifest, killed = a_manifest(steps=10**9), list[int]()
+
+    def kill(snapshot: Snapshot) -> None:
+        for child in psutil.Process().children():
+            if "autotune.worker" in child.cmdline() and child.pid not in killed:
+                killed.append(child.pid)
+                child.kill()
+
+    result = go(manifest, a_run(tmp_path, manifest), device, on_event=kill)
+    assert result.jobs[0].status == "crashed"
+    assert "was killed by the kernel, which had no memory left: train at a lighter point" in result.jobs[0].detail
+
+
 def test_a_worker_that_dies_while_stopping_has_crashed(tmp_path: Path, device: DeviceInfo) -> None:
     manifest = a_manifest()
     run, warnings = a_run(tmp_path, manifest), list[str]()
     supervisor = Supervisor(manifest, run, device, warnings.append, PLAN, 1.0, shared=({}, {}))
     supervisor._stop()
-    worker = cast(Any, SimpleNamespace(returncode=-signal.SIGSEGV, log_tail=lambda lines: "", log="x"))
-    supervisor._conclude(supervisor._jobs[0], worker, late=False)
+    worker = SimpleNamespace(returncode=-signal.SIGSEGV, starved=False, log_tail=lambda lines: "", log="x")
+    supervisor._conclude(supervisor._jobs[0], cast(Any, worker), late=False)
     assert (supervisor._jobs[0].status, supervisor._jobs[0].detail) == ("crashed", "its process ended with signal 11")
-    supervisor._conclude(supervisor._jobs[1], worker, late=True)
+    supervisor._conclude(supervisor._jobs[1], cast(Any, worker), late=True)
     assert supervisor._jobs[1].status == "stopped" and "did not save within" in supervisor._jobs[1].detail
     assert len(warnings) == 2 and supervisor._jobs[1].detail in warnings[1]
 

@@ -29,7 +29,6 @@ class Evidence:
         workers: its processes.
         steps: reported by each.
         started_s: `time.monotonic` at its start.
-        oom_kills: by the kernel, since boot, before it.
         ready: the ``ready`` message of each process that is.
         ready_s: when all were.
         peaks: the framework's own peak of device memory, by process.
@@ -44,7 +43,6 @@ class Evidence:
     workers: list[WorkerProcess]
     steps: list[list[Step]]
     started_s: float
-    oom_kills: int = 0
     ready: dict[int, Message] = field(default_factory=dict)
     ready_s: float | None = None
     peaks: dict[int, int] = field(default_factory=dict)

@@ -28,7 +28,7 @@ from autotune.meters.summary import first
 from autotune.records import Job, Point, ProbeRequest, ProbeResult, Recipe, Status
 from autotune.worker.checkpoint import load_checkpoint
 from autotune.worker.protocol import Mode, WorkerTask
-from autotune.workloads.command_child import count_oom_kills, describe_exit
+from autotune.workloads.command_child import describe_exit
 
 _ENDED_SHARE_MIN = 0.25
 """A program may end when so much of its window is measured."""
@@ -170,7 +170,7 @@ class IsolatedExecutor:
         ]
         start_meters(meters)
         steps: list[list[Step]] = [[] for _ in request.jobs]
-        state = Evidence(workers=workers, steps=steps, started_s=started_s, oom_kills=count_oom_kills())
+        state = Evidence(workers=workers, steps=steps, started_s=started_s)
         ram_bytes = int(request.limits.ram_fraction * self.device.host.ram_limit_bytes)
         with contextlib.ExitStack() as sharing, memory_limit(ram_bytes) as group:  # both end after the workers
             try:
@@ -275,8 +275,8 @@ class IsolatedExecutor:
         for index, worker in enumerate(state.workers):
             if worker.ended and not worker.alive and state.status == "ok":
                 code = worker.returncode or 0
-                starved = count_oom_kills() > state.oom_kills or self._ram_free() < 0.1
-                status: Status = "oom" if code == -9 and starved else "crashed"
+                starved = worker.starved or (code == -9 and self._ram_free() < 0.1)
+                status: Status = "oom" if starved else "crashed"
                 state.fail(status, f"process ended with {describe_exit(code)}", index)
         if state.status == "ok" and self._ram_free() < 0.5 * (1 - request.limits.ram_fraction):
             state.fail("oom", f"host memory ran short: {self._ram_free():.0%} of RAM left")

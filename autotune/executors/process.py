@@ -25,7 +25,7 @@ from autotune.executors.environment import worker_environment
 from autotune.store import canonical_json, make_folder
 from autotune.worker.family import end_descendants
 from autotune.worker.protocol import WorkerTask
-from autotune.workloads.command_child import descendants
+from autotune.workloads.command_child import count_oom_kills, descendants
 
 Message = dict[str, Any]
 
@@ -65,7 +65,7 @@ class WorkerProcess:
 
     def __init__(self, task: WorkerTask, log: Path, *, environment: Mapping[str, str] | None = None) -> None:
         make_folder(log.parent)
-        self.log = log
+        self.log, self._oom_kills = log, count_oom_kills()
         try:
             (commands_read, commands_write), (messages_read, messages_write) = _open_pipes()
         except OSError as error:
@@ -109,6 +109,11 @@ class WorkerProcess:
     def returncode(self) -> int | None:
         """Exit code, negative for a signal, None while it runs."""
         return self._process.poll()
+
+    @property
+    def starved(self) -> bool:
+        """Whether it was killed, and the kernel has killed for want of memory since it started."""
+        return self.returncode == -signal.SIGKILL and count_oom_kills() > self._oom_kills
 
     def fileno(self) -> int:
         """Of the message pipe, for selectors."""

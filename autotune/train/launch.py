@@ -64,5 +64,7 @@ def training_task(manifest: Manifest, device: DeviceInfo, job: JobRun) -> Worker
 
 def describe_end(worker: WorkerProcess) -> str:
     """How a process ended that gave no reason, with the last lines of its log."""
-    ending, tail = describe_exit(worker.returncode or 0), worker.log_tail(_LOG_LINES)
-    return f"its process ended with {ending}" + (f":\n{tail}" if tail else "")
+    ending, tail = f"ended with {describe_exit(worker.returncode or 0)}", worker.log_tail(_LOG_LINES)
+    if worker.starved:
+        ending = "was killed by the kernel, which had no memory left: train at a lighter point, such as the ladder's"
+    return f"its process {ending}" + (f":\n{tail}" if tail else "")

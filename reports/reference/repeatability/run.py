@@ -92,7 +92,8 @@ def main() -> None:
     text = (
         f"# Two searches, one machine\n\n{(__doc__ or '').split('    python')[0].strip()}\n\n"
         f"Breakout, {options.budget_minutes:g} minutes a search, {subject()[1].device.fingerprint}.\n\n{table}\n\n"
-        f"A / B = {ratio:.3f} [{low:.3f}, {high:.3f}] (geometric mean of the pairs, 95 % interval).\n\n{pairs}\n"
+        f"A / B = {ratio:.3f} [{low:.3f}, {high:.3f}] (geometric mean of the pairs, 95 % interval); "
+        f"median of the pairs {statistics.median(a / b for a, b in rows):.3f}.\n\n{pairs}\n"
     )
     (HERE / "results.md").write_text(text)
 
