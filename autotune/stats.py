@@ -109,7 +109,10 @@ def shrunk_correlation(values: NDArray[np.float64], batch_size: int) -> float:
 
 def sampling_error(traces: Sequence[Trace]) -> float:
     """Standard error of the summed rate in steps per second, s * sqrt((1 + r) / (1 - r) / n); infinite for n = 1."""
-    rates, size = summed_batch_rates(traces)
+    return _standard_error(*summed_batch_rates(traces))
+
+
+def _standard_error(rates: NDArray[np.float64], size: int) -> float:
     if len(rates) < 2:
         return math.inf
     correlation = shrunk_correlation(rates, size)
@@ -121,13 +124,13 @@ def sampling_half_width(traces: Sequence[Trace]) -> tuple[float, float]:
 
     Half-width = t * error (`sampling_error`); infinite for one iteration.
     """
-    rates, _ = summed_batch_rates(traces)
+    rates, size = summed_batch_rates(traces)
     count = len(rates)
     if count < 2:
         return math.inf, 0.0
     half = count // 2
     drift = abs(float(rates[:half].mean()) - float(rates[count - half :].mean()))
-    return float(stdtrit(count - 1, 0.975)) * sampling_error(traces), drift
+    return float(stdtrit(count - 1, 0.975)) * _standard_error(rates, size), drift
 
 
 def window_noise(traces: Sequence[Trace], window_s: float) -> float | None:

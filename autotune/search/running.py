@@ -87,17 +87,19 @@ class Search:
             trials.refuse_lost_study(self.run, spent_s)
         self.study: optuna.Study = self.study or trials.open_study(self.run)
         spent_s += trials.close_lost(self.study, device.host.boot_id, self.executor.clock_s(), self._value)
-        told_s = sum(record.result.cost_s for record in trials.records_of(self.study))  # the last may not be noted
+        told_s = sum(record.result.cost_s for record in self._read())  # the last may not be noted
         self.deadline_s = self.executor.clock_s() + self.budget_s - max(spent_s, told_s)
-        self._read()
 
     def left_s(self) -> float:
         """Seconds of budget left."""
         return self.deadline_s - self.executor.clock_s()
 
-    def _read(self) -> None:
-        self.records = [record for record in trials.records_of(self.study) if record.counts]
+    def _read(self) -> tuple[trials.TrialRecord, ...]:
+        """Take what the study holds; returns all of it, what does not count included."""
+        told = trials.records_of(self.study)
+        self.records = [record for record in told if record.counts]
         self.history, self.compared = by_stage(self.records)
+        return told
 
     def _refuse_short_budget(self) -> None:
         needed_s = 2 * self._first_s(self.recipe.baseline, "quick")
