@@ -231,6 +231,17 @@ def test_a_point_that_takes_every_thread_there_may_be_ends_its_own_probe_alone(e
     assert no_workers_left()
 
 
+def worker_that_is(program, folder):
+    """A worker in whose place a Python program runs, with the worker's arguments."""
+    job = Job(id="a", env="busywork", seed=0, budget=Budget(unit="steps", amount=1))
+    task = WorkerTask(mode="check", workload="busywork", hyperparameters={}, point=POINT, jobs=(job,))
+    (folder / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{program}' $@\n")
+    (folder / "python").chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(folder / "python"))
+        return WorkerProcess(task, folder / "log")
+
+
 def test_a_descendant_that_holds_the_pipe_hides_no_end(tmp_path):
     """A worker that is killed while a process that it forked lives on (a data loader, say)."""
     holder = (
@@ -239,13 +250,7 @@ def test_a_descendant_that_holds_the_pipe_hides_no_end(tmp_path):
         "if child == 0: os.setsid(); time.sleep(60); os._exit(0)\n"
         "print(child, flush=True); os.kill(os.getpid(), 9)\n"
     )
-    job = Job(id="a", env="busywork", seed=0, budget=Budget(unit="steps", amount=1))
-    task = WorkerTask(mode="check", workload="busywork", hyperparameters={}, point=POINT, jobs=(job,))
-    (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{holder}'\n")
-    (tmp_path / "python").chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "executable", str(tmp_path / "python"))
-        worker = WorkerProcess(task, tmp_path / "log")
+    worker = worker_that_is(holder, tmp_path)
     worker._process.wait(30)
     assert worker.receive(0.1) == []
     assert worker.ended
@@ -276,13 +281,7 @@ def test_a_failure_is_told_where_the_log_takes_nothing():
 def test_a_worker_that_is_ending_by_itself_is_not_said_to_be_ended_by_a_signal(tmp_path):
     """What closed its pipe has come to its end, and takes a moment to leave."""
     program = "import os, sys, time; os.close(int(sys.argv[-1])); time.sleep(0.5); os._exit(3)"
-    job = Job(id="a", env="busywork", seed=0, budget=Budget(unit="steps", amount=1))
-    task = WorkerTask(mode="check", workload="busywork", hyperparameters={}, point=POINT, jobs=(job,))
-    (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{program}' $@\n")
-    (tmp_path / "python").chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "executable", str(tmp_path / "python"))
-        worker = WorkerProcess(task, tmp_path / "log")
+    worker = worker_that_is(program, tmp_path)
     while not worker.ended:
         worker.receive(5.0)
     worker.kill(grace_s=5.0)

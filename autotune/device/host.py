@@ -212,6 +212,10 @@ def disk_space_bytes(folder: Path) -> tuple[int, int] | None:
     """(total, free) of the file system that a folder is or will be on; None when it cannot be asked."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
+    return _space_bytes(folder)
+
+
+def _space_bytes(folder: Path) -> tuple[int, int] | None:
     try:
         usage = shutil.disk_usage(folder)
     except OSError:
@@ -221,11 +225,7 @@ def disk_space_bytes(folder: Path) -> tuple[int, int] | None:
 
 def shm_space_bytes(root: Path = ROOT) -> tuple[int, int] | None:
     """(total, free) of ``/dev/shm``, None where there is none."""
-    try:
-        shm = os.statvfs(root / "dev/shm")
-    except OSError:
-        return None
-    return shm.f_blocks * shm.f_frsize, shm.f_bavail * shm.f_frsize
+    return _space_bytes(root / "dev/shm")
 
 
 def package_version(name: str) -> str | None:

@@ -95,10 +95,9 @@ def propose(problem: Problem, history: Sequence[ProbeResult]) -> Proposal | None
     seen = {result.requested for result in history}
     unseen = np.array([point not in seen for point in space.points])
     open_ = unseen & safe(space, history, problem.limits)
-    if not open_.any() and not measured(history) and len(history) < FAILURES_MAX:
-        return _heavier(problem, history, unseen)
     if not open_.any():
-        return None
+        few = not measured(history) and len(history) < FAILURES_MAX
+        return _heavier(problem, history, unseen) if few else None
     if not measured(history):
         if sum(REFUSED in result.flags for result in history) >= REFUSALS_MAX:
             return None
