@@ -29,6 +29,7 @@ from autotune.records import Job, Point, ProbeRequest, ProbeResult, Recipe, Stat
 from autotune.worker.checkpoint import load_checkpoint
 from autotune.worker.protocol import Mode, WorkerTask
 from autotune.workloads.command_child import describe_exit
+from autotune.workloads.protocol import LAST_LINES
 
 _ENDED_SHARE_MIN = 0.25
 """A program may end when so much of its window is measured."""
@@ -257,10 +258,11 @@ class IsolatedExecutor:
             raise UsageError(message["detail"])
         elif kind == "error":
             status: Status = "oom" if error == "oom" else "crashed"
-            nothing_left = error == "misuse" and request.workload == "command" and not state.steps[index]
             detail = str(message["detail"])
-            if nothing_left:  # its pattern is right: keep what it printed only
-                detail = _NOTHING_LEFT + "".join(detail.partition("The last lines were:")[1:])
+            _, printed, lines = detail.partition(LAST_LINES)
+            nothing_left = error == "misuse" and bool(printed) and not state.steps[index]
+            if nothing_left:  # its pattern is right: of what it was told to correct only the lines are kept
+                detail = _NOTHING_LEFT + LAST_LINES + lines
             refused = error in ("refused", "misuse")
             state.fail(status, detail, index, refused=refused, ended_early=nothing_left)
         elif kind == "done" and message.get("reason") == "finished":

@@ -26,6 +26,7 @@ from autotune.workloads.command_child import Child, describe_exit
 from autotune.workloads.command_progress import ProgressRule, make_rule, preset_of
 from autotune.workloads.memory_words import tells_out_of_memory
 from autotune.workloads.protocol import (
+    LAST_LINES,
     SEVERAL_TOTALS,
     THREAD_VARIABLES,
     Finished,
@@ -297,7 +298,7 @@ class CommandSession:
         longer = f"If it starts or compiles for longer, give it {more}"
         if not self._child.tail() and not self._rule.by_tick:
             return f"the program printed no whole line within {waited}. {longer}; if it buffers its output, flush it"
-        return f"{described} within {waited}; {self._remedy()}. {longer}. The last lines were:\n{self._last_lines()}"
+        return f"{described} within {waited}; {self._remedy()}. {longer}. {LAST_LINES}{self._last_lines()}"
 
     def _unmatched(self) -> str:
         """What to say of lines that tell nothing since the last that did: the pattern may miss what it should read."""
@@ -323,7 +324,7 @@ class CommandSession:
             found = progress.found and not progress.unread
             missing = "its steps stayed at zero" if found else self._rule.describe(progress.unread)
             return UsageError(
-                f"the program ended well, but {missing}; {self._remedy()}. The last lines were:\n{self._last_lines()}"
+                f"the program ended well, but {missing}; {self._remedy()}. {LAST_LINES}{self._last_lines()}"
             )
         message = f"the program ended with {describe_exit(code)}; the last lines were:\n{self._last_lines()}"
         if starved:

@@ -14,6 +14,8 @@ import numpy as np
 from autotune.errors import WorkerError
 from autotune.records import Job, Point, Work
 
+LAST_LINES = "The last lines were:\n"
+"""Stands before what a program printed last, in the detail of its failure."""
 SEVERAL_TOTALS = "several totals"
 """Name in `Work.metrics`, and mark of a probe: the program tells several totals, of which the largest counts."""
 
