@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.records import Point
@@ -24,25 +24,35 @@ def to_json(record: Any) -> Any:
     return record
 
 
-_hints = functools.cache(typing.get_type_hints)
-
-
 def from_json(kind: Any, data: Any) -> Any:
     """The inverse of `to_json` for a record type (nested records, tuples, unions with None)."""
+    return _reader(kind)(data)
+
+
+@functools.cache
+def _reader(kind: Any) -> Callable[[Any], Any]:
+    """What reads the values of a type; made once, for a search reads all its trials after each."""
     if kind is Point:
-        return Point.from_knobs(data)
+        return Point.from_knobs
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = _hints(kind)
-        known = {f.name: from_json(hints[f.name], data[f.name]) for f in dataclasses.fields(kind) if f.name in data}
-        return kind(**known)
+        hints = typing.get_type_hints(kind)
+        fields = [(f.name, _reader(hints[f.name])) for f in dataclasses.fields(kind)]
+        return lambda data: kind(**{name: read(data[name]) for name, read in fields if name in data})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple and data is not None:
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(from_json(arguments[0], value) for value in data)
-        return tuple(from_json(a, value) for a, value in zip(arguments, data, strict=True))
     if type(None) in arguments:
-        rest = [a for a in arguments if a is not type(None)]
-        return None if data is None else from_json(rest[0], data) if len(rest) == 1 else data
-    if origin is not None and isinstance(data, Mapping) and len(arguments) == 2:
-        return {key: from_json(arguments[1], value) for key, value in data.items()}
-    return data
+        rest = [argument for argument in arguments if argument is not type(None)]
+        read = _reader(rest[0]) if len(rest) == 1 else _as_it_is
+        return lambda data: None if data is None else read(data)
+    if origin is tuple:
+        parts = [_reader(argument) for argument in arguments if argument is not Ellipsis]
+        if Ellipsis in arguments:
+            return lambda data: tuple(map(parts[0], data))
+        return lambda data: tuple(read(value) for read, value in zip(parts, data, strict=True))
+    if origin is not None and len(arguments) == 2:
+        read = _reader(arguments[1])
+        return lambda data: {key: read(value) for key, value in data.items()} if isinstance(data, Mapping) else data
+    return _as_it_is
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
