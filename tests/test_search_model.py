@@ -1,10 +1,13 @@
 """Space, memory rule, model and proposals: the pure parts of the search."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from analytic_surface import BATCHES, ENVS, GIB, LEVELS, memory_bytes, smooth_sps
+from scipy.spatial.distance import cdist
+from scipy.stats import multivariate_normal
 
 from autotune.errors import UsageError
 from autotune.probe.recipe import parse_recipe
@@ -172,6 +175,38 @@ def test_belief_passes_near_what_was_measured_and_is_unsure_elsewhere():
         assert np.exp(belief.mean[index]) == pytest.approx(result.sps, rel=0.05)
         assert belief.deviation[index] < 0.03
     assert belief.deviation.max() > 2 * belief.deviation[SPACE.index[at(64, 256, 2)]]
+
+
+def test_repeats_of_a_point_say_what_they_say_one_by_one():
+    once = [at(8, 64), at(256, 1024, 4), at(64, 256, 2), at(16, 512, 3), at(128, 64)]
+    where = np.log2(counts([*once, at(8, 64), at(256, 1024, 4), at(8, 64)], None))
+    residual = np.array([0.1, -0.2, 0.0, 0.2, -0.1, 0.05, -0.15, 0.15])
+    variance = np.array([0.01, 0.02, 0.015, 0.03, 0.01, 0.04, 0.02, 0.01]) ** 2
+    joined = model._once(where, residual, variance)
+    assert len(joined[0]) == len(once)
+    belief = model._condition(*joined, SPACE.octaves, np.zeros(len(SPACE)))
+    mean, deviation = conditioned_in_full(where, residual, variance, SPACE.octaves)
+    assert belief.mean == pytest.approx(mean, abs=1e-8)
+    assert belief.deviation == pytest.approx(deviation, abs=1e-8)
+
+
+def conditioned_in_full(where, residual, variance, grid):
+    """The textbook's regression (Rasmussen and Williams 2006, eqs. 2.25, 2.26), a row for every measurement."""
+    scales = itertools.product(model._LENGTHS_OCTAVES, model._LENGTHS_OCTAVES, model._AMPLITUDES, model._ROUGHNESSES)
+
+    def covariance(a, b, envs, batch, amplitude, rough):
+        distance = cdist(a, b, "seuclidean", V=np.array([envs, batch, model._LENGTH_CONCURRENCY_OCTAVES]) ** 2) * 5**0.5
+        smooth = (1 + distance + distance**2 / 3) * np.exp(-distance)
+        return amplitude**2 * smooth + rough**2 * (cdist(a, b) == 0)
+
+    def evidence(each):
+        return multivariate_normal.logpdf(residual, cov=covariance(where, where, *each) + np.diag(variance))
+
+    best = max(scales, key=evidence)
+    cross = covariance(grid, where, *best)
+    gain = cross @ np.linalg.inv(covariance(where, where, *best) + np.diag(variance))
+    spread = best[2] ** 2 + best[3] ** 2 - (gain * cross).sum(axis=1)
+    return gain @ residual, np.sqrt(spread)
 
 
 def test_predicted_cost_learns_processes_and_iterations():

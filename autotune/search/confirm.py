@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -96,7 +97,7 @@ def ran_s(result: ProbeResult) -> float:
 
 def _pool(point: Point, results: Sequence[ProbeResult], launch_spread: float) -> Pooled:
     values = np.array([float(result.sps or 0.0) for result in results])
-    typical = float(np.median(values))
+    typical = statistics.median(values)
     weights = np.array([(relative_error(result, launch_spread) * typical) ** -2.0 for result in results])
     return Pooled(
         point=point,

@@ -8,6 +8,7 @@ second. The process models the log residual over the grid.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from autotune.records import ProbeResult
+from autotune.records import Point, ProbeResult
 from autotune.search.least_squares import fit_relative
 from autotune.search.precision import launch_fraction, relative_error
 from autotune.search.space import Array, Space, counts
@@ -75,34 +76,46 @@ def _matern52(a: Array, b: Array, lengths: Array) -> Array:
 
 
 def believe(space: Space, history: Sequence[ProbeResult]) -> Belief:
-    """Condition on every stable result; needs at least one."""
+    """Condition on every stable result; needs at least one. A decision asks several times: the last are kept."""
     results = measured(history)
-    rows = counts([result.requested for result in results], space.rollout)
-    log_sps = np.log([float(result.sps or 1.0) for result in results])
     spread = launch_fraction(results)
-    variance = np.array([relative_error(result, spread) for result in results]) ** 2 + _LEVEL_ERROR**2
-    if len(results) >= 3:
+    seen = tuple((r.requested, float(np.log(r.sps or 1.0)), relative_error(r, spread)) for r in results)
+    return _belief(space, seen)
+
+
+@functools.lru_cache(maxsize=4)
+def _belief(space: Space, seen: tuple[tuple[Point, float, float], ...]) -> Belief:
+    """What points, the logs of their steps per second and their relative errors say."""
+    rows = counts([point for point, _, _ in seen], space.rollout)
+    log_sps, errors = np.array([[log_sps, error] for _, log_sps, error in seen]).T
+    if len(seen) >= 3:
         law = fit_prior(rows, log_sps)
         here, there = prior_log_sps(rows, *law), prior_log_sps(space.counts, *law)
     else:
         here, there = np.full(len(rows), log_sps.mean()), np.full(len(space), log_sps.mean())
-    return _condition(np.log2(rows), log_sps - here, variance, space.octaves, there)
+    return _condition(*_once(np.log2(rows), log_sps - here, errors**2 + _LEVEL_ERROR**2), space.octaves, there)
+
+
+def _once(where: Array, residual: Array, variance: Array) -> tuple[Array, Array, Array]:
+    """Repeats as one observation each, weighted by precision: the process makes the same of them, in less time."""
+    where, group = np.unique(where, axis=0, return_inverse=True)
+    precision = np.bincount(group, 1 / variance)
+    return where, np.bincount(group, residual / variance) / precision, 1 / precision
 
 
 def _condition(where: Array, residual: Array, variance: Array, grid: Array, prior: Array) -> Belief:
     """Gaussian-process regression, the hyperparameters of the greatest likelihood out of a small grid.
 
-    The covariance is a smooth part and one of each point's own, the roughness, which repeats of a point share.
+    The covariance is a smooth part and one of each point's own, the roughness.
     """
-    same = (where[:, None] == where[None]).all(axis=2)
     scales = np.array(list(itertools.product(_AMPLITUDES, _ROUGHNESSES)))
     amplitudes, roughnesses = scales[:, 0, None, None], scales[:, 1, None, None]
     best_likelihood, best = -np.inf, None
     for envs, batch in itertools.product(_LENGTHS_OCTAVES, repeat=2):
         lengths = np.array([envs, batch, _LENGTH_CONCURRENCY_OCTAVES])
         smooth = _matern52(where, where, lengths)
-        lower = np.linalg.cholesky(amplitudes**2 * smooth + roughnesses**2 * same + np.diag(variance))
-        white = np.linalg.solve(lower, np.broadcast_to(residual[:, None], (len(scales), len(residual), 1)))[..., 0]
+        lower = np.linalg.cholesky(amplitudes**2 * smooth + roughnesses**2 * np.eye(len(where)) + np.diag(variance))
+        white = np.array([solve_triangular(each, residual, lower=True) for each in lower])
         logs = np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1)
         likelihood = -0.5 * (white**2).sum(axis=1) - logs
         if likelihood.max() > best_likelihood:

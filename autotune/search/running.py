@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -115,7 +116,8 @@ class Search:
         try:
             self._measure_ceilings()
             while not should_stop():
-                step = plan.next_step(self._situation(), self._search_step)
+                now = self._situation()
+                step = plan.next_step(now, functools.partial(self._search_step, now))
                 if not isinstance(step, Step):
                     ended = step
                     break
@@ -151,15 +153,17 @@ class Search:
 
     def _planned_s(self) -> float | None:
         """Seconds of the planned training at the fastest point so far, None where nothing ends early for it."""
+        if self.executor.simulated or not self.early_stop:
+            return None
         leader = confirm.pool(self.history)
-        if self.executor.simulated or not self.early_stop or not leader:
+        if not leader:
             return None
         best = confirm.published(self.history, leader[0].point)
         return training_s(self.recipe.jobs, best, steps_of(game_lengths(self.recipe.jobs, self.history)))
 
-    def _search_step(self, left_s: float) -> Step | Ending:
+    def _search_step(self, now: Situation, left_s: float) -> Step | Ending:
         """What the sampler proposes for these seconds, or why it proposes nothing."""
-        predicted_s = self._situation().quick_s()
+        predicted_s = now.quick_s()
         if not isinstance(self.optuna_sampler, HistorySampler):
             return Step(stage="model", point=None, predicted_s=predicted_s) if predicted_s <= left_s else "budget"
         self.optuna_sampler.limit_cost(left_s)
@@ -169,7 +173,7 @@ class Search:
         predicted_s = proposal.predicted_s or predicted_s
         if predicted_s > left_s:
             return "budget"
-        if proposal.gain_per_s is not None and not pays(proposal.gain_per_s, 1.0, self._planned_s()):
+        if proposal.gain_per_s is not None and not pays(proposal.gain_per_s, 1.0, now.planned_s):
             return "worth"
         return Step(stage=proposal.stage, point=proposal.point, predicted_s=predicted_s)
 

@@ -13,17 +13,22 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 
 from autotune import registry
+from autotune.codec import to_json
 from autotune.device.host import ram_available_bytes
 from autotune.device.inspect import inspect_device
 from autotune.executors.process import WorkerProcess, receive_all
 from autotune.executors.window import Step, windows
 from autotune.probe.recipe import load_recipe
 from autotune.records import MeasurePlan, Point, ProbeResult, Work
+from autotune.search.confirm import next_finalist
 from autotune.search.memory import MemoryLimits
+from autotune.search.model import _belief
 from autotune.search.propose import Problem, propose
+from autotune.search.sampler import RESULT, history_of
 from autotune.search.space import Space, grid
 from autotune.stats import Trace, estimate
 from autotune.worker.measure import REPORT_PERIOD_S, step_message, summed
@@ -118,16 +123,24 @@ def test_windows_of_eight_processes(benchmark):
     assert benchmark(lambda: windows(steps, plan)) is not None
 
 
-def test_decision_of_the_search(benchmark):
-    """Once a probe: 624 points, 60 of them measured."""
+@pytest.mark.parametrize("probes", [60, 150])
+def test_decision_of_the_search(benchmark, probes):
+    """Once a probe: 624 points, so many probes told, a third of which repeat a point."""
     benchmark.extra_info["limit_s"] = 0.1
     knobs = {"num_envs": [2**n for n in range(13)], "batch_size": [2**n for n in range(6, 12)], "concurrency": LEVELS}
     points = grid(knobs)
     assert len(points) == 624
     random.Random(0).shuffle(points)
-    history = [measured(point) for point in points[:60]]
-    problem = Problem(space=Space(points=tuple(points), rollout=None), limits=MemoryLimits(ram_bytes=64e9))
-    benchmark.pedantic(lambda: propose(problem, history), rounds=10, warmup_rounds=1)
+    problem = Problem(space=Space(points=tuple(points)), limits=MemoryLimits(ram_bytes=64e9))
+    told = [{RESULT: to_json(measured(points[number * 2 // 3]))} for number in range(probes)]
+    study = optuna.create_study(direction="maximize")
+    study.add_trials([optuna.create_trial(value=1.0, user_attrs=attributes) for attributes in told])
+
+    def decide():
+        history = history_of(study.get_trials(deepcopy=False))
+        return propose(problem, history), next_finalist(problem.space, history)
+
+    benchmark.pedantic(decide, setup=_belief.cache_clear, rounds=10, warmup_rounds=1)
 
 
 def measured(point: Point) -> ProbeResult:
