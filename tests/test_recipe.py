@@ -228,6 +228,21 @@ def test_a_game_without_a_job_gets_the_first_ones_budget():
         restrict_games(games(), ["../Boxing"])
 
 
+def test_a_game_is_one_job_however_it_is_spelt():
+    assert [job.id for job in restrict_games(games(), ["ALE/Breakout-v5", "Breakout"]).jobs] == ["breakout"]
+    assert [job.env for job in restrict_games(games(), ["ALE/Boxing-v5", "Boxing", "boxing"]).jobs] == ["ALE/Boxing-v5"]
+
+
+def test_two_versions_of_a_game_are_two_jobs_with_ids_of_their_own():
+    two = ["LunarLander-v2", "LunarLander-v3"]
+    assert [(job.id, job.env) for job in restrict_games(games(), two).jobs] == [
+        ("lunarlander", "LunarLander-v2"),
+        ("lunarlander-v3", "LunarLander-v3"),
+    ]
+    assert len({job.id for job in restrict_games(games(), two, 2).jobs}) == 4
+    assert [job.id for job in restrict_games(games(), ["Breakout", "Breakout-v0"]).jobs] == ["breakout", "breakout-v0"]
+
+
 def test_every_game_is_trained_with_several_seeds():
     recipe = load_recipe("atari", seeds=2)
     assert len(recipe.jobs) == 20 and recipe.knobs["concurrency"][-1] == 16, "levels beyond the file's ten jobs count"

@@ -96,7 +96,7 @@ def restrict_games(recipe: Recipe, games: Sequence[str], seeds: int | None = Non
 
     Args:
         recipe: where from.
-        games: ``Breakout`` or ``Breakout-v5``, in any case.
+        games: ``Breakout``, ``Breakout-v5`` or ``ALE/Breakout-v5``, in any case.
         seeds: with which the recipe was loaded; a game without a job gets as many.
 
     Raises:
@@ -106,8 +106,10 @@ def restrict_games(recipe: Recipe, games: Sequence[str], seeds: int | None = Non
     for game in games:
         if not _GAME.fullmatch(game):
             raise UsageError(f"game {game!r} is not a name such as Breakout or Breakout-v5")
-        known = [job for job in recipe.jobs if game.lower() in (job.env.lower(), _bare(job.env).lower())]
-        jobs += known or seeded([_new_job(recipe.jobs[0], game)], seeds)
+        known = [job for job in recipe.jobs if _plain(game) in (_plain(job.env), _plain(_bare(job.env)))]
+        new = _new_job(recipe.jobs[0], game, [*recipe.jobs, *jobs])
+        known += [job for job in jobs if _plain(job.env) == _plain(new.env)]
+        jobs += known or seeded([new], seeds)
     return with_jobs(recipe, list(dict.fromkeys(jobs)))
 
 
@@ -115,10 +117,21 @@ def _bare(env: str) -> str:
     return re.sub(r"-v\d+$", "", env)
 
 
-def _new_job(like: Job, game: str) -> Job:
+def _plain(env: str) -> str:
+    """What two spellings of a game share."""
+    return env.lower().removeprefix("ale/")
+
+
+def _new_job(like: Job, game: str, others: Sequence[Job]) -> Job:
     version = re.search(r"-v\d+$", like.env)
     env = game if re.search(r"-v\d+$", game) or version is None else game + version[0]
-    return replace(like, id=_bare(game).lower().replace("/", "-"), env=env)
+    short = _id(_bare(game))
+    taken = {job.id for job in others} | {_id(_bare(job.env)) for job in others}
+    return replace(like, id=_id(env) if short in taken else short, env=env)  # two versions of a game: ids name folders
+
+
+def _id(name: str) -> str:
+    return name.lower().replace("/", "-")
 
 
 def with_jobs(recipe: Recipe, jobs: Sequence[Job]) -> Recipe:
