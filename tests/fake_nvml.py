@@ -31,6 +31,10 @@ class FakeError(Exception):
         self.value = value
 
 
+class FakeMismatchError(Exception):
+    """As pynvml's, no kind of its other error: it knows a newer version of a function than this driver's library."""
+
+
 @dataclass
 class FakeGpu:
     """One GPU; None for what it does not support."""
@@ -100,9 +104,11 @@ class FakeNvml:
         init_error: code that `nvmlInit` raises.
         refused: code that a function raises, by its name.
         absent: functions that this driver's library does not have.
+        outdated: functions of which it has the second version only.
     """
 
     NVMLError = FakeError
+    NVMLLibraryMismatchError = FakeMismatchError
     nvmlMemory_v2 = 2
 
     def __init__(
@@ -113,9 +119,10 @@ class FakeNvml:
         init_error: int | None = None,
         refused: dict[str, int] | None = None,
         absent: tuple[str, ...] = (),
+        outdated: tuple[str, ...] = (),
     ) -> None:
         self.gpus, self.driver, self.cuda, self.init_error = list(gpus), driver, cuda, init_error
-        self.refused, self.absent = refused or {}, absent
+        self.refused, self.absent, self.outdated = refused or {}, absent, outdated
         self.opened = 0
         self.event_sets = 0
         self.names: dict[int, bytes] = {}
@@ -131,6 +138,14 @@ class FakeNvml:
                     raise FakeError(code)
 
                 return refuse
+            if name in object.__getattribute__(self, "outdated"):
+
+                def mismatch(*_: Any) -> None:
+                    raise FakeMismatchError("Unversioned function called and the pyNVML version does not match")
+
+                return mismatch
+            if name.removesuffix("_v2") in object.__getattribute__(self, "outdated"):
+                return object.__getattribute__(self, name.removesuffix("_v2"))
         return object.__getattribute__(self, name)
 
     def nvmlInit(self) -> None:

@@ -99,6 +99,17 @@ def test_h200_on_an_old_library_lacks_only_what_that_lacks() -> None:
     assert (gpu.name, gpu.vram_total_bytes) == ("NVIDIA H200", 141 * GIB)
 
 
+def test_a_driver_that_is_older_than_the_binding_still_answers() -> None:
+    lists = [f"nvmlDeviceGet{kind}RunningProcesses" for kind in ("Compute", "Graphics", "MPSCompute")]
+    nvml = FakeNvml(fake_nvml.t4(used_gib=1, processes={42: GIB}), driver="470.82", cuda=11040, outdated=(*lists,))
+    device = inspect(nvml)
+    assert (device.kind, device.driver, device.nvml_problem) == ("cuda", "470.82", None)
+    assert device.gpu is not None and device.gpu.processes == (GpuProcess(pid=42, used_bytes=GIB, name="python42"),)
+    assert LiveGpu(device.gpu, nvml).process_bytes([42]) == GIB
+    unknown = inspect(FakeNvml(fake_nvml.t4(), outdated=("nvmlDeviceGetMigMode",))).gpu
+    assert unknown is not None and unknown.name == "Tesla T4"
+
+
 def test_memory_without_version_2_counts_what_the_driver_reserves() -> None:
     class OldNvml(FakeNvml):
         nvmlMemory_v2 = None

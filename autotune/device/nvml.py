@@ -63,7 +63,8 @@ def ask(nvml: Any, name: str, *arguments: Any) -> Any:
         if getattr(error, "value", None) in _LOST_CODES:
             raise GpuLostError(str(error)) from error
         return None
-    except ValueError:  # a name that is no UTF-8
+    # A name that is no UTF-8; the binding's newest form of a function, which this driver's library lacks.
+    except (ValueError, getattr(nvml, "NVMLLibraryMismatchError", ValueError)):
         return None
 
 
@@ -95,14 +96,20 @@ def process_memory(nvml: Any, handle: Any) -> dict[int, int | None] | None:
     """Bytes by pid on a device: clients of MPS, compute and graphics; None when NVML refuses every list."""
     found: dict[int, int | None] = {}
     lists = [
-        ask(nvml, "nvmlDeviceGetMPSComputeRunningProcesses", handle) or None,  # empty, it says nothing of others
-        ask(nvml, "nvmlDeviceGetComputeRunningProcesses", handle),
-        ask(nvml, "nvmlDeviceGetGraphicsRunningProcesses", handle),
+        _listed(nvml, "nvmlDeviceGetMPSComputeRunningProcesses", handle) or None,  # empty, it says nothing of others
+        _listed(nvml, "nvmlDeviceGetComputeRunningProcesses", handle),
+        _listed(nvml, "nvmlDeviceGetGraphicsRunningProcesses", handle),
     ]
     for process in [p for processes in lists if processes is not None for p in processes]:
         used = process.usedGpuMemory
         found[process.pid] = None if used is None or used == _NOT_AVAILABLE else int(used)
     return None if all(processes is None for processes in lists) else found
+
+
+def _listed(nvml: Any, name: str, handle: Any) -> Any:
+    """A list of processes; drivers before 510 know its second version only."""
+    processes = ask(nvml, name, handle)
+    return processes if processes is not None else ask(nvml, f"{name}_v2", handle)
 
 
 def throttle_reasons(nvml: Any, handle: Any) -> tuple[str, ...] | None:
