@@ -287,6 +287,7 @@ class FakeNvml:
     def nvmlEventSetWait_v2(self, events: list[FakeGpu], timeout_ms: int) -> Any:
         assert timeout_ms == 0, "a meter does not wait"
         for handle in events:
-            if self._known(handle, 1) and handle.xids:
+            if handle.xids:  # also of one that is lost: what was recorded before
                 return SimpleNamespace(device=handle, eventType=8, eventData=handle.xids.pop(0))
+            self._known(handle, 1)
         raise FakeError(TIMEOUT)

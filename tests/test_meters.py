@@ -166,6 +166,15 @@ def test_a_gpu_lost_during_a_probe_tells_no_more_errors() -> None:
     assert last(meter.stop())["xids"] is None
 
 
+def test_the_error_with_which_a_gpu_is_lost_is_told() -> None:
+    gpu = fake_nvml.t4()
+    nvml = FakeNvml(gpu)
+    meter = HealthMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)
+    meter.start()
+    gpu.xids, gpu.lost = [79], True
+    assert last(meter.stop())["xid_79"] == 1
+
+
 def test_vram_of_processes_is_unknown_when_one_of_them_is() -> None:
     nvml = FakeNvml(fake_nvml.t4(processes={10: GIB, 11: None}))
     meter = VramMeter(device(nvml), lambda: [10, 11], 10.0, pynvml=nvml)

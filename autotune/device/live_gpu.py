@@ -165,7 +165,11 @@ def _register_events(nvml: Any, board: Any, _: Any) -> Any:
 
 def _waiting_xids(nvml: Any, events: Any) -> list[int]:
     found: list[int] = []
-    while len(found) < _XIDS_AT_ONCE and (event := ask(nvml, "nvmlEventSetWait_v2", events, 0)) is not None:
-        if event.eventType == _XID_EVENT:
-            found.append(int(event.eventData))
+    try:
+        while len(found) < _XIDS_AT_ONCE and (event := ask(nvml, "nvmlEventSetWait_v2", events, 0)) is not None:
+            if event.eventType == _XID_EVENT:
+                found.append(int(event.eventData))
+    except GpuLostError:
+        if not found:  # what it told before it was lost says why
+            raise
     return found
