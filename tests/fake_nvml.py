@@ -68,8 +68,8 @@ class FakeGpu:
 
 
 def t4(**changes: Any) -> FakeGpu:
-    values = {"mig": None, "power_limit_w": 70.0, "power_default_w": 70.0} | changes
-    return FakeGpu(name="Tesla T4", uuid="GPU-t4", vram_gib=15, capability=(7, 5), **values)
+    values = {"name": "Tesla T4", "mig": None, "power_limit_w": 70.0, "power_default_w": 70.0} | changes
+    return FakeGpu(uuid="GPU-t4", vram_gib=15, capability=(7, 5), **values)
 
 
 def a100_40(**changes: Any) -> FakeGpu:

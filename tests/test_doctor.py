@@ -226,6 +226,17 @@ def test_failed_checks() -> None:
     assert not diagnosis.fit
 
 
+def test_a_precision_that_torch_claims_in_vain_does_not_make_a_gpu_unfit() -> None:
+    """A P100 gets bf16 from torch, and CUBLAS_STATUS_NOT_SUPPORTED from its first product."""
+    old = fake_nvml.t4(name="Tesla P100-PCIE-16GB")
+    errors = {"matmul_bf16": "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_SUPPORTED"}
+    rates = {"cuda_matmul_fp32_tflops": 9.0, "cuda_matmul_fp16_tflops": 18.0}
+    diagnosis = judge(FakeNvml(old), rates=rates, errors=errors)
+    finding = only(diagnosis, "check matmul_bf16 failed")
+    assert (finding.severity, finding.fix, diagnosis.fit) == ("warning", "use precision fp32, or auto", True)
+    assert not judge(FakeNvml(old), rates={}, errors=errors).fit
+
+
 def test_torch_that_measured_on_the_cpu_of_a_gpu_machine() -> None:
     diagnosis = judge(FakeNvml(fake_nvml.t4()), rates={"cpu_matmul_fp32_tflops": 0.1})
     assert only(diagnosis, "does not see the GPU").severity == "warning"

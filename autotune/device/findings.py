@@ -18,6 +18,7 @@ PIDS_LOW = 1000
 LOAD_HIGH = 0.5  # of the allowed cores, before anything of ours runs
 UNSEEN_VRAM_BYTES = 2**30
 EMULATED_BELOW = 0.5  # of the fp16 rate
+_LOW_PRECISION = ("matmul_tf32", "matmul_bf16", "matmul_fp16")
 
 _MORE_RAM = "stop other programs, raise the container's memory limit, or rent more memory"
 
@@ -282,6 +283,13 @@ def check_results(device: DeviceInfo, checks: Mapping[str, float], errors: Mappi
     for check, message in errors.items():
         if check == "envpool":
             yield _finding("warning", f"EnvPool does not run: {message}", "a broken install", "pip install -U envpool")
+        elif check in _LOW_PRECISION and f"{device.kind}_matmul_fp32_tflops" in checks:
+            yield _finding(
+                "warning",
+                f"check {check} failed: {message}",
+                "torch claims this precision, and the device does not compute in it; in fp32 it does",
+                "use precision fp32, or auto",
+            )
         else:
             severity: Severity = "warning" if check.startswith("jax") else "fatal"
             yield _finding(
