@@ -105,7 +105,7 @@ def test_a_driver_that_is_older_than_the_binding_still_answers() -> None:
     device = inspect(nvml)
     assert (device.kind, device.driver, device.nvml_problem) == ("cuda", "470.82", None)
     assert device.gpu is not None and device.gpu.processes == (GpuProcess(pid=42, used_bytes=GIB, name="python42"),)
-    assert LiveGpu(device.gpu, nvml).process_bytes([42]) == GIB
+    assert LiveGpu(device.gpu, nvml).processes() == {42: GIB}
     unknown = inspect(FakeNvml(fake_nvml.t4(), outdated=("nvmlDeviceGetMigMode",))).gpu
     assert unknown is not None and unknown.name == "Tesla T4"
 
@@ -195,6 +195,14 @@ def test_a_hung_driver_is_given_up() -> None:
     release.set()
     assert answer.problem == "NVML gave no answer within 0.05 s"
     assert answer.gpus == ()
+
+
+def test_where_no_thread_may_be_started_the_driver_is_asked_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert read_nvml(FakeNvml(fake_nvml.t4())).gpus[0].name == "Tesla T4"
 
 
 def test_nvml_is_let_go() -> None:

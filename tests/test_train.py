@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,12 +18,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import fake_nvml
 import psutil
 import pytest
+from fake_nvml import FakeNvml
 
 from autotune.cli import main
 from autotune.device.host import process_identity
 from autotune.device.inspect import inspect_device
+from autotune.device.live_gpu import PatientGpu
 from autotune.errors import DeviceError, FileError, UsageError
 from autotune.machine import DeviceInfo, GpuInfo
 from autotune.manifest import Manifest, build_manifest, load_manifest, manifest_text, parse_manifest, save_manifest
@@ -544,13 +549,52 @@ def test_a_gpu_that_admits_no_process_is_refused_before_anything_is_opened_or_wr
     tmp_path: Path, device: DeviceInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = list[GpuInfo]()
-    monkeypatch.setattr("autotune.train.supervisor.LiveGpu", opened.append)
+    monkeypatch.setattr("autotune.train.supervisor.PatientGpu", opened.append)
     gpu = GpuInfo(index=0, name="GPU", compute_mode="prohibited")
     manifest = a_manifest()
     run = a_run(tmp_path, manifest)
     with pytest.raises(DeviceError, match="mode is prohibited"):
         supervise(manifest, run, device=replace(device, kind="cuda", gpus=(gpu,), gpu_index=0))
     assert opened == [] and not run.train_folder.exists()
+
+
+def test_a_driver_that_hangs_holds_no_training_up(
+    tmp_path: Path, device: DeviceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor waited for NVML for ever: no worker that hung with it was ended, and Ctrl-C did nothing."""
+    release, asked = threading.Event(), list[str]()
+
+    class HungNvml(FakeNvml):
+        def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[Any]:
+            asked.append("processes")
+            release.wait(30)
+            return []
+
+    nvml = HungNvml(fake_nvml.t4())
+    impatient = functools.partial(PatientGpu, pynvml=nvml, timeout_s=0.2)
+    monkeypatch.setattr("autotune.train.supervisor.PatientGpu", impatient)
+    monkeypatch.setattr("autotune.train.supervisor._STATUS_PERIOD_S", 0.1)
+    gpu = GpuInfo(index=0, name="Tesla T4", uuid="GPU-t4")
+    manifest = a_manifest(steps=20_000)
+    started_s = time.monotonic()
+    result = go(manifest, a_run(tmp_path, manifest), replace(device, gpus=(gpu,), gpu_index=0))
+    assert {job.status for job in result.jobs} == {"done"}
+    assert time.monotonic() - started_s < 25 and asked == ["processes"]
+    release.set()
+
+
+def test_device_memory_is_that_of_each_job(tmp_path: Path, device: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(fake_nvml.t4(processes={10: 1000, 11: 200, 12: 30, 99: 4}))
+    monkeypatch.setattr("autotune.train.supervisor.PatientGpu", functools.partial(PatientGpu, pynvml=nvml))
+    manifest = a_manifest()
+    machine = replace(device, gpus=(GpuInfo(index=0, name="Tesla T4"),), gpu_index=0)
+    supervisor = Supervisor(manifest, a_run(tmp_path, manifest), machine, lambda _: None, PLAN, 1.0, shared=({}, {}))
+    for job, pids in zip(supervisor._jobs, ([10, 11], [12]), strict=True):
+        job.worker = cast(Any, SimpleNamespace(descendants=lambda pids=pids: pids, kill=lambda grace_s: None))
+    supervisor._read_memory()
+    assert [job.snapshot().vram_bytes for job in supervisor._jobs] == [1200, 30]
+    supervisor.close()
+    assert nvml.opened == 0
 
 
 def test_a_worker_that_the_kernel_killed_for_memory_is_told_so(

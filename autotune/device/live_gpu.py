@@ -15,6 +15,7 @@ from autotune.device.nvml import (
     SENSOR_GPU,
     GpuLostError,
     ask,
+    bounded,
     flag,
     load_pynvml,
     memory_info,
@@ -71,10 +72,6 @@ class LiveGpu:
         """Device memory by process, whoever's; MPS servers, which hold their clients' memory, left out."""
         return self._quietly(lambda nvml, _, part: _without_servers(nvml, process_memory(nvml, part)))
 
-    def process_bytes(self, pids: Collection[int]) -> int | None:
-        """Device memory of these processes together, see `memory_of`."""
-        return memory_of(pids, self.processes() or {})
-
     def utilisation(self) -> float | None:
         """Share of the last sample period in which a kernel ran, 0 to 1."""
         rates = self._board_value("nvmlDeviceGetUtilizationRates")
@@ -130,6 +127,31 @@ class LiveGpu:
             self._quietly(lambda nvml, *_: ask(nvml, "nvmlEventSetFree", events))
         self._quietly(lambda nvml, *_: ask(nvml, "nvmlShutdown"))
         self._board = self._part = None
+
+
+class PatientGpu:
+    """Device memory by process, for one who has more to do than to wait for a driver that hangs."""
+
+    def __init__(self, gpu: GpuInfo, pynvml: Any = None, timeout_s: float = 5.0) -> None:
+        """Open the GPU; no call takes longer than `timeout_s`."""
+        self._timeout_s = timeout_s
+        self._gpu: LiveGpu | None = bounded(lambda: LiveGpu(gpu, pynvml), timeout_s)
+
+    def processes(self) -> Mapping[int, int | None]:
+        """What `LiveGpu.processes` lists; nothing where it is not told, and never again once a call has hung."""
+        gpu = self._gpu
+        listed: dict[int, int | None] | None = (
+            None if gpu is None else bounded(lambda: gpu.processes() or {}, self._timeout_s)
+        )
+        if listed is None:
+            self._gpu = None
+        return listed or {}
+
+    def close(self) -> None:
+        """Let NVML go; safe to call twice."""
+        gpu, self._gpu = self._gpu, None
+        if gpu is not None:
+            bounded(gpu.close, self._timeout_s)
 
 
 def memory_of(pids: Collection[int], listed: Mapping[int, int | None]) -> int | None:

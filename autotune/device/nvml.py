@@ -223,10 +223,16 @@ def _read(nvml: Any, visible: str) -> NvmlAnswer:
 
 
 def bounded(call: Callable[[], Any], timeout_s: float) -> Any:
-    """The result of `call`, or None when it takes longer (a driver call can hang for good)."""
+    """The result of `call`, or None when it takes longer (a driver call can hang for good).
+
+    Where the system refuses a further thread it is called here, and waited for.
+    """
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        return call()
     thread.join(timeout_s)
     return results[0] if results else None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autotune.device.host import process_identity
-from autotune.device.live_gpu import LiveGpu
+from autotune.device.live_gpu import memory_of
 from autotune.errors import FileError
 from autotune.executors.process import WorkerProcess
 from autotune.meters.host import pss_bytes
@@ -165,12 +165,12 @@ class JobRun:
         while len(self._recent) > 2 and self._recent[0][0] < t - _RECENT_S:
             self._recent.popleft()
 
-    def read_memory(self, gpu: LiveGpu | None) -> None:
-        """Read what its processes take now."""
+    def read_memory(self, on_device: Mapping[int, int | None]) -> None:
+        """Read what its processes take now; `on_device` is what each of the device's processes takes there."""
         pids = self.worker.descendants() if self.worker else []
         sizes = [size for pid in pids if (size := pss_bytes(pid)) is not None]
         self.ram_bytes = sum(sizes) if sizes else None
-        used = gpu.process_bytes(pids) if gpu else None
+        used = memory_of(pids, on_device)
         self.vram_bytes = used if used is not None else self.framework_bytes
 
     def counts(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.codec import to_json
-from autotune.device.live_gpu import LiveGpu
+from autotune.device.live_gpu import PatientGpu
 from autotune.device.mps import shared_if_possible
 from autotune.errors import FileError
 from autotune.executors.process import Message, WorkerProcess, receive_all
@@ -112,7 +112,7 @@ class Supervisor:
         self._throughput = SharedThroughput(at_once, plan)
         predicted = manifest.predicted() if at_once == self._point.concurrency else None  # it is of all at once
         self._predicted_sps = predicted.sps if predicted else None
-        self._gpu = LiveGpu(device.gpu) if device.gpu else None
+        self._gpu = PatientGpu(device.gpu) if device.gpu else None
         self._patience = patience or Patience()
         self._listened_s = self._started_s
         self._status, self._stopping = StatusFile(run, warn), False
@@ -305,8 +305,9 @@ class Supervisor:
         on_event(snapshot)
 
     def _read_memory(self) -> None:
+        listed = self._gpu.processes() if self._gpu else {}
         for job in self._active():
-            job.read_memory(self._gpu)
+            job.read_memory(listed)
 
     def _snapshot(self, state: State) -> Snapshot:
         rates = [job.sps for job in self._jobs if job.sps is not None]
