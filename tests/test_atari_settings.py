@@ -124,13 +124,21 @@ def test_precision_by_compute_capability(monkeypatch, capability, auto, refused)
 
 @pytest.mark.parametrize(("has_bf16", "native"), [(True, ("bf16", "fp32")), (False, ("fp32",))])
 def test_precision_on_a_cpu(monkeypatch, has_bf16, native):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16}, raising=False)
     found = native_precisions(torch.device("cpu"))
     assert found == native
     assert choose_precision("auto", found, "cpu") == native[0]
     if not has_bf16:
         with pytest.raises(UsageError, match="'bf16' is not native on cpu"):
             choose_precision("bf16", found, "cpu")
+
+
+@pytest.mark.parametrize(("amx", "avx512"), [(True, False), (False, True), (False, False)])
+def test_precision_on_a_cpu_with_a_torch_that_lists_no_capabilities(monkeypatch, amx, avx512):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert native_precisions(torch.device("cpu")) == (("bf16", "fp32") if amx or avx512 else ("fp32",))
 
 
 def test_compiling_without_a_compiler_is_refused_in_words(monkeypatch):

@@ -47,11 +47,17 @@ def native_precisions(device: torch.device) -> tuple[Precision, ...]:
         if capability >= (8, 0):
             return ("bf16", "tf32", "fp16", "fp32")
         return ("fp16", "fp32") if capability >= (7, 0) else ("fp32",)
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"):
-            return ("bf16", "fp32")
+    if device.type == "cpu" and _cpu_has_bf16():
+        return ("bf16", "fp32")
     return ("fp32",)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for bf16."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.8 has the single questions only
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def choose_precision(requested: str, native: tuple[Precision, ...], device: str) -> Precision:
