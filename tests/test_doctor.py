@@ -99,6 +99,13 @@ def test_mig() -> None:
     assert "-mig 0" in finding.fix
 
 
+def test_mig_without_an_instance_shows_no_part_of_the_gpu() -> None:
+    diagnosis = judge(FakeNvml(fake_nvml.a100_80(mig=True)))
+    finding = only(diagnosis, "MIG is on, and the GPU has no instance")
+    assert (finding.severity, diagnosis.fit) == ("fatal", False)
+    assert "-mig 0" in finding.fix and "mig -cgi" in finding.fix
+
+
 def test_a_compute_mode_that_keeps_processes_out() -> None:
     one = judge(FakeNvml(fake_nvml.t4(compute_mode=3)))
     finding = only(one, "compute mode is exclusive_process")

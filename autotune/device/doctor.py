@@ -47,6 +47,7 @@ def _findings(device: DeviceInfo, checks: Mapping[str, float], errors: Mapping[s
     yield from topics.lost_gpus(device)
     yield from topics.driver_age(device)
     if device.gpu is not None and device.gpu.problem is None:
+        yield from topics.divided(device)
         yield from topics.gpu_setup(device.gpu)
         yield from topics.gpu_health(device.gpu)
         yield from topics.neighbours(device.gpu)

@@ -124,15 +124,29 @@ def driver_age(device: DeviceInfo) -> Iterator[Finding]:
         yield _finding("info", what, "the same major version: works, but for code compiled on the spot", fix)
 
 
+def divided(device: DeviceInfo) -> Iterator[Finding]:
+    """A GPU that MIG divides: an instance of it is used, if it has any."""
+    gpu = device.gpu
+    if gpu is None or not gpu.mig_enabled:
+        return
+    if gpu.board_uuid is None and device.source == "nvml":  # nvidia-smi does not tell its instances here
+        yield _finding(
+            "fatal",
+            "MIG is on, and the GPU has no instance: CUDA shows nothing of it",
+            "dividing the card was begun and not ended",
+            "for the whole GPU: sudo nvidia-smi -mig 0; for parts: sudo nvidia-smi mig -lgip, then mig -cgi ID -C",
+        )
+        return
+    yield _finding(
+        "warning",
+        f"MIG is on: training sees a part of the GPU, {gpu.name} with {format_bytes(gpu.vram_total_bytes)}",
+        "the card is divided into instances; utilisation and energy are not told for one",
+        "for the whole GPU: sudo nvidia-smi -mig 0, or rent an undivided one",
+    )
+
+
 def gpu_setup(gpu: GpuInfo) -> Iterator[Finding]:
     """Modes of the GPU that cost speed or memory."""
-    if gpu.mig_enabled:
-        yield _finding(
-            "warning",
-            f"MIG is on: training sees a part of the GPU, {gpu.name} with {format_bytes(gpu.vram_total_bytes)}",
-            "the card is divided into instances; utilisation and energy are not told for one",
-            "for the whole GPU: sudo nvidia-smi -mig 0, or rent an undivided one",
-        )
     if gpu.persistence_enabled is False:
         yield _finding(
             "info",
