@@ -9,7 +9,9 @@ _WORDS = (
     r"bad_alloc|(?:cannot|can't|unable to|failed to) allocate (?:memory|[\d.]+ (?:bytes|[kmgtpe]i?b))|"
     # A library of the device that finds no room for its own workspace or handle, and torch's words for it.
     r"ALLOC(?:ATION)?_FAILED|CU(?:BLAS|DNN)_STATUS_NOT_INITIALIZED|unable to find an engine to execute|"
-    r"unable to find a valid cuDNN algorithm)"
+    r"unable to find a valid cuDNN algorithm|"
+    # JAX's words for it, of which several processes beside each other get to see these first.
+    r"gpu\w+Create(?:\(&handle\))? failed|create cu\w+ (?:handle|instance)|(?:resource|memory|cu\w+) allocation failed)"
 )
 _MEMORY = re.compile(_WORDS, re.IGNORECASE)
 _HINT = re.compile(rf"\b(?:if|when|unless|in case|avoid|prevent|hint:|tip:)\s[^.:]*?{_WORDS}", re.IGNORECASE)
