@@ -8,6 +8,7 @@ from typing import Literal
 
 RAM_UNSTATED_BYTES = 2**60
 """`HostInfo.ram_limit_bytes` of a recorded machine whose memory nobody stated."""
+_CONTEXT_MIN_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,11 @@ class GpuProcess:
     pid: int
     used_bytes: int | None
     name: str | None
+
+    @property
+    def computes(self) -> bool:
+        """Whether it may compute there; a display server without a screen holds less than any compute context."""
+        return self.used_bytes is None or self.used_bytes >= _CONTEXT_MIN_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,6 +181,14 @@ def test_everything_that_slows_a_gpu() -> None:
     assert diagnosis.verdict.endswith("with 6 warnings.")
 
 
+def test_a_display_server_without_a_screen_disturbs_nothing() -> None:
+    """Many a rented machine's lists one of 4 MiB; a probe is not labelled shared for it."""
+    with_display = fake_nvml.t4(used_gib=0.01, processes={1234: 4 * 2**20})
+    assert judge(FakeNvml(with_display)).findings == ()
+    hidden = fake_nvml.t4(used_gib=3, processes={1234: 4 * 2**20})
+    assert "by no process that is visible here" in only(judge(FakeNvml(hidden)), "3.0 GiB of GPU memory is in use").what
+
+
 def test_memory_in_use_by_nobody_visible() -> None:
     assert only(judge(FakeNvml(fake_nvml.t4(used_gib=3))), "3.0 GiB of GPU memory is in use").severity == "warning"
 

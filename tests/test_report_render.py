@@ -12,6 +12,7 @@ from report_run import device, make_run, recipe, result, search_trials
 from autotune.cli import main
 from autotune.codec import to_json
 from autotune.errors import FileError
+from autotune.machine import GpuProcess
 from autotune.manifest import build_manifest, save_manifest
 from autotune.records import ENDED_EARLY, REFUSED, Budget, Job, Point
 from autotune.report.facts import Facts, Price, gather
@@ -206,6 +207,17 @@ def test_json_holds_the_figures(tmp_path: Path) -> None:
     failed = facts["trials"][8]
     assert failed["status"] == "oom" and failed["sps"] is None and failed["job_sps"] == []
     assert failed["goodput_per_usd"] is None
+
+
+@pytest.mark.parametrize(
+    ("used", "words"), [(3 * 2**30, "held by one process"), (None, "held by one process"), (4 * 2**20, "")]
+)
+def test_who_shares_the_gpu_is_said_but_no_display_server_without_a_screen(
+    tmp_path: Path, used: int | None, words: str
+) -> None:
+    gpu = replace(device().gpus[0], processes=(GpuProcess(pid=7, used_bytes=used, name="python"),))
+    text = render_report(make_run(tmp_path, own_device=device(gpus=(gpu,))), price=2.0).markdown.read_text()
+    assert ("others on the GPU" in text, words in text) == (bool(words), True)
 
 
 def test_unknown_numbers_are_words_never_floats(tmp_path: Path) -> None:

@@ -201,7 +201,8 @@ def gpu_health(gpu: GpuInfo) -> Iterator[Finding]:
 
 def neighbours(gpu: GpuInfo) -> Iterator[Finding]:
     """Others on the GPU: seen, or only their memory."""
-    for process in gpu.processes or ():
+    others = [process for process in gpu.processes or () if process.computes]
+    for process in others:
         name = process.name or "unknown program"
         yield _finding(
             "warning",
@@ -209,7 +210,7 @@ def neighbours(gpu: GpuInfo) -> Iterator[Finding]:
             "another program runs there: measurements will be disturbed and labelled shared",
             f"stop process {process.pid} or wait until it ends",
         )
-    if not gpu.processes and (gpu.vram_used_bytes or 0) > UNSEEN_VRAM_BYTES:
+    if not others and (gpu.vram_used_bytes or 0) > UNSEEN_VRAM_BYTES:
         yield _finding(
             "warning",
             f"{format_bytes(gpu.vram_used_bytes)} of GPU memory is in use, by no process that is visible here",

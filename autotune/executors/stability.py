@@ -32,8 +32,6 @@ MARKS = {
 _BRAKE_SHARE_MAX = 0.05
 _SLOWER_MAX = 0.05
 _OTHERS_SHARE_MAX = 0.10
-_NEIGHBOUR_MIN_BYTES = 32 * 2**20
-"""Less than any compute context: a display server without a screen holds a few MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +83,8 @@ def neighbours(readings: Sequence[Reading], device: DeviceInfo) -> tuple[GpuProc
     found = []
     for name in names(readings, NEIGHBOUR):
         pid, used = int(name.removeprefix(NEIGHBOUR)), peak(readings, name)
-        if used is None or used >= _NEIGHBOUR_MIN_BYTES:
-            found.append(GpuProcess(pid=pid, used_bytes=None if used is None else int(used), name=known.get(pid)))
-    return tuple(sorted(found, key=lambda process: process.pid))
+        found.append(GpuProcess(pid=pid, used_bytes=None if used is None else int(used), name=known.get(pid)))
+    return tuple(sorted((process for process in found if process.computes), key=lambda process: process.pid))
 
 
 def slows(traces: Sequence[Trace]) -> bool:

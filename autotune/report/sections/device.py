@@ -26,8 +26,8 @@ def _gpu_rows(device: DeviceInfo) -> list[tuple[str, str]]:
         ("driver, CUDA", f"{device.driver or UNKNOWN}, {device.cuda_driver or UNKNOWN}"),
         ("power limit", _watts(gpu.power_limit_w)),
     ]
-    if gpu.processes:
-        others = counted(len(gpu.processes), "process", "processes")
+    if computing := [process for process in gpu.processes or () if process.computes]:
+        others = counted(len(computing), "process", "processes")
         rows.append(("others on the GPU", f"memory held by {others}: figures are of a shared device"))
     if problem := _problem(gpu):
         rows.append(("problem", problem))
