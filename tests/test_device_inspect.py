@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from autotune.device.inspect import child_environment, inspect_device, mps_activ
 from autotune.device.live_gpu import LiveGpu
 from autotune.device.nvml import read_nvml
 from autotune.device.prices import listed_price, price_table
-from autotune.device.smi import read_smi
+from autotune.device.smi import read_smi, run_program
 from autotune.errors import DeviceError, UsageError
 from autotune.machine import DeviceInfo, GpuInfo, GpuProcess
 
@@ -299,6 +300,28 @@ def test_an_old_nvidia_smi_does_without_a_field() -> None:
     answer = read_smi(smi(unknown_field="compute_cap"))
     assert answer.problem is None
     assert (answer.gpus[0].compute_capability, answer.gpus[0].power_limit_w) == (None, 70.0)
+
+
+def test_an_nvidia_smi_that_cannot_be_killed_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the driver it sleeps uninterruptibly, and `subprocess.run` waits for its end after the timeout."""
+    release = threading.Event()
+
+    def hang(*_: Any, **__: Any) -> None:
+        release.wait(20)
+        raise OSError("killed")
+
+    monkeypatch.setattr("autotune.device.smi.subprocess.run", hang)
+    monkeypatch.setattr("autotune.device.smi._KILL_S", 0.0, raising=False)
+    started_s = time.monotonic()
+    assert run_program(["nvidia-smi"], timeout_s=0.1) is None
+    assert time.monotonic() - started_s < 10
+    release.set()
+
+
+def test_a_program_is_run_for_its_output() -> None:
+    assert run_program(["echo", "one, two"]) == "one, two"
+    assert run_program(["no-such-program-here"]) is None
+    assert run_program(["sleep", "20"], timeout_s=0.1) is None
 
 
 def test_nvidia_smi_without_a_gpu_is_a_problem_in_its_own_words() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 from collections.abc import Callable, Sequence
 
-from autotune.device.nvml import NvmlAnswer
+from autotune.device.nvml import NvmlAnswer, bounded
 from autotune.machine import GpuInfo, GpuProcess
 
 Run = Callable[[Sequence[str]], str | None]
@@ -35,10 +36,17 @@ FIELDS = (
     "driver_version",
 )
 _MIB = 2**20
+_KILL_S = 1.0
 
 
 def run_program(arguments: Sequence[str], timeout_s: float = 15.0) -> str | None:
     """Output and errors of a program as text, None when it is missing or takes longer than `timeout_s`."""
+    # One that hangs in the driver cannot be killed, and `subprocess.run` waits for its end.
+    output: str | None = bounded(functools.partial(_output, arguments, timeout_s), timeout_s + _KILL_S)
+    return output
+
+
+def _output(arguments: Sequence[str], timeout_s: float) -> str | None:
     try:
         done = subprocess.run(
             list(arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s, check=False
