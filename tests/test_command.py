@@ -591,6 +591,17 @@ def test_good_end_without_progress_is_misuse(start, options, words):
     assert type(error) is UsageError and re.search(words, str(error))
 
 
+@pytest.mark.parametrize("then", ["pass", "time.sleep(600)"])
+def test_totals_that_no_mark_lets_count_are_told_as_such(start, then):
+    """A CleanRL-like script that prints its speed in other words: its totals were read, and a hang was told."""
+    code = f"import time; print('global_step=400 SPS=12', flush=True); {then}"
+    session = start(python(code), progress="cleanrl", progress_timeout_s=0.5)
+    told = str(step_to_the_end(session)[1])
+    assert "stayed at zero" in told and r"no line matched the mark 'SPS:\s*\d', at which progress counts" in told
+    assert r"with --counter 'global_step=(\d+)' in place of preset and mark every line counts" in told
+    assert "hang_timeout_s" not in told and told.endswith("global_step=400 SPS=12")
+
+
 @pytest.mark.parametrize(
     ("line", "preset"),
     [

@@ -287,6 +287,8 @@ class CommandSession:
                 "later ones are smaller. Let --counter match one total only; "
                 f"the last lines were:\n{self._last_lines()}"
             )
+        if progress.unmarked:
+            return f"its steps stayed at zero for {waited}{self._rule.unmarked()}. {LAST_LINES}{self._last_lines()}"
         if progress.found:
             longer = "hang_timeout_s among the hyperparameters of a recipe allows more"
             matched = f"; {described}" if progress.unread else self._unmatched()
@@ -322,7 +324,8 @@ class CommandSession:
         if code == 0 and not starved:
             progress = self._child.progress
             found = progress.found and not progress.unread
-            missing = "its steps stayed at zero" if found else self._rule.describe(progress.unread)
+            stayed = f"its steps stayed at zero{self._rule.unmarked() if progress.unmarked else ''}"
+            missing = stayed if found else self._rule.describe(progress.unread)
             return UsageError(
                 f"the program ended well, but {missing}; {self._remedy()}. {LAST_LINES}{self._last_lines()}"
             )

@@ -76,8 +76,17 @@ class ProgressRule:
         option, pattern = ("--counter", self.counter) if self.counter else ("--rate", self.rate)
         if pattern and unread:
             return f"{option} '{pattern.pattern}' matched {unread!r}, which is no number"
-        mark = f" (or none matched the mark '{self.mark.pattern}')" if self.mark else ""
-        return f"no line matched {option} '{pattern.pattern}'{mark}" if pattern else ""
+        return f"no line matched {option} '{pattern.pattern}'" if pattern else ""
+
+    def unmarked(self) -> str:
+        """That lines told progress, but none that it counts, for the message that it stayed at zero."""
+        option, pattern = ("--counter", self.counter) if self.counter else ("--rate", self.rate)
+        if pattern is None or self.mark is None:
+            return ""
+        return (
+            f": no line matched the mark '{self.mark.pattern}', at which progress counts; "
+            f"with {option} '{pattern.pattern}' in place of preset and mark every line counts"
+        )
 
 
 def make_rule(*, counter: str | None, rate: str | None, mark: str | None, preset: str | None) -> ProgressRule:
@@ -249,6 +258,11 @@ class ProgressCounter:
     def several_totals(self) -> bool:
         """Whether the numbers read are more than one total, of which the largest counts."""
         return self.smaller > _SMALLER_SHARE_MAX * self.numbers
+
+    @property
+    def unmarked(self) -> bool:
+        """Whether lines told progress, and none matched the mark at which it counts."""
+        return self._rule.mark is not None and not self.steps and self._unmarked_steps > 0
 
     @property
     def largest(self) -> float:
