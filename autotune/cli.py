@@ -30,6 +30,7 @@ from autotune.options import (
     RUNS,
     SETTINGS,
     WORK,
+    Count,
     options,
 )
 from autotune.streams import lose_what_cannot_be_shown
@@ -153,7 +154,7 @@ def record(ctx: click.Context, /, **options: Any) -> int:
     click.option("--try", type=SETTINGS, multiple=True, help="Measure this point too, first."),
     click.option("--sampler", default="autotune", help="autotune, tpe, gp, random, grid or hillclimb."),
     click.option("--executor", default="isolated", help="isolated, or replay:FILE for a recorded surface."),
-    click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of the search."),
+    click.option("--seed", type=Count(0, 2**32 - 1), default=0, help="Seed of the search."),
     click.option("--no-early-stop", is_flag=True, help="Go on when a probe costs more than it can save the training."),
     GUARD,
     EXPORT,

@@ -35,15 +35,40 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+class Count(click.IntRange):
+    """A whole number within a range; click says of others that they are "not a valid integer range"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        return _within(self, "a whole number", super().convert, value, param, ctx)
+
+
 class Range(click.FloatRange):
     """A number within a range; NaN, which passes click's comparisons, is in none."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number."""
-        found = super().convert(value, param, ctx)
-        if math.isnan(found):
-            self.fail(f"{found} is not in the range {self._describe_range()}.", param, ctx)
-        return found
+        return _within(self, "a number", super().convert, value, param, ctx)
+
+
+def _within(
+    kind: click.IntRange | click.FloatRange,
+    expected: str,
+    convert: Callable[..., Any],
+    value: Any,
+    param: click.Parameter | None,
+    ctx: click.Context | None,
+) -> Any:
+    """A number by click's own conversion; what it refuses is refused with what was expected."""
+    try:
+        found = convert(value, param, ctx)
+    except click.BadParameter:
+        found = math.nan
+    if math.isnan(found):
+        most = "" if kind.max is None else f" and at most {kind.max:,}"
+        least = f"{'above' if kind.min_open else 'of at least'} {kind.min:,}"
+        kind.fail(f"{value!r} must be {expected} {least}{most}", param, ctx)
+    return found
 
 
 def needs(main: str, what: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -145,9 +170,7 @@ NAMING = options(
 )
 MIGRATION = options(
     click.option("--resume-from", metavar="RUN", help="Go on with this run's training, at the manifest's point."),
-    click.option(
-        "--canary", type=click.IntRange(1), metavar="N", is_eager=True, help="With --resume-from: N jobs go first."
-    ),
+    click.option("--canary", type=Count(1), metavar="N", is_eager=True, help="With --resume-from: N jobs go first."),
     click.option(
         "--canary-time",
         type=DURATION,
@@ -166,18 +189,16 @@ MIGRATION = options(
 WORK = options(
     click.argument("recipe", required=False),
     click.option("--games", metavar="A,B", help="Only these games (environments) as jobs."),
-    click.option("--seeds", type=click.IntRange(1), metavar="N", help="Train every game N times, with seeds 1 to N."),
+    click.option("--seeds", type=Count(1), metavar="N", help="Train every game N times, with seeds 1 to N."),
     click.option(
         "--counter", metavar="REGEX", help="Own script: group 1 is its running total of steps, (?P<worker>...) whose."
     ),
     click.option("--rate", metavar="REGEX", help="Own script: group 1 is its steps per second since the line before."),
     click.option("--progress", metavar="cleanrl|sb3", help="Own script: a preset for --counter or --rate."),
-    click.option(
-        "--jobs", type=click.IntRange(1), metavar="N", help="Own script: trainings, {seed} 1, 2, ...; default 1."
-    ),
+    click.option("--jobs", type=Count(1), metavar="N", help="Own script: trainings, {seed} 1, 2, ...; default 1."),
     click.option(
         "--steps",
-        type=click.IntRange(1, 10**15),
+        type=Count(1, 10**15),
         metavar="N",
         help=f"Steps of each training; default: the recipe's budgets, of an own script {OWN_STEPS:,}.",
     ),
@@ -210,14 +231,14 @@ GUARD = options(
     ),
     click.option(
         "--guard-steps",
-        type=click.IntRange(1, 10**12),
+        type=Count(1, 10**12),
         metavar="N",
         callback=needs("guard", "the length of the pilots that --guard trains"),
         help="Env steps of a pilot; default: what suits.",
     ),
     click.option(
         "--guard-seeds",
-        type=click.IntRange(2, 100),
+        type=Count(2, 100),
         default=3,
         callback=needs("guard", "the number of pilots that --guard trains of each point"),
         help="Pilots of each point, set once.",
