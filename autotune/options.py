@@ -118,11 +118,14 @@ def parse_settings(text: str) -> dict[str, KnobValue]:
     """``num_envs=8,batch_size=256`` -> the knobs in it.
 
     Raises:
-        UsageError: not ``name=value`` pairs.
+        UsageError: not ``name=value`` pairs, or a name twice.
     """
     pairs = [part.partition("=") for part in text.replace(" ", ",").split(",") if part]
     if not pairs or any(not name or not equals or not value for name, equals, value in pairs):
         raise UsageError(f"{text!r} must be name=value pairs, such as num_envs=8,batch_size=256,concurrency=1")
+    names = [name for name, _, _ in pairs]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UsageError(f"{text!r} names {twice[0]} twice: give it one value")
     return {name: parse_knob_value(value) for name, _, value in pairs}
 
 

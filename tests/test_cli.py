@@ -384,6 +384,7 @@ BAD = [
     (["search", "--seed", "x"], "'x' must be a whole number of at least 0 and at most 4,294,967,295"),
     (["search", "--guard-seeds", "1.5"], "'1.5' must be a whole number of at least 2 and at most 100"),
     (["search", "--guard-margin", "nan"], "'nan' must be a number above 0 and at most 1"),
+    (["search", "--baseline", "num_envs=4,num_envs=8"], "names num_envs twice"),
     (["search", "--sampler", "psychic", "--budget", "40s"], "unknown sampler 'psychic'"),
     (["search", "--name", "../up"], "letters, digits"),
     (["search", "--executor", "replay:none.csv"], "no file 'none.csv'"),
