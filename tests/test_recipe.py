@@ -151,6 +151,7 @@ steps = 10
         ("episodes = 100", "", ["exactly one of", "none"]),
         ("episodes = 100", "episodes = nan", ["jobs[0].episodes", "finite"]),
         ('id = "pong-again"', 'id = "pong"', ["'pong' is given twice"]),
+        ('id = "pong"', 'id = "Pong/v5"', ["[1].id = 'Pong/v5'", "letters, digits, dots"]),
         ("vram_fraction = 0.8", "vram_fraction = 1.8", ["limits.vram_fraction = 1.8", "less than or equal to 1"]),
         ('workload = "atari"', "", ["'workload' is missing"]),
         ("num_envs = {min = 5, max = 128}", "num_envs = 8", ["knobs.num_envs = 8: expected a list such as"]),

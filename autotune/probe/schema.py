@@ -218,11 +218,13 @@ def _message(item: Any) -> str:
         return f"unknown key {key!r}.{did_you_mean(str(place[-1]), known)} Allowed here: {', '.join(known)}."
     if item["type"] == "missing":
         return f"{key!r} is missing"
-    value = item["input"]
+    value, expected = item["input"], item["msg"].removeprefix("Value error, ")
+    if item["type"] == "string_pattern_mismatch":
+        expected = "a name has letters, digits, dots, dashes and underscores, and begins with a letter or a digit"
     shown = "" if isinstance(value, (dict, list)) and len(str(value)) > 80 else f" = {value!r}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{key}{shown}: expected a finite number"
-    return f"{key}{shown}: {item['msg'].removeprefix('Value error, ')}"
+    return f"{key}{shown}: {expected}"
 
 
 def _known_keys(place: list[Any]) -> list[str]:
