@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_run import device, make_run, recipe, result, search_trials
+from report_run import STEPS, device, make_run, recipe, result, search_trials
 
 from autotune.cli import main
 from autotune.codec import to_json
@@ -370,6 +370,22 @@ def test_a_games_length_is_pooled_over_probes_and_never_said_to_be_measured_of_a
     assert said in markdown and "as measured" not in markdown
     assert "The length taken for each job: pong its own, boxing that of the others." in markdown
     assert "**How long:** about 1h for 2 jobs" in markdown
+
+
+def test_the_games_told_of_are_those_of_budgets_in_episodes(tmp_path: Path) -> None:
+    """A job with a budget in steps has games, too: their length says nothing of the hours."""
+    jobs = [
+        Job(id="pong", env="Pong", seed=0, budget=Budget(unit="episodes", amount=900)),
+        Job(id="boxing", env="Boxing", seed=0, budget=STEPS),
+        Job(id="qbert", env="Qbert", seed=0, budget=Budget(unit="episodes", amount=900)),
+    ]
+    point = Point(num_envs=8, batch_size=256, concurrency=3)
+    measured = result(point, 1000.0, games=(400, 9000, 100), game_steps=(2000.0, 30.0, 500.0))
+    two = report(make_run(tmp_path, [("baseline", measured)], own_recipe=recipe(jobs)))
+    assert "if a game goes on taking 500 to 2,000 env steps (± at most 22 %; 500 games ended) as measured" in two
+    last_in_steps = [*jobs[:2], replace(jobs[2], budget=STEPS)]
+    one = report(make_run(tmp_path, [("baseline", measured)], own_recipe=recipe(last_in_steps), name="b"))
+    assert "if a game goes on taking 2,000 env steps (± 10 %; 400 games ended) as measured" in one
 
 
 def train_files(run: Run, rows: list[str], *events: dict[str, object]) -> None:

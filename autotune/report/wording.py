@@ -69,10 +69,14 @@ def signed_percent(fraction: float) -> str:
 
 def games(facts: Facts) -> str:
     """What the hours of budgets in episodes assume of the games' length; of which games it was measured."""
+    counted_in = {job.env for job in facts.jobs if job.budget.unit == "episodes"}
     lengths = facts.game_lengths
+    if all(lengths[env].measured for env in counted_in):  # else all of them stand in
+        lengths = {env: length for env, length in lengths.items() if env in counted_in}
     own = sorted((length for length in lengths.values() if length.measured), key=lambda length: length.steps)
     span = " to ".join(dict.fromkeys(format_count(each.steps) for each in (own[0], own[-1])))
-    error = percent(max(length.error_fraction for length in own))
+    most = "at most " if len(own) > 1 else ""
+    error = most + percent(max(length.error_fraction for length in own))
     ended = counted(sum(length.games for length in own), "game")
     said = f"{span} env steps (± {error}; {ended} ended)"
     others = [env for env, length in lengths.items() if not length.measured]
