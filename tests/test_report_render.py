@@ -388,6 +388,15 @@ def test_the_games_told_of_are_those_of_budgets_in_episodes(tmp_path: Path) -> N
     assert "if a game goes on taking 2,000 env steps (± 10 %; 400 games ended) as measured" in one
 
 
+def test_dollars_whose_ends_are_the_same_cents_are_one_amount(tmp_path: Path) -> None:
+    """``0.05 USD (0.05 to 0.05)`` claims to be exact; its hours show how sure it is."""
+    jobs = [Job(id=name, env="Pong", seed=0, budget=Budget(unit="steps", amount=324_000)) for name in "abc"]
+    one = make_run(tmp_path, search_trials()[:1], own_recipe=recipe(jobs[:1]))
+    assert "**What it costs:** 0.05 USD at 0.55 USD per hour" in report(one, price=0.55)
+    left_at_the_end = make_run(tmp_path, own_recipe=recipe(jobs), name="b")
+    assert "**What it costs:** 0.02 USD at 0.50 USD per hour" in report(left_at_the_end, price=0.5)
+
+
 def train_files(run: Run, rows: list[str], *events: dict[str, object]) -> None:
     folder = run.train_folder / "jobs" / "game-1"
     folder.mkdir(parents=True)

@@ -117,7 +117,8 @@ def plan_hours(plan: Projection, *, interval: bool = True) -> str:
 def plan_dollars(plan: Projection, *, interval: bool = True) -> str:
     """What all jobs cost, as `plan_hours`."""
     if plan.open_end and plan.least_usd and plan.usd and plan.usd.value >= _CENT_USD:
-        return f"{plan.least_usd.value:,.2f} to {format_usd(plan.usd.value)}"
+        least, most = (f"{each.value:,.2f}" for each in (plan.least_usd, plan.usd))
+        return money(plan.usd.value) if least == most else f"{least} to {most} USD"
     return dollars(plan.usd, interval=interval)
 
 
@@ -130,9 +131,10 @@ def dollars(value: Quantity | None, *, interval: bool = True) -> str:
     """Dollars as ``346.67 USD (330.00 to 362.00)``."""
     if value is None:
         return UNKNOWN
-    if not interval or value.low is None or value.high is None or value.low == value.high or value.value < _CENT_USD:
+    if not interval or value.low is None or value.high is None or value.value < _CENT_USD:
         return money(value.value)
-    return f"{format_usd(value.value)} ({value.low:,.2f} to {value.high:,.2f})"
+    low, high = f"{value.low:,.2f}", f"{value.high:,.2f}"
+    return money(value.value) if low == high else f"{format_usd(value.value)} ({low} to {high})"
 
 
 def interval(value: Quantity | None) -> str:
