@@ -14,6 +14,7 @@ from autotune.codec import to_json
 from autotune.errors import FileError
 from autotune.machine import GpuProcess
 from autotune.manifest import build_manifest, save_manifest
+from autotune.probe.recipe import dump_recipe
 from autotune.records import ENDED_EARLY, REFUSED, Budget, Job, Point
 from autotune.report.facts import Facts, Price, gather
 from autotune.report.figures import report_json
@@ -395,6 +396,22 @@ def test_dollars_whose_ends_are_the_same_cents_are_one_amount(tmp_path: Path) ->
     assert "**What it costs:** 0.05 USD at 0.55 USD per hour" in report(one, price=0.55)
     left_at_the_end = make_run(tmp_path, own_recipe=recipe(jobs), name="b")
     assert "**What it costs:** 0.02 USD at 0.50 USD per hour" in report(left_at_the_end, price=0.5)
+
+
+@pytest.mark.parametrize(
+    ("workload", "words"),
+    [
+        ("busywork", "faster; `--from-checkpoint RUN` measures"),
+        ("command", "faster; a search with the program's own option to resume in the command measures"),
+        ("replay", "faster.\n"),
+    ],
+)
+def test_from_checkpoint_is_advised_where_it_is_taken(tmp_path: Path, workload: str, words: str) -> None:
+    run = make_run(tmp_path)
+    chosen = recipe(workload=workload, hyperparameters={"argv": ["true", "{num_envs}"]})
+    durable_write(run.recipe_file, dump_recipe(chosen))
+    markdown = report(run)
+    assert f"a trained policy can be slower or {words}" in markdown
 
 
 def train_files(run: Run, rows: list[str], *events: dict[str, object]) -> None:

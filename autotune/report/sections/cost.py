@@ -26,6 +26,12 @@ from autotune.train.trained import where
 from autotune.units import counted, format_count, format_duration, format_usd
 
 _DOWNTIMES = (0.01, 0.05, 0.17)
+_FROM_CHECKPOINT = "; `--from-checkpoint RUN` measures where a training stands"
+_WHERE_TRAINED = {
+    "replay": "",
+    "command": "; a search with the program's own option to resume in the command measures where a training stands",
+}
+"""Workloads that `--from-checkpoint` is refused for, and what there is instead."""
 
 
 def render(facts: Facts) -> str:
@@ -109,9 +115,10 @@ def _tail(role: str, places: int, plan: Projection) -> str:
 def _policies(facts: Facts) -> str:
     """What the speeds were measured with."""
     if not facts.trained_env_steps:
+        workload = facts.recipe.workload if facts.recipe else ""
         return (
             "Speeds were measured on the first jobs at their beginning and taken for every job: another environment or "
-            "a trained policy can be slower or faster; `--from-checkpoint RUN` measures where a training stands."
+            f"a trained policy can be slower or faster{_WHERE_TRAINED.get(workload, _FROM_CHECKPOINT)}."
         )
     stand = text(where(facts.trained_env_steps))
     return (
