@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+_AGAIN_S = 0.05
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,6 +37,8 @@ class StopSignals:
         self._event = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
         self._terminals: list[int] = []
+        self._hook: Any = None
+        self._again: threading.Timer | None = None
         self.exit_code = 0
 
     def requested(self) -> bool:
@@ -47,6 +52,17 @@ class StopSignals:
             raise Interrupted(self._message, 128 + number)
         self.exit_code = 128 + number
         self._event.set()
+
+    def _interrupt_again(self, lost: Any) -> None:
+        """Repeat a second signal that came within a callback of the interpreter (a finalizer), which lets no error out.
+
+        Python would show it as ignored, and go on.
+        """
+        if not isinstance(lost.exc_value, Interrupted):
+            self._hook(lost)
+            return
+        self._again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), lost.exc_value.exit_code - 128))
+        self._again.start()
 
     def _leave_terminal(self) -> None:
         """Write to nowhere instead of to a terminal that is gone, which would be an error."""
@@ -62,11 +78,15 @@ class StopSignals:
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         for number in (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,))):
             self._before[number] = signal.signal(number, self._handle)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._interrupt_again
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give them back."""
+        if self._again:
+            self._again.cancel()
+        sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)

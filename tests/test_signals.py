@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -19,6 +20,21 @@ def test_the_first_asks_to_stop_and_a_second_interrupts_with_its_own_exit_code(n
         with pytest.raises(Interrupted, match="work is saved") as caught:
             os.kill(os.getpid(), signal.SIGTERM)
         assert caught.value.exit_code == 143 and stop.exit_code == 128 + number
+
+
+class Finalized:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_second_signal_within_a_finalizer_interrupts_too(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopSignals("work is saved") as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted, match="work is saved") as caught:
+            del [Finalized()][0]  # Python would show the interrupt as ignored
+            time.sleep(5.0)
+        assert caught.value.exit_code == 143 and stop.exit_code == 130
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_hangup_that_is_ignored_stays_ignored() -> None:
