@@ -476,6 +476,16 @@ def test_what_a_training_took_of_the_machine_is_said_in_dollars(
     assert "no price is known" in capsys.readouterr().err
 
 
+def test_the_time_before_a_manifest_was_edited_is_none_of_the_machine(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "train-1", command="train")
+    days = [("opened", "01T10:00"), ("ended", "01T10:30"), ("edited", "02T10:30"), ("opened", "02T10:30")]
+    days += [("ended", "02T11:00")]
+    events = [{"kind": kind, "job": None, "time": f"2026-01-{at}:00+00:00", "state": "done"} for kind, at in days]
+    train_files(run, ["t,10,20000,0,2000,,"], *events)
+    training = gather(run).training
+    assert training is not None and training.machine_s == 3600
+
+
 def test_a_training_that_is_not_done_says_what_is_left_and_why(tmp_path: Path) -> None:
     run = create_run(tmp_path, "train-1", command="train")
     save_manifest(run.manifest_file, build_manifest(recipe(), recipe().baseline))

@@ -19,6 +19,9 @@ from autotune.train.status import JobSnapshot, read_snapshot
 from autotune.worker.metrics import cell_number, read_metrics, untimed_steps
 from autotune.worker.totals import MEAN_RETURN
 
+_FIRST = ("edited", "opened")
+"""Kinds of the events with which a supervisor begins: before them nobody had the machine."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedJob:
@@ -75,7 +78,7 @@ class Training:
     def machine_s(self) -> float:
         """Wall seconds in which it had the machine: of every supervisor from its start to its last event."""
         told = [(event["kind"], when) for event in self.events if (when := _time_of(event))]
-        spans = [(now - before).total_seconds() for (_, before), (kind, now) in pairwise(told) if kind != "opened"]
+        spans = [(now - before).total_seconds() for (_, before), (kind, now) in pairwise(told) if kind not in _FIRST]
         return sum(max(0.0, span_s) for span_s in spans)
 
     @property
