@@ -170,3 +170,41 @@ def test_knobs_without_a_point_are_refused(options):
 
     with pytest.raises(UsageError, match="the knobs allow no point: give num_envs"):
         optuna.create_study(direction="maximize", sampler=GoodputSampler(**options)).optimize(words, n_trials=3)
+
+
+@pytest.mark.parametrize("how", ["raised", "pruned", "zero"])
+def test_a_trial_that_ends_before_it_suggests_every_knob_is_not_measured_again(how):
+    """Programs make their environments first, and run out of memory there."""
+    tried: list[tuple[int, ...]] = []
+    sampler = GoodputSampler(knobs=KNOBS)
+
+    def failing(trial: optuna.Trial) -> float:
+        tried.append(tuple(sampler._point(trial.study, trial.study.trials[-1]).knobs().values()))
+        if trial.suggest_int("num_envs", 8, 128, log=True) >= 32:
+            if how == "zero":
+                return 0.0
+            raise optuna.TrialPruned if how == "pruned" else MemoryError
+        return objective(trial)
+
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(failing, n_trials=14, catch=MemoryError)
+    assert len(set(tried)) == 14
+    assert study.best_value >= 0.95 * max(smooth_sps(16, b, k) for b in KNOBS["batch_size"] for k in (1, 2, 4))
+
+
+@pytest.mark.parametrize("knobs", [{"num_envs": [8, 16, 32, 64]}, {"num_envs": [8, 64], "batch_size": [512]}, None])
+def test_a_study_of_one_knob_finds_its_best(knobs):
+    study = optuna.create_study(direction="maximize", sampler=GoodputSampler(knobs=knobs))
+    study.optimize(lambda trial: smooth_sps(trial.suggest_int("num_envs", 8, 64, log=True), 512, 1), n_trials=7)
+    assert study.best_params == {"num_envs": 64}
+
+
+def test_a_named_knob_that_the_study_never_suggests_is_refused():
+    """Each trial would be one of a point that the study has not heard of, proposed again for ever."""
+    study = optuna.create_study(direction="maximize", sampler=GoodputSampler(knobs=KNOBS))
+
+    def forgetful(trial: optuna.Trial) -> float:
+        return smooth_sps(trial.suggest_int("num_envs", 8, 128, log=True), trial.suggest_int("batch_size", 64, 512), 1)
+
+    with pytest.raises(UsageError, match="without suggesting concurrency, and the sampler was given 3 values of it"):
+        study.optimize(forgetful, n_trials=3)

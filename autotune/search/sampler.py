@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.codec import from_json
 from autotune.errors import UsageError
-from autotune.probe.schema import levels
-from autotune.records import KNOBS, REFUSED, KnobValue, Point, ProbeResult
+from autotune.records import KNOBS, KnobValue, Point, ProbeResult
+from autotune.search import own_study
 from autotune.search.epochs import comparable
 from autotune.search.memory import MemoryLimits
 from autotune.search.propose import Problem, Proposal, propose
@@ -48,29 +47,11 @@ def history_of(trials: Sequence[FrozenTrial]) -> list[ProbeResult]:
 
 
 def result_of(trial: FrozenTrial) -> ProbeResult | None:
-    """The measurement of a trial: its `RESULT` attribute, or its value as steps per second.
-
-    A user's own trial may carry the attributes ``vram_peak_bytes`` and ``ram_peak_bytes``; one whose
-    constraints are violated, or whose value is not above zero, counts as failed. One without a value (the objective
-    raised, was stopped or pruned) is not measured again, and forbids nothing heavier: it need not be for its weight.
-    """
+    """The measurement of a trial: its `RESULT` attribute, or what a user's own trial says (`own_study.measured_by`)."""
     if RESULT in trial.user_attrs:
         result: ProbeResult = from_json(ProbeResult, trial.user_attrs[RESULT])
         return result
-    if STAGE in trial.user_attrs or "num_envs" not in trial.params or "batch_size" not in trial.params:
-        return None
-    value = trial.value if trial.state == TrialState.COMPLETE else None
-    ok = value is not None and 0 < value < math.inf and all(each <= 0 for each in trial.constraints.values())
-    return ProbeResult(
-        requested=Point.from_knobs({name: trial.params[name] for name in KNOBS if name in trial.params}),
-        status="ok" if ok else "crashed",
-        grade="quick",
-        sps=value if ok else None,
-        cost_s=float(trial.user_attrs.get("cost_s", trial.duration.total_seconds() if trial.duration else 0.0)),
-        vram_peak_bytes=trial.user_attrs.get("vram_peak_bytes"),
-        ram_peak_bytes=trial.user_attrs.get("ram_peak_bytes"),
-        flags=() if value is not None else (REFUSED,),
-    )
+    return None if STAGE in trial.user_attrs else own_study.measured_by(trial)
 
 
 class PointSampler(BaseSampler):
@@ -128,7 +109,7 @@ class HistorySampler(PointSampler):
             UsageError: the study's knobs are not known yet.
         """
         trials = study.get_trials(deepcopy=False)
-        problem = self._problem or _problem_of(trials, self._limits)
+        problem = self._problem or own_study.problem_of(trials, self._limits)
         if problem is None:
             raise UsageError("the knobs are known after the first trial, or make the sampler with knobs=...")
         return self.propose(problem, history_of(trials))
@@ -146,7 +127,7 @@ class HistorySampler(PointSampler):
             random = RandomSampler(seed=seed_of(self._seed, trial.number))
             return random.sample_independent(study, trial, param_name, param_distribution)
         value = getattr(point, param_name)
-        if not _allows(param_distribution, value):
+        if not own_study.allows(param_distribution, value):
             raise UsageError(
                 f"the study does not allow {param_name}={value} ({param_distribution}): "
                 "suggest the values that the sampler was given as knobs"
@@ -158,7 +139,7 @@ class HistorySampler(PointSampler):
         with _CHOOSING:
             if trial.number not in self._chosen:
                 trials = study.get_trials(deepcopy=False)
-                problem = self._problem or _problem_of(trials, self._limits)
+                problem = self._problem or own_study.problem_of(trials, self._limits)
                 under_way = [ProbeResult(requested=p, status="ok", grade="quick") for p in self._chosen.values() if p]
                 history = history_of(trials) + under_way
                 proposal = self.propose(problem, history) if problem else None
@@ -167,8 +148,14 @@ class HistorySampler(PointSampler):
             return self._chosen[trial.number]
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Forget the trial's point: it is in the study now."""
-        self._chosen.pop(trial.number, None)
+        """Forget the trial's point: it is in the study now, the knobs included that the trial did not come to.
+
+        Raises:
+            UsageError: the trial was measured without a knob of which the sampler has several values.
+        """
+        point = self._chosen.pop(trial.number, None)
+        if point is not None:
+            own_study.complete(study, trial, point, values if state == TrialState.COMPLETE else None, self._problem)
 
 
 class GoodputSampler(HistorySampler):
@@ -287,28 +274,3 @@ def best_measured(problem: Problem, history: Sequence[ProbeResult]) -> Point | N
     """The point of the space that was measured as the fastest, None when none was stable."""
     stable = [result for result in history if result.ok and result.requested in problem.space.index]
     return max(stable, key=lambda result: result.sps or 0.0).requested if stable else None
-
-
-def _problem_of(trials: Sequence[FrozenTrial], limits: MemoryLimits) -> Problem | None:
-    """The problem that a study's own distributions describe, None before they are known."""
-    known = next(
-        (t.distributions for t in reversed(trials) if {"num_envs", "batch_size"} <= set(t.distributions)), None
-    )
-    if known is None:
-        return None
-    knobs = {name: _values(name, known[name]) for name in KNOBS if name in known}
-    return Problem(space=Space(points=tuple(grid(knobs))), limits=limits)
-
-
-def _values(name: str, distribution: BaseDistribution) -> list[int]:
-    if isinstance(distribution, CategoricalDistribution):
-        return sorted(int(choice) for choice in distribution.choices if isinstance(choice, int))
-    if not isinstance(distribution, IntDistribution):
-        raise UsageError(f"{name} must be suggested with suggest_int or suggest_categorical, not {distribution}")
-    return [v for v in levels(name) if distribution.low <= v <= distribution.high] or [distribution.low]
-
-
-def _allows(distribution: BaseDistribution, value: int) -> bool:
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    return isinstance(distribution, IntDistribution) and distribution.low <= value <= distribution.high
