@@ -114,6 +114,25 @@ def test_a_study_that_forbids_a_named_value_is_refused():
         study.optimize(objective, n_trials=1)
 
 
+def test_a_range_in_steps_is_kept_to():
+    """Optuna takes what a sampler gives: 8 was measured of 1, 4, 7, 10."""
+
+    def stepped(trial: optuna.Trial) -> float:
+        return smooth_sps(
+            trial.suggest_int("num_envs", 1, 10, step=3), trial.suggest_int("batch_size", 64, 448, step=128), 1
+        )
+
+    study = optuna.create_study(direction="maximize", sampler=GoodputSampler())
+    study.optimize(stepped, n_trials=8)
+    assert {trial.params["num_envs"] for trial in study.trials[1:]} <= {1, 4, 7}
+    assert {trial.params["batch_size"] for trial in study.trials[1:]} <= {64, 192, 320}
+    named = optuna.create_study(
+        direction="maximize", sampler=GoodputSampler(knobs={"num_envs": [8], "batch_size": [64]})
+    )
+    with pytest.raises(UsageError, match=r"does not allow num_envs=8 .*step=3"):
+        named.optimize(stepped, n_trials=1)
+
+
 @pytest.mark.parametrize("how", ["raised", "pruned", "nan"])
 def test_a_trial_without_a_value_is_not_measured_again(how):
     """Programs that run out of memory raise; half of the points do."""

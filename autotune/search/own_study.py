@@ -102,11 +102,18 @@ def _values(name: str, distribution: BaseDistribution) -> list[int]:
         return sorted(int(choice) for choice in distribution.choices if isinstance(choice, int))
     if not isinstance(distribution, IntDistribution):
         raise UsageError(f"{name} must be suggested with suggest_int or suggest_categorical, not {distribution}")
-    return [v for v in levels(name) if distribution.low <= v <= distribution.high] or [distribution.low]
+    within = [v for v in levels(name) if distribution.low <= v <= distribution.high] or [distribution.low]
+    return sorted({distribution.low + _steps_to(distribution, v) * distribution.step for v in within})
+
+
+def _steps_to(distribution: IntDistribution, value: int) -> int:
+    """Steps from the lower end of a range to its value nearest to another one."""
+    most = (distribution.high - distribution.low) // distribution.step
+    return min(most, round((value - distribution.low) / distribution.step))
 
 
 def allows(distribution: BaseDistribution, value: int) -> bool:
     """Whether a study may be given this value of a knob."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
-    return isinstance(distribution, IntDistribution) and distribution.low <= value <= distribution.high
+    return isinstance(distribution, IntDistribution) and distribution._contains(value)
