@@ -3,6 +3,7 @@
 import pickle
 import threading
 
+import numpy as np
 import optuna
 import pytest
 from analytic_surface import GIB, memory_bytes, smooth_sps
@@ -227,3 +228,19 @@ def test_a_named_knob_that_the_study_never_suggests_is_refused():
 
     with pytest.raises(UsageError, match="without suggesting concurrency, and the sampler was given 3 values of it"):
         study.optimize(forgetful, n_trials=3)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"numenvs": [8], "batch_size": [64]}, "unknown knob 'numenvs'. Did you mean 'num_envs'?"),
+        ({"num_envs": [0, 8], "batch_size": [64]}, "num_envs=0 must be a whole number of at least 1"),
+        ({"num_envs": [8, 8.5], "batch_size": [64]}, "num_envs=8.5 must be a whole number"),
+        ({"num_envs": ["8"], "batch_size": [64]}, "num_envs='8' must be a whole number"),
+    ],
+)
+def test_named_knobs_that_are_no_counts_are_refused(knobs, said):
+    with pytest.raises(UsageError) as caught:
+        GoodputSampler(knobs=knobs)
+    assert said in str(caught.value)
+    GoodputSampler(knobs={"num_envs": 2 ** np.arange(3, 7), "batch_size": [64]})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.study import Study
@@ -11,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import UsageError
 from autotune.probe.schema import levels
-from autotune.records import KNOBS, REFUSED, Point, ProbeResult
+from autotune.records import COUNT_MAX, KNOBS, REFUSED, Point, ProbeResult
+from autotune.registry import unknown_name
 from autotune.search.memory import MemoryLimits
 from autotune.search.propose import Problem
 from autotune.search.space import Space, grid
@@ -49,6 +51,23 @@ def measured_by(trial: FrozenTrial) -> ProbeResult | None:
 
 def _is_rate(value: float | None) -> bool:
     return value is not None and 0 < value < math.inf
+
+
+def check_knobs(knobs: Mapping[str, Sequence[object]]) -> None:
+    """Refuse values of knobs that a person has misspelt or that are no counts.
+
+    Raises:
+        UsageError: names the knob and the value.
+    """
+    for name, values in knobs.items():
+        if name not in KNOBS:
+            raise UsageError(
+                f"{unknown_name('knob', name, list(KNOBS))} Further parameters of a study are drawn at random; leave "
+                "them out of knobs"
+            )
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= COUNT_MAX:
+                raise UsageError(f"{name}={value!r} must be a whole number of at least 1 and at most {COUNT_MAX}")
 
 
 def complete(

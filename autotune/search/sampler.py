@@ -182,6 +182,9 @@ class GoodputSampler(HistorySampler):
         ram_limit_bytes: what they may hold on the host.
         problem: instead of the above, the whole problem.
         seed: of the random choices.
+
+    Raises:
+        UsageError: `knobs` that allow no point, or hold what is no count of a standard knob.
     """
 
     def __init__(
@@ -196,6 +199,7 @@ class GoodputSampler(HistorySampler):
     ) -> None:
         limits = MemoryLimits(vram_bytes=vram_limit_bytes, ram_bytes=ram_limit_bytes)
         if problem is None and knobs is not None:
+            own_study.check_knobs(knobs)
             points = [p for p in grid(knobs) if rollout is None or p.batch_size <= p.num_envs * rollout]
             rule = None if rollout is None else Rollout(steps=rollout)
             problem = Problem(space=Space(points=tuple(points), rollout=rule), limits=limits)
