@@ -444,7 +444,16 @@ def test_broken_environments_are_named(broken, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("Breakout", "Breakout-v5"), ("ALE/Pong-v5", "Pong-v5"), ("CartPole-v1", "CartPole-v1")]
+    ("name", "expected"),
+    [
+        ("Breakout", "Breakout-v5"),
+        ("ALE/Pong-v5", "Pong-v5"),
+        ("CartPole-v1", "CartPole-v1"),
+        ("frostbite-v5", "Frostbite-v5"),
+        ("ale/mspacman", "MsPacman-v5"),
+        ("lunarlander", "LunarLander-v3"),
+        ("highway-v0", "highway-v0"),
+    ],
 )
 def test_game_names(name, expected):
     assert full_name(name) == expected

@@ -71,22 +71,24 @@ def allowed_threads() -> int:
 
 
 def full_name(name: str) -> str:
-    """EnvPool's name for what the user wrote: ``Breakout`` and ``ALE/Breakout-v5`` are ``Breakout-v5``.
+    """EnvPool's name for what the user wrote: ``breakout`` and ``ALE/Breakout-v5`` are ``Breakout-v5``.
 
     Raises:
         UsageError: EnvPool has no such environment; the message lists near names.
     """
     known = envpool.list_all_envs()
-    short = name.removeprefix("ALE/")
-    for candidate in (name, short, f"{short}-v5"):
-        if candidate in known:
-            return candidate
-    same = sorted(task for task in known if task.rsplit("-v", 1)[0] == short)
+    lower = {task.lower(): task for task in known}
+    short = name.lower().removeprefix("ale/")
+    if name in known:  # some differ from others in case only
+        return name
+    for candidate in (short, f"{short}-v5"):
+        if candidate in lower:
+            return lower[candidate]
+    same = sorted(task for task in known if task.rsplit("-v", 1)[0].lower() == short)
     if same:
         return same[-1]
-    lower = {task.lower(): task for task in known}
-    near = difflib.get_close_matches(f"{short}-v5".lower(), lower, n=4, cutoff=0.6)
-    near += difflib.get_close_matches(short.lower(), lower, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(f"{short}-v5", lower, n=4, cutoff=0.6)
+    near += difflib.get_close_matches(short, lower, n=3, cutoff=0.6)
     hint = f"near names: {', '.join(dict.fromkeys(lower[task] for task in near))}" if near else "no name is near"
     raise UsageError(f"unknown game {name!r}: EnvPool {envpool.__version__} has no such environment; {hint}")
 
