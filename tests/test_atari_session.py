@@ -464,10 +464,10 @@ def test_game_names(name, expected):
     [
         ("Brakeout", "unknown game 'Brakeout'.*near names: Breakout-v5"),
         ("qqqqqqqq", "no name is near"),
-        ("Pendulum-v1", "discrete actions only"),
-        ("FrozenLake-v1", "takes vectors, or uint8 images"),
-        ("KuhnPoker-v1", "for 2 players"),
-        ("VizdoomCustom-v1", "EnvPool cannot make VizdoomCustom-v1: .* does not exist"),
+        ("Pendulum-v1", "discrete actions only: choose another environment, or tune a trainer of your own"),
+        ("FrozenLake-v1", "takes vectors, or uint8 images.*: choose another environment, or tune a trainer"),
+        ("KuhnPoker-v1", "for 2 players.*: choose another environment, or tune a trainer of your own"),
+        ("VizdoomCustom-v1", r"EnvPool cannot make VizdoomCustom-v1: .* does not exist\. Mend that, or choose another"),
     ],
 )
 def test_impossible_games_are_refused(env, message):

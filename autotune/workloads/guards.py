@@ -16,6 +16,10 @@ RAM_VARIABLE = "AUTOTUNE_RAM_BYTES"
 """Host memory that this process may count on when it opens its session; the worker sets it."""
 
 
+OTHERWISE = "choose another environment, or tune a trainer of your own: autotune search -- python train.py"
+"""What to do about an environment that a bundled trainer cannot play."""
+
+
 class OutOfMemoryError(WorkerError):
     """More memory is asked for than there is; known before anything is allocated."""
 
@@ -70,10 +74,11 @@ def environment_made(make_spec: Callable[..., Any], name: str, options: Mapping[
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         chosen = f" with the options {dict(options)}" if options else ""
         raise UsageError(
-            f"EnvPool cannot make {name}{chosen}: {error}. Mend that, or choose another environment"
+            f"EnvPool cannot make {name}{chosen}: {str(error).rstrip('.')}. Mend that, or {OTHERWISE}"
         ) from error
     if spec.config.max_num_players != 1:
-        raise UsageError(f"{name} is for {spec.config.max_num_players} players; this workload plays alone")
+        players = spec.config.max_num_players
+        raise UsageError(f"{name} is for {players} players; this workload plays alone: {OTHERWISE}")
     return spec
 
 

@@ -13,7 +13,13 @@ import numpy as np
 
 from autotune.errors import UsageError
 from autotune.workloads.atari.settings import Option, PPOSettings
-from autotune.workloads.guards import broken_environment, checked_observations, checked_rewards, environment_made
+from autotune.workloads.guards import (
+    OTHERWISE,
+    broken_environment,
+    checked_observations,
+    checked_rewards,
+    environment_made,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -115,13 +121,14 @@ def environment_spec(name: str, settings: PPOSettings) -> EnvironmentSpec:
         raise UsageError(f"{task} does not take the options {given}: use values of the types of {usual}") from None
     actions = getattr(spec.action_space, "n", None)
     if actions is None or spec.action_space.shape != ():
-        raise UsageError(f"{task} has actions {spec.action_space}; this workload plays discrete actions only")
+        actions = spec.action_space
+        raise UsageError(f"{task} has actions {actions}; this workload plays discrete actions only: {OTHERWISE}")
     shape = tuple(getattr(spec.observation_space, "shape", None) or ())
     image = len(shape) == 3 and spec.observation_space.dtype == np.uint8 and min(shape[1:]) >= MINIMUM_IMAGE_SIDE
     if not image and len(shape) != 1:
         raise UsageError(
             f"{task} has observations {spec.observation_space}; this workload takes vectors, or uint8 images "
-            f"(channels, height, width) of at least {MINIMUM_IMAGE_SIDE} x {MINIMUM_IMAGE_SIDE}"
+            f"(channels, height, width) of at least {MINIMUM_IMAGE_SIDE} x {MINIMUM_IMAGE_SIDE}: {OTHERWISE}"
         )
     kind: Literal["image", "vector"] = "image" if image else "vector"
     return EnvironmentSpec(name=task, kind=kind, shape=shape, actions=int(actions), options=options)

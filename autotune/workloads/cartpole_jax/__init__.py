@@ -16,7 +16,7 @@ from pydantic import Field
 from autotune.errors import UsageError
 from autotune.records import Job, Point
 from autotune.workloads import settings
-from autotune.workloads.guards import environment_made, refuse_foreign_state, require
+from autotune.workloads.guards import OTHERWISE, environment_made, refuse_foreign_state, require
 from autotune.workloads.learning import LearningRule
 from autotune.workloads.protocol import Session
 
@@ -113,7 +113,8 @@ class CartpoleJaxWorkload:
             if len(getattr(observations, "shape", None) or ()) != 1 or not hasattr(actions, "n"):
                 raise UsageError(
                     f"environment {name!r} has observations {observations} and actions {actions}; "
-                    "workload cartpole-jax needs a vector and discrete actions, as CartPole-v1 or Acrobot-v1 have"
+                    "workload cartpole-jax needs a vector and discrete actions, as CartPole-v1 or Acrobot-v1 have: "
+                    f"{OTHERWISE}"
                 )
 
     def check_state(self, point: Point, job: Job, meta: Mapping[str, Any]) -> None:
