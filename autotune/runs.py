@@ -96,14 +96,17 @@ class Run:
         write_json(self.state_file, known | facts)
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self, *, in_use: bool = True) -> Iterator[None]:
         """Be the only writer of this run; when is among its facts.
+
+        Args:
+            in_use: it is worked in, and becomes the run that is used last; else others are only kept out.
 
         Raises:
             BusyError: another process holds it; the message names it.
         """
         with hold(self.path / ".lock", f"run {self.path}", "Stop it, or choose another run with --name or --new."):
-            if self.state_file.exists():
+            if in_use and self.state_file.exists():
                 self.update(used=datetime.now(UTC).isoformat())
             yield
 

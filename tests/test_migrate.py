@@ -20,7 +20,7 @@ from autotune.device.inspect import inspect_device
 from autotune.errors import BusyError, FileError, UsageError
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, save_manifest
-from autotune.runs import Run
+from autotune.runs import Run, find_run
 from autotune.train.events import EventLog, read_events
 from autotune.train.folder import open_migrated_run, open_training_run
 from autotune.train.migrate import migrate, rollback, take_over
@@ -547,6 +547,7 @@ def test_the_command_line_migrates_and_returns(tmp_path: Path, capsys: pytest.Ca
     assert {job["id"]: job["env_steps"] >= 1000 for job in json.loads(out)["jobs"]} == {"a": True, "b": True}
     assert "a goes on at env step 300 of run old-1" in told
     assert f"`autotune rollback {runs / 'new-1'}` returns to it" in told
+    assert find_run(runs, None).name == "new-1", "status and report are of the run that trains on"
     assert cli.main(["train", str(source.manifest_file), "--device", "cpu", "--runs", str(runs)]) == 2
     assert "was migrated to" in capsys.readouterr().err
     for _ in range(2):

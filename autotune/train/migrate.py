@@ -78,7 +78,7 @@ def migrate(
         )
     if any(run.train_folder.glob("*")):
         raise UsageError(f"run {run.path} has trained already: choose a new one with --new, or leave --resume-from out")
-    with source.hold(), _without_orphans(source):
+    with source.hold(in_use=False), _without_orphans(source):
         migration = plan_migration(manifest, source, canary=canary, warn=warn)
         states = {
             job.id: load_checkpoint(source.jobs_folder / job.id / "checkpoints" / job.checkpoint).meta["session"]
