@@ -109,7 +109,7 @@ def carry_out(step: Step, log: Path) -> str:
             for command in (step.command, step.beside)
             if command
         ]
-        codes, interrupted = [], False
+        codes, interrupted, killed = [], False, False
         for process in running:
             try:
                 codes.append(process.wait(timeout=max(0.0, until_s - time.monotonic())))
@@ -120,8 +120,10 @@ def carry_out(step: Step, log: Path) -> str:
             try:
                 process.wait(timeout=GRACE_S)
             except subprocess.TimeoutExpired:
+                killed = True
                 process.kill()
-                return "killed: it did not stop"
+    if killed:
+        return "killed: it did not stop"
     if interrupted:
         return step.stopped or f"too slow: stopped after {step.seconds:.0f} s"
     return "done" if not any(codes) else f"exit codes {codes}"
