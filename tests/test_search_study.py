@@ -4,6 +4,7 @@ import math
 import re
 import sqlite3
 from dataclasses import replace
+from pathlib import Path
 
 import optuna
 import pytest
@@ -59,6 +60,19 @@ def search(surface, run, executor=None, *, budget_s=700.0, **options):
 def best_stable(path, vram_fraction=0.9) -> float:
     rows = ReplayExecutor(path).surface.rows
     return max(row.sps for row in rows if row.sps and row.vram_bytes <= vram_fraction * 16 * GIB)
+
+
+@pytest.mark.parametrize("name", ["a?b", "50%41", "{x}", "a#b", "a'b c"])
+def test_a_study_lies_in_its_run_whatever_the_folders_name(tmp_path, monkeypatch, name):
+    """In a URL a question mark ends the path: all runs below it shared one study beside them; a brace was an error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    run = create_run(Path(name), "small-1")
+    measured = ProbeResult(requested=Point(num_envs=8, batch_size=256), status="ok", grade="quick", sps=10.0)
+    add_probe_trial(run, "grid", measured)
+    assert [file.name for file in run.path.glob("study.db*")] == ["study.db"]
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert len(load_trials(run)) == 1
 
 
 def test_a_budget_of_few_long_probes_looks_around_before_it_confirms(tmp_path, run):

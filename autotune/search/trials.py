@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ from autotune.units import format_duration
 
 SHOWN = ("status", "sps", "detail")
 """Of a result, what stands beside it in attributes of their own, for tables of other programs (optuna-dashboard)."""
+
+
+_BUSY_S = 30.0
+"""For how long another program that writes the study is waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +91,13 @@ def open_study(run: Run, sampler: BaseSampler | None = None) -> optuna.Study:
         FileError: it cannot be read or written.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def connect() -> sqlite3.Connection:
+        """By the path as it is: in a URL, a question mark, a percent sign or a brace in it would name another file."""
+        return sqlite3.connect(run.study_file, timeout=_BUSY_S, check_same_thread=False)
+
     with storage_errors(run):
-        storage = RDBStorage(f"sqlite:///{run.study_file}", engine_kwargs={"connect_args": {"timeout": 30}})
+        storage = RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
         sqlalchemy.event.listen(storage.engine, "connect", _synchronous)
         storage.engine.dispose()
         there = [study.study_name for study in storage.get_all_studies()]
