@@ -15,6 +15,7 @@ from autotune.report.projection import Quantity, Savings
 from autotune.report.render import priced_facts, render_sections
 from autotune.report.wording import saving
 from autotune.runs import Run
+from autotune.units import format_duration
 
 BEST = Point(num_envs=64, batch_size=1024, concurrency=2)
 
@@ -247,6 +248,20 @@ def test_less_than_a_cent_is_not_rounded_off_where_the_end_of_a_plan_is_open(tmp
     run = make_run(tmp_path, rest, own_recipe=recipe(unequal(100e6)))
     assert "**What it costs:** under 0.01 USD at 0.0005 USD" in section(run, "summary", price=0.0005)
     assert "**What it costs:** 0.01 to 0.02 USD at 0.003 USD" in section(run, "summary", price=0.003)
+
+
+def test_a_plan_with_an_open_end_is_no_surer_than_its_longest_job(tmp_path: Path) -> None:
+    """100 million steps take 6h 54m (6h 41m to 7h 8m) at half of 8,050: all jobs were said to take 6h 54m at most."""
+    rest = [row for row in search_trials() if row[1].requested != replace(BEST, concurrency=1)]
+    run = make_run(tmp_path, rest, own_recipe=recipe(unequal(100e6)))
+    facts = priced_facts(run, price=2.0)
+    plan = facts.projection(facts.tuned)
+    assert plan is not None and plan.open_end and plan.hours and plan.least and plan.least.low and plan.hours.high
+    assert plan.least.low < plan.least.value and plan.hours.high > plan.hours.value
+    ends = " to ".join(format_duration(end * 3600) for end in (plan.least.low, plan.hours.high))
+    text = section(run, "summary", price=2.0)
+    assert f"**How long:** {ends} for 4 jobs, 2 at a time (how fast those left at its end are was not" in text
+    assert f"**What it costs:** {2 * plan.least.low:,.2f} to {2 * plan.hours.high:,.2f} USD at 2.00 USD" in text
 
 
 def test_a_search_that_was_stopped_is_said_to_go_on(tmp_path: Path) -> None:

@@ -110,16 +110,23 @@ def hours(value: Quantity | None, *, interval: bool = True) -> str:
 def plan_hours(plan: Projection, *, interval: bool = True) -> str:
     """Hours of all jobs; from the least to the most where the speed of those left at the end was not measured."""
     if plan.open_end and plan.least and plan.hours:
-        return " to ".join(format_duration(each.value * HOUR_S) for each in (plan.least, plan.hours))
+        return " to ".join(format_duration(end * HOUR_S) for end in _reach(plan.least, plan.hours, interval))
     return hours(plan.hours, interval=interval)
 
 
 def plan_dollars(plan: Projection, *, interval: bool = True) -> str:
     """What all jobs cost, as `plan_hours`."""
     if plan.open_end and plan.least_usd and plan.usd and plan.usd.value >= _CENT_USD:
-        least, most = (f"{each.value:,.2f}" for each in (plan.least_usd, plan.usd))
+        least, most = (f"{end:,.2f}" for end in _reach(plan.least_usd, plan.usd, interval))
         return money(plan.usd.value) if least == most else f"{least} to {most} USD"
     return dollars(plan.usd, interval=interval)
+
+
+def _reach(least: Quantity, most: Quantity, interval: bool) -> tuple[float, float]:
+    """From the least to the most, each with its own interval where that is wanted and known."""
+    if not interval or least.low is None or most.high is None:
+        return least.value, most.value
+    return least.low, most.high
 
 
 def money(usd: float) -> str:

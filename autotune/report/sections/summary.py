@@ -71,7 +71,7 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
     count = len(plan.jobs)
     jobs = f"{count} jobs{together}" if count > 1 else "the one job"
     open_end = " (how fast those left at its end are was not measured)" if plan.open_end else ""
-    about = "about " if plan.hours.high is None or (plan.open_end and facts.counts_games) else ""
+    about = "about " if plan.hours.high is None else ""
     example = facts.recipe is not None and facts.recipe.workload == "replay"
     how, made_up = (", as an example", f"; {_MADE_UP}") if example else ("", "")
     hours = f"{about}{plan_hours(plan)} for {jobs}{open_end}{_episodes(facts)}"
@@ -99,7 +99,7 @@ def _sooner(facts: Facts) -> list[str]:
     order = "" if lengths[0] >= max(lengths) * (1 - SAME) else "put the longest job first, or "
     return [
         f"**These jobs {'may ' if plan.open_end else ''}end sooner at {code(other.point.label())}:** in "
-        f"{plan_hours(sooner)}{usd}; the point above takes {plan_hours(plan)}{unsure}. "
+        f"{plan_hours(sooner)}{usd}; the point above takes {plan_hours(plan, interval=not plan.open_end)}{unsure}. "
         "It makes the most steps per second with all places taken, and these jobs leave some empty. What to do: "
         f"{order}search again with `concurrency = [{other.point.concurrency}]` under `[knobs]` in the recipe."
     ]
