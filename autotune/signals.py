@@ -84,9 +84,15 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give them back."""
+        """Give them back.
+
+        Raises:
+            Interrupted: in place of a KeyboardInterrupt for the first signal, which does not know its exit code.
+        """
         if self._again:
             self._again.cancel()
         sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if type(error) is KeyboardInterrupt and self.exit_code:  # of something that was asked to stop
+            raise Interrupted(self._message, self.exit_code) from error

@@ -61,7 +61,7 @@ def run_training(options: dict[str, Any], say: Say) -> EndedTraining:
         if source and load_migration(run):
             say(f"run {source.name} was migrated before: run {run.name} goes on")
         elif source:
-            _take_over(manifest, source, run, device, options, say)
+            _take_over(manifest, source, run, device, options, say, stop.requested)
         elif run.state().get("training") == "rolled back":
             say(f"run {run.name} was rolled back: it begins at env step 0; --resume-from RUN goes on with another's")
         result = train_run(manifest, run, device=device, on_event=view.update, warn=say, should_stop=stop.requested)
@@ -82,10 +82,16 @@ def _choose_run(path: Path, manifest: Manifest, options: dict[str, Any]) -> tupl
 
 
 def _take_over(
-    manifest: Manifest, source: Run, run: Run, device: DeviceInfo, options: dict[str, Any], say: Say
+    manifest: Manifest,
+    source: Run,
+    run: Run,
+    device: DeviceInfo,
+    options: dict[str, Any],
+    say: Say,
+    should_stop: Callable[[], bool],
 ) -> None:
     asked = (options["canary"], options["canary_time"], options["canary_sps"]) if options["canary"] else None
-    done = migrate(manifest, source, run, device=device, canary=asked, warn=say)
+    done = migrate(manifest, source, run, device=device, canary=asked, warn=say, should_stop=should_stop)
     for job in done.jobs:
         say(f"{job.id} goes on at env step {job.env_steps:,} of run {source.name}")
     if done.fresh:

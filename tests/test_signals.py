@@ -22,6 +22,13 @@ def test_the_first_asks_to_stop_and_a_second_interrupts_with_its_own_exit_code(n
         assert caught.value.exit_code == 143 and stop.exit_code == 128 + number
 
 
+def test_what_ends_at_the_first_signal_has_its_exit_code_too() -> None:
+    with pytest.raises(Interrupted, match="work is saved") as caught, StopSignals("work is saved"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise KeyboardInterrupt
+    assert caught.value.exit_code == 143
+
+
 class Finalized:
     def __del__(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)

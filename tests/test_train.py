@@ -103,6 +103,19 @@ def no_children() -> bool:
     return not [child for child in running if "autotune.worker" in child.cmdline()]
 
 
+def test_a_stop_while_the_jobs_are_checked_waits_for_no_answer(
+    tmp_path: Path, device: DeviceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text("import time\ntime.sleep(60)\n")  # a disk that does not answer
+    run = a_run(tmp_path, a_manifest())
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    started_s = time.monotonic()
+    result = go(a_manifest(), run, device, should_stop=lambda: True)
+    assert time.monotonic() - started_s < 30 and no_children()
+    assert {job.status for job in result.jobs} == {"waiting"} and read_events(run) == []
+
+
 def test_every_job_reaches_its_budget_two_at_a_time(tmp_path: Path, device: DeviceInfo) -> None:
     manifest, snapshots = a_manifest(jobs=3), list[Snapshot]()
     run = a_run(tmp_path, manifest)

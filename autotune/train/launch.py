@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from autotune.executors.isolated import IsolatedExecutor, share_of
@@ -28,15 +28,21 @@ def tuned_elsewhere(manifest: Manifest, device: DeviceInfo) -> str:
 
 
 def check_jobs(
-    manifest: Manifest, device: DeviceInfo, jobs: Sequence[Job], states: Mapping[str, Mapping[str, Any]]
+    manifest: Manifest,
+    device: DeviceInfo,
+    jobs: Sequence[Job],
+    states: Mapping[str, Mapping[str, Any]],
+    should_stop: Callable[[], bool],
 ) -> None:
     """Ask a worker whether jobs can run here, and whether those checkpoints fit them whose `states` (by job) are given.
 
     Raises:
         UsageError: the workload refuses a value, a job or a checkpoint.
+        KeyboardInterrupt: `should_stop` turned true before it answered.
     """
     workload, point = manifest.workload, manifest.point.record()
-    IsolatedExecutor(device).ask("check", workload.name, workload.hyperparameters, tuple(jobs), point, states=states)
+    executor = IsolatedExecutor(device, should_stop)
+    executor.ask("check", workload.name, workload.hyperparameters, tuple(jobs), point, states=states)
 
 
 def training_task(manifest: Manifest, device: DeviceInfo, job: JobRun) -> WorkerTask:

@@ -51,6 +51,7 @@ def migrate(
     device: DeviceInfo,
     canary: tuple[int, float, float] | None = None,
     warn: Callable[[str], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Migration:
     """Take every job of a run over into another one, whose manifest may have any point.
 
@@ -62,8 +63,10 @@ def migrate(
         canary: how many jobs go first, the seconds they are watched, and the fraction of the old rate that
             they must reach.
         warn: takes sentences for the user.
+        should_stop: asked a few times a second while it is checked whether the jobs can run.
 
     Raises:
+        KeyboardInterrupt: `should_stop` turned true; nothing was changed.
         BusyError: somebody trains in the old run.
         FileError: a job's checkpoints are all damaged or gone; nothing was changed.
         UsageError: the runs do not fit each other; names the difference, nothing was changed.
@@ -84,7 +87,7 @@ def migrate(
             job.id: load_checkpoint(source.jobs_folder / job.id / "checkpoints" / job.checkpoint).meta["session"]
             for job in migration.jobs
         }
-        check_jobs(manifest, device, manifest.job_records(), states)
+        check_jobs(manifest, device, manifest.job_records(), states, should_stop)
         return take_over(migration, source, run)
 
 

@@ -121,7 +121,12 @@ class Supervisor:
 
     def run(self, on_event: Callable[[Snapshot], None], should_stop: Callable[[], bool]) -> TrainResult:
         """Train to the end, or until told to stop."""
-        self._open()
+        try:
+            self._open(should_stop)
+        except KeyboardInterrupt:
+            if not should_stop():
+                raise
+            return self._result()
         try:
             self._train(on_event, should_stop)
         except BaseException:
@@ -176,8 +181,12 @@ class Supervisor:
         waiting = [job for job in self._jobs if job.status == "waiting"]
         return [job for job in waiting if self._only is None or job.job.id in self._only]
 
-    def _open(self) -> None:
-        """Take up the run: what was done, what changed, whether the jobs can run here."""
+    def _open(self, should_stop: Callable[[], bool]) -> None:
+        """Take up the run: what was done, what changed, whether the jobs can run here.
+
+        Raises:
+            KeyboardInterrupt: `should_stop` turned true meanwhile.
+        """
         before = read_events(self._run)
         for job in self._jobs:
             job.recall(before)
@@ -190,7 +199,7 @@ class Supervisor:
         checked = self._jobs if edited else self._waiting()
         if checked:  # done jobs, too: of another game now they would not be
             states = {job.job.id: meta for job in checked if edited and (meta := job.saved_meta()) is not None}
-            check_jobs(self._manifest, self._device, [job.job for job in checked], states)
+            check_jobs(self._manifest, self._device, [job.job for job in checked], states, should_stop)
         if edited:
             self._events.record("edited", manifest=content, point_before=edited.get("point"), **facts)
             self._warn(f"the manifest was edited: training goes on at {self._point.label()}")
@@ -327,13 +336,7 @@ class Supervisor:
         statuses = {job.status for job in self._jobs}
         stopped = self._stopping or "crashed" not in statuses
         state: State = "done" if statuses == {"done"} else "stopped" if stopped else "crashed"
-        result = TrainResult(
-            run=self._run.name,
-            jobs=tuple(job.result() for job in self._jobs),
-            sps=self._throughput.sps(),
-            predicted_sps=self._predicted_sps,
-            seconds=time.monotonic() - self._started_s,
-        )
+        result = self._result()
         self._events.record("ended", state=state, sps=result.sps, seconds=round(result.seconds, 3))
         self._show(on_event, state=state)
         facts: dict[str, Any] = {"training": state}
@@ -341,3 +344,12 @@ class Supervisor:
             facts["finished"] = state == "done"
         self._run.update(**facts)
         return result
+
+    def _result(self) -> TrainResult:
+        return TrainResult(
+            run=self._run.name,
+            jobs=tuple(job.result() for job in self._jobs),
+            sps=self._throughput.sps(),
+            predicted_sps=self._predicted_sps,
+            seconds=time.monotonic() - self._started_s,
+        )
