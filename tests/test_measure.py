@@ -1,14 +1,19 @@
 """The measuring loop tells every iteration once, short ones together."""
 
 import itertools
+import json
+import math
 import threading
 import time
 
+import numpy as np
 import pytest
 
+from autotune.errors import WorkerError
+from autotune.executors.evidence import Evidence
 from autotune.executors.window import Step, totals
 from autotune.records import Work
-from autotune.worker.measure import REPORT_PERIOD_S, measure, summed
+from autotune.worker.measure import REPORT_PERIOD_S, measure, step_message, summed
 
 
 class Steps:
@@ -80,3 +85,45 @@ def test_iterations_as_one_keep_every_phase_and_the_last_metrics():
     assert (both.env_steps, both.samples, both.returns) == (8, 10, (1.0, 2.0, 3.0))
     assert both.seconds == pytest.approx({"env": 1.5, "learn": 2.0})
     assert both.metrics == {"loss": 2.0}
+
+
+def test_numbers_of_numpy_are_told_as_plain_ones():
+    work = Work(
+        env_steps=np.int64(3),
+        episodes=np.int32(1),
+        lengths=(np.int64(7),),
+        seconds={"env": np.float32(0.5)},
+        metrics={"loss": np.float32(2.0), "lost": np.float32(np.nan)},
+    )
+    message = json.loads(json.dumps(step_message(work, 2.0, 1.0), allow_nan=False))
+    assert (message["env_steps"], message["lengths"], message["seconds"]) == (3, [7], {"env": 0.5})
+    assert message["metrics"] == {"loss": 2.0}
+
+
+@pytest.mark.parametrize("steps", [math.nan, math.inf, -5, 2.5, None])
+def test_counts_that_cannot_be_are_refused(steps):
+    with pytest.raises(WorkerError, match="the workload reports env_steps"):
+        step_message(Work(env_steps=steps), 2.0, 1.0)
+    with pytest.raises(WorkerError, match="the workload reports a length"):
+        step_message(Work(env_steps=1, lengths=(steps,)), 2.0, 1.0)
+
+
+@pytest.mark.parametrize("took_s", [math.nan, math.inf, -0.1, None])
+def test_times_that_cannot_be_are_refused(took_s):
+    with pytest.raises(WorkerError, match="the workload reports seconds of learn"):
+        step_message(Work(env_steps=1, seconds={"learn": took_s}), 2.0, 1.0)
+
+
+def test_a_process_without_a_step_in_its_window_was_not_measured():
+    """One whose steps are counted when they arrive may tell none of an iteration."""
+
+    def steps(*counts):
+        return [Step(t=float(n), started=n - 1.0, env_steps=count) for n, count in enumerate(counts)]
+
+    for opened, status, culprit in (
+        ([steps(5, 1, 0), steps(0, 0, 1)], "ok", None),
+        ([steps(5, 1, 0), steps(5, 0, 0)], "crashed", 1),
+    ):
+        state = Evidence(workers=[], steps=[], started_s=0.0, opened=opened)
+        state.blame_idle()
+        assert (state.status, state.culprit) == (status, culprit)

@@ -80,6 +80,12 @@ class Evidence:
         if self.status == "crashed" and group is not None and group.oom_kills():
             self.fail("oom", f"the limit on host memory was exceeded: {self.detail}", self.culprit)
 
+    def blame_idle(self) -> None:
+        """A process that made no env step in its window was not measured."""
+        for index, steps in enumerate(self.opened or ()):
+            if not any(step.env_steps for step in steps[1:]):
+                self.fail("crashed", "the workload reported no env step in the measured window", index)
+
 
 def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading], device: DeviceInfo) -> ProbeResult:
     """The result of a probe that has ended, well or not."""

@@ -179,6 +179,7 @@ class IsolatedExecutor:
                 self._launch(request, workers, environment)
                 state.confine(group)
                 self._measure(request, state)
+                state.blame_idle()
             except (WorkerError, DeviceError) as error:
                 state.fail("crashed", str(error))
             finally:

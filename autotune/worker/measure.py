@@ -7,9 +7,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 from autotune.codec import to_json
+from autotune.errors import WorkerError
 from autotune.records import Work
 from autotune.workloads.protocol import Finished, Session
 
@@ -17,7 +19,7 @@ _SLICES_WHEN_LONG = 4
 _FIRST_SLICE_ROWS = 512
 _STEPS_TO_SETTLE = 2
 _PEAK_PERIOD_S = 1.0
-_TOLD = ("env_steps", "reset_rows", "episodes", "minibatches", "lengths")
+_COUNTS = ("env_steps", "reset_rows", "episodes", "minibatches")
 REPORT_PERIOD_S = 0.1
 """Iterations that end sooner after the last message are told with the next: telling takes up to 3 % of 1 ms."""
 
@@ -106,14 +108,36 @@ def summed(works: Sequence[Work]) -> Work:
 
 
 def step_message(work: Work, ended_s: float, started_s: float) -> dict[str, Any]:
-    """A ``step`` message from what a step did, but for metrics without a finite value, as in a training.
+    """A ``step`` message: what a step did, in plain numbers; metrics without a finite value are left out.
 
-    Sent often, so that it copies no value.
+    Raises:
+        WorkerError: a count or a time that cannot be: its rate would be none.
     """
-    metrics = {name: value for name, value in work.metrics.items() if math.isfinite(value)}
-    mappings = {"seconds": dict(work.seconds), "metrics": metrics}
-    told = {name: getattr(work, name) for name in _TOLD}
-    return {"type": "step", "t": ended_s, "started": started_s, **told, **mappings}
+    counts = {name: _count(name, getattr(work, name)) for name in _COUNTS}
+    return {
+        "type": "step",
+        "t": ended_s,
+        "started": started_s,
+        **counts,
+        "lengths": [_count("a length", length) for length in work.lengths],
+        "seconds": {phase: _number(f"seconds of {phase}", took_s) for phase, took_s in work.seconds.items()},
+        "metrics": {name: float(value) for name, value in work.metrics.items() if math.isfinite(value)},
+    }
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is int and value >= 0:  # as nearly always
+        return value
+    number = _number(name, value)
+    if number != int(number):
+        raise WorkerError(f"the workload reports {name} {value!r} of a step: it must be a whole number")
+    return int(number)
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, (float, Real)) or not 0 <= float(value) < math.inf:
+        raise WorkerError(f"the workload reports {name} {value!r} of a step: it must be a number of at least 0")
+    return float(value)
 
 
 def run_steps(session: Session, steps: int, send: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
