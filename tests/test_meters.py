@@ -466,3 +466,22 @@ def test_real_gpu_readings() -> None:
     assert used >= 0
     assert 0 <= (summary.mean(power, "gpu_utilisation") or 0) <= 1
     assert (summary.mean(power, "temperature_c") or 0) > 10
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("where", ["open", "read"])
+def test_a_meter_that_fails_holds_nobody_up(where: str) -> None:
+    """An installed one that is broken took five seconds of every probe."""
+
+    class Broken(SampledMeter):
+        def read(self) -> dict[str, float | None]:
+            return {"value": 1.0}
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    setattr(Broken, where, fail)
+    meter, begin_s = Broken(CPU, lambda: [], 0.1), time.monotonic()
+    meter.start()
+    assert meter.stop() == ()
+    assert time.monotonic() - begin_s < 2.5

@@ -56,16 +56,22 @@ class SampledMeter:
         self._first.set()
 
     def _loop(self) -> None:
-        self.open()
         try:
-            self._sample()
-            due_s = time.monotonic() + self.period_s
-            while not self._stopping.wait(max(0.0, due_s - time.monotonic())):
-                self._sample()
-                due_s = max(due_s + self.period_s, time.monotonic())
-            self._sample()
+            self.open()
+            try:
+                self._read_until_stopped()
+            finally:
+                self.close()
         finally:
-            self.close()
+            self._first.set()  # nobody waits for one that failed
+
+    def _read_until_stopped(self) -> None:
+        self._sample()
+        due_s = time.monotonic() + self.period_s
+        while not self._stopping.wait(max(0.0, due_s - time.monotonic())):
+            self._sample()
+            due_s = max(due_s + self.period_s, time.monotonic())
+        self._sample()
 
     def start(self) -> None:
         """Begin; the first reading is taken before this returns (the state before the probe)."""
