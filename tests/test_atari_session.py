@@ -492,6 +492,8 @@ def test_a_precision_that_the_device_lacks_is_refused_before_a_session():
     [
         ({"frame_skip": 2}, "CartPole-v1 has no option 'frame_skip'"),
         ({"num_envs": 2}, "CartPole-v1 has no option 'num_envs'"),
+        ({"base_path": "elsewhere"}, "CartPole-v1 has no option 'base_path'"),
+        ({"gym_reset_return_info": False}, "CartPole-v1 has no option 'gym_reset_return_info'"),
         ({"max_episode_steps": "many"}, r"does not take the options .*'many'.* types of .*: 500"),
     ],
 )
