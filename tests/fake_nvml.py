@@ -47,6 +47,7 @@ class FakeGpu:
     reserved_gib: float = 0.5
     processes: dict[int, int | None] = field(default_factory=dict)
     mps_clients: dict[int, int | None] = field(default_factory=dict)
+    drawing: dict[int, int | None] = field(default_factory=dict)
     power_limit_w: float | None = 300.0
     power_default_w: float | None = 300.0
     power_draw_w: float | None = 50.0
@@ -209,7 +210,7 @@ class FakeNvml:
         return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in handle.mps_clients.items()]
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, handle: FakeGpu) -> list[Any]:
-        return []
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in handle.drawing.items()]
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: FakeGpu) -> tuple[int, int]:
         return self._known(handle, handle.capability)

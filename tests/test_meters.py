@@ -97,6 +97,19 @@ def test_in_a_container_our_own_processes_are_no_neighbours() -> None:
     assert neighbours_in(meter.stop()) == {"neighbour_bytes_1": GIB}
 
 
+def test_the_display_server_of_wsl_is_no_neighbour() -> None:
+    """WSL tells of no process's memory, and lists its display server beside what computes."""
+    gpu = fake_nvml.t4(drawing={20: None, 21: GIB, 22: None}, processes={22: None})
+    nvml, pids = FakeNvml(gpu), [10]
+    meter = VramMeter(device(nvml), lambda: pids, 10.0, pynvml=nvml)
+    meter.start()
+    assert neighbours_in(meter.take()) == {"neighbour_bytes_21": GIB, "neighbour_bytes_22": None}
+    gpu.processes = {10: None}
+    gpu.drawing = {20: None}
+    found = meter.stop()
+    assert neighbours_in(found) == {} and last(found)["vram_process_bytes"] is None
+
+
 def test_an_mps_server_is_no_neighbour() -> None:
     nvml = FakeNvml(fake_nvml.t4(processes={1: GIB}))
     nvml.names[1] = b"/usr/bin/nvidia-cuda-mps-server"

@@ -93,17 +93,24 @@ def memory_info(nvml: Any, handle: Any) -> Any:
 
 
 def process_memory(nvml: Any, handle: Any) -> dict[int, int | None] | None:
-    """Bytes by pid on a device: clients of MPS, compute and graphics; None when NVML refuses every list."""
-    found: dict[int, int | None] = {}
-    lists = [
-        _listed(nvml, "nvmlDeviceGetMPSComputeRunningProcesses", handle) or None,  # empty, it says nothing of others
-        _listed(nvml, "nvmlDeviceGetComputeRunningProcesses", handle),
-        _listed(nvml, "nvmlDeviceGetGraphicsRunningProcesses", handle),
-    ]
-    for process in [p for processes in lists if processes is not None for p in processes]:
-        used = process.usedGpuMemory
-        found[process.pid] = None if used is None or used == _NOT_AVAILABLE else int(used)
-    return None if all(processes is None for processes in lists) else found
+    """Bytes by pid on a device: clients of MPS, compute and graphics; None when NVML refuses every list.
+
+    A program that draws only, and of whose memory nothing is told, is left out: every WSL has such a display server.
+    """
+    # An empty list of clients says nothing of others.
+    clients = _listed(nvml, "nvmlDeviceGetMPSComputeRunningProcesses", handle) or None
+    computing = _listed(nvml, "nvmlDeviceGetComputeRunningProcesses", handle)
+    drawing = _listed(nvml, "nvmlDeviceGetGraphicsRunningProcesses", handle)
+    if clients is None and computing is None and drawing is None:
+        return None
+    found = {process.pid: _used_bytes(process) for process in [*(clients or ()), *(computing or ())]}
+    drawn = {process.pid: _used_bytes(process) for process in drawing or ()}
+    return found | {pid: used for pid, used in drawn.items() if used is not None}
+
+
+def _used_bytes(process: Any) -> int | None:
+    used = process.usedGpuMemory
+    return None if used is None or used == _NOT_AVAILABLE else int(used)
 
 
 def _listed(nvml: Any, name: str, handle: Any) -> Any:
