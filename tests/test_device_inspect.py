@@ -296,6 +296,13 @@ def test_nvidia_smi_answers_where_nvml_does_not() -> None:
     assert gpu.processes == (GpuProcess(pid=99, used_bytes=400 * 2**20, name="python, train.py"),)
 
 
+def test_the_cuda_version_is_read_from_the_header_of_drivers_since_610_too() -> None:
+    header = "| NVIDIA-SMI 610.43.02              KMD Version: 610.43.02     CUDA UMD Version: 13.3     |"
+    older = smi()
+    answer = read_smi(lambda arguments: older(arguments) if arguments[1:] else header)
+    assert (answer.problem, answer.cuda_driver) == (None, "13.3")
+
+
 def test_an_old_nvidia_smi_does_without_a_field() -> None:
     answer = read_smi(smi(unknown_field="compute_cap"))
     assert answer.problem is None

@@ -138,7 +138,7 @@ def read_smi(run: Run = run_program) -> NvmlAnswer:
     if not rows:
         return NvmlAnswer(problem=problem)
     processes = _processes(run)
-    cuda = re.search(r"CUDA Version:\s*(\d+\.\d+)", run(["nvidia-smi"]) or "")
+    cuda = re.search(r"CUDA (?:UMD )?Version:\s*(\d+\.\d+)", run(["nvidia-smi"]) or "")
     return NvmlAnswer(
         driver=_value(rows[0].get("driver_version")),
         cuda_driver=cuda[1] if cuda else None,
