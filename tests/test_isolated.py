@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -286,6 +287,32 @@ def test_a_worker_that_is_ending_by_itself_is_not_said_to_be_ended_by_a_signal(t
         worker.receive(5.0)
     worker.kill(grace_s=5.0)
     assert worker.returncode == 3
+
+
+def test_a_worker_that_may_start_no_thread_says_so(tmp_path):
+    program = (
+        "import sys, threading\n"
+        "def refuse(thread): raise RuntimeError(\"can not start new thread\")\n"
+        "threading.Thread.start = refuse\n"
+        "from autotune.worker.__main__ import main\n"
+        "sys.exit(main(sys.argv[-2:]))"
+    )
+    worker, messages = worker_that_is(program, tmp_path), []
+    while not worker.ended:
+        messages += worker.receive(5.0)
+    worker.kill(grace_s=5.0)
+    assert [(message["type"], message["kind"]) for message in messages] == [("error", "crashed")]
+    assert re.search(r"another thread \(can not .*\): lower concurrency.* `autotune doctor`", messages[0]["detail"])
+
+
+def test_a_question_whose_worker_leaves_without_an_answer_tells_its_exit_code(executor, tmp_path, monkeypatch):
+    """Its pipe is closed a moment before it has gone."""
+    program = "import os, sys, time; os.close(int(sys.argv[-1])); time.sleep(0.5); os._exit(3)"
+    (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{program}' $@\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(WorkerError, match="ended with exit code 3 and no answer"):
+        executor.check(load_recipe("busywork"))
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")

@@ -18,7 +18,7 @@ from typing import IO, Any
 from autotune import registry
 from autotune.codec import from_json, to_json
 from autotune.device.host import ram_available_bytes
-from autotune.errors import AutotuneError, UsageError
+from autotune.errors import AutotuneError, UsageError, WorkerError
 from autotune.worker.family import end_descendants
 from autotune.worker.measure import measure, run_steps
 from autotune.worker.protocol import WorkerTask
@@ -34,13 +34,23 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class Commands:
-    """The parent's commands, read by a thread; a parent that dies ends the process group."""
+    """The parent's commands, read by a thread; a parent that dies ends the process group.
+
+    Raises:
+        WorkerError: the system refuses that thread.
+    """
 
     def __init__(self, pipe: IO[str], *, grace_s: float) -> None:
         self.go = threading.Event()
         self.stop = threading.Event()
         self._grace_s = grace_s
-        threading.Thread(target=self._read, args=(pipe,), daemon=True).start()
+        try:
+            threading.Thread(target=self._read, args=(pipe,), daemon=True).start()
+        except RuntimeError as error:
+            raise WorkerError(
+                f"the system refuses a worker another thread ({error}): lower concurrency, or raise the limit on "
+                "processes and threads, which `autotune doctor` shows"
+            ) from error
 
     def end(self) -> None:
         """Wait for no further command, and end."""
@@ -138,15 +148,15 @@ def main(arguments: list[str]) -> int:
     message_pipe = os.fdopen(int(arguments[1]), "w", buffering=1, encoding="utf-8")
     task: WorkerTask = from_json(WorkerTask, json.loads(command_pipe.readline()))
     adopt_orphans()
-    commands = Commands(command_pipe, grace_s=_ORPHAN_GRACE_S if task.mode == "train" else 0.5)
-    if task.mode in ("train", "measure"):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: commands.end())
 
     def send(message: dict[str, Any]) -> None:
         message_pipe.write(json.dumps(message) + "\n")
 
     try:
+        commands = Commands(command_pipe, grace_s=_ORPHAN_GRACE_S if task.mode == "train" else 0.5)
+        if task.mode in ("train", "measure"):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: commands.end())
         execute(task, commands, send)
     except Finished as end:
         send({"type": "done", "reason": "finished", "detail": str(end)})
