@@ -292,7 +292,7 @@ def test_a_worker_that_is_ending_by_itself_is_not_said_to_be_ended_by_a_signal(t
 def test_a_worker_that_may_start_no_thread_says_so(tmp_path):
     program = (
         "import sys, threading\n"
-        "def refuse(thread): raise RuntimeError(\"can not start new thread\")\n"
+        'def refuse(thread): raise RuntimeError("can not start new thread")\n'
         "threading.Thread.start = refuse\n"
         "from autotune.worker.__main__ import main\n"
         "sys.exit(main(sys.argv[-2:]))"

@@ -150,7 +150,8 @@ class IsolatedExecutor:
                         raise KeyboardInterrupt
             finally:
                 in_time = worker.ended
-                worker.kill(grace_s=0.0 if in_time else 2.0)
+                answered = bool(messages) and messages[-1].get("type") in ("done", "error")
+                worker.kill(grace_s=0.0 if answered else 2.0)  # an exit code is all that the others tell
             log_tail = worker.log_tail()
         last = messages[-1] if messages else {}
         if last.get("type") == "error":
