@@ -305,13 +305,25 @@ def test_a_worker_that_may_start_no_thread_says_so(tmp_path):
     assert re.search(r"another thread \(can not .*\): lower concurrency.* `autotune doctor`", messages[0]["detail"])
 
 
-def test_a_question_whose_worker_leaves_without_an_answer_tells_its_exit_code(executor, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("end", "oom_kills", "words"),
+    [
+        ("os._exit(3)", [7, 7], "ended with exit code 3 and no answer"),
+        ("os.kill(os.getpid(), 9)", [7, 7], "ended with signal 9 and no answer"),
+        ("os.kill(os.getpid(), 9)", [7, 8], "was killed by the kernel, which had no memory left: it gave no answer"),
+    ],
+)
+def test_a_question_whose_worker_leaves_without_an_answer_tells_how(
+    executor, tmp_path, monkeypatch, end, oom_kills, words
+):
     """Its pipe is closed a moment before it has gone."""
-    program = "import os, sys, time; os.close(int(sys.argv[-1])); time.sleep(0.5); os._exit(3)"
+    program = f"import os, sys, time; os.close(int(sys.argv[-1])); time.sleep(0.5); {end}"
     (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{program}' $@\n")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(WorkerError, match="ended with exit code 3 and no answer"):
+    counts = iter(oom_kills)
+    monkeypatch.setattr("autotune.executors.process.count_oom_kills", lambda: next(counts))
+    with pytest.raises(WorkerError, match=words):
         executor.check(load_recipe("busywork"))
 
 

@@ -157,8 +157,10 @@ class IsolatedExecutor:
         if last.get("type") == "error":
             raise (UsageError if last["kind"] == "misuse" else WorkerError)(last["detail"])
         if last.get("type") != "done":
-            ending = describe_exit(worker.returncode or 0)
-            why = f"ended with {ending} and no answer" if in_time else f"did not answer within {timeout_s:.0f} s"
+            ending = f"ended with {describe_exit(worker.returncode or 0)} and no answer"
+            if worker.starved:
+                ending = "was killed by the kernel, which had no memory left: it gave no answer"
+            why = ending if in_time else f"did not answer within {timeout_s:.0f} s"
             raise WorkerError(f"the {workload} worker {why}. The last lines of its log:\n{log_tail or '(empty)'}")
         return messages
 
