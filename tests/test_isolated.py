@@ -367,8 +367,14 @@ def test_misuse_is_raised_not_measured(executor):
         executor.check(recipe_with(no_such=1))
 
 
-def test_workers_die_with_their_parent(tmp_path):
-    """A parent killed with SIGKILL leaves no worker behind."""
+@pytest.mark.parametrize(("held", "within_s"), [(False, 10), (True, 30)])
+def test_workers_die_with_their_parent(tmp_path, held, within_s):
+    """A parent killed with SIGKILL leaves no worker behind, not even one that holds the interpreter's lock for good."""
+    hold = (
+        "import ctypes, autotune.workloads.busywork as it\nit.pass_time = lambda *_, **__: ctypes.PyDLL(None).sleep(90)"
+    )
+    (tmp_path / "sitecustomize.py").write_text(hold if held else "")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
     script = f"""
 import os, sys, time
 from pathlib import Path
@@ -386,12 +392,15 @@ worker.send("go")
 print(worker.pid, flush=True)
 time.sleep(60)
 """
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
     pid = int(parent.stdout.readline())
+    time.sleep(1.0)  # it has begun to step
     assert psutil.pid_exists(pid)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + within_s
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -30,6 +30,7 @@ Send = Callable[[dict[str, Any]], None]
 
 _CEILING_S = 1.5
 _ORPHAN_GRACE_S = 8.0
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -81,6 +82,20 @@ def adopt_orphans() -> None:
     """Become the parent of descendants that lose theirs, so that a daemon ends with this process (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """Be ended some seconds after the parent has died although no thread of Python's can run any more (Linux).
+
+    A driver that hangs with the interpreter's lock in its hands keeps `Commands` from noticing. So the kernel sends a
+    signal that nobody else does, and its handler is libc's `alarm` itself, which takes the number, 16, for seconds:
+    longer than an orphan has to save. What that alarm then sends ends a process that has no handler for it.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+        libc.signal(signal.SIGSTKFLT, ctypes.cast(libc.alarm, ctypes.c_void_p))
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGSTKFLT, 0, 0, 0)
 
 
 def check_states(workload: Workload, task: WorkerTask) -> None:
@@ -148,6 +163,7 @@ def main(arguments: list[str]) -> int:
     message_pipe = os.fdopen(int(arguments[1]), "w", buffering=1, encoding="utf-8")
     task: WorkerTask = from_json(WorkerTask, json.loads(command_pipe.readline()))
     adopt_orphans()
+    end_with_parent()
 
     def send(message: dict[str, Any]) -> None:
         message_pipe.write(json.dumps(message) + "\n")
