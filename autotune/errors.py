@@ -58,7 +58,12 @@ class WorkerError(AutotuneError):
 
 
 _OPEN_FILES = "Raise the limit on open files (ulimit -n)."
-_REMEDIES = {errno.EMFILE: _OPEN_FILES, errno.ENFILE: _OPEN_FILES, errno.ENAMETOOLONG: "Give a shorter name."}
+_REMEDIES = {
+    errno.EMFILE: _OPEN_FILES,
+    errno.ENFILE: _OPEN_FILES,
+    errno.ENAMETOOLONG: "Give a shorter name.",
+    errno.EFBIG: "Raise the limit on the size of a file (ulimit -f).",
+}
 
 
 def remedy_for(error: OSError, otherwise: str) -> str:

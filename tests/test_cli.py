@@ -494,6 +494,7 @@ def test_full_disk_is_exit_code_1(here):
     [
         (errno.ENAMETOOLONG, "shorter name"),
         (errno.EMFILE, "ulimit -n"),
+        (errno.EFBIG, "ulimit -f"),
         (errno.ENOSPC, "free space of the folder"),
     ],
 )

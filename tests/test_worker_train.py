@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import signal
 import subprocess
 import sys
@@ -358,6 +359,18 @@ def test_a_curve_that_is_none_is_set_aside(tmp_path: Path, clock: Clock) -> None
     (tmp_path / "metrics.csv").write_text('env_steps\n"' + "x" * 200_000 + "\n")
     with pytest.raises(FileError, match=r"metrics\.csv is damaged .*: move it away"):
         read_metrics(tmp_path / "metrics.csv")
+
+
+def test_a_curve_that_may_not_grow_is_told_with_the_remedy(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv", env_steps=0)
+    file.append({"env_steps": 10})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.path.stat().st_size, before[1]))
+    try:
+        with pytest.raises(FileError, match=r"File too large. .* \(ulimit -f\)"):
+            file.append({"env_steps": 20})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_metrics_file_survives_torn_lines_new_columns_and_lost_work(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from autotune.errors import FileError
+from autotune.errors import FileError, remedy_for
 from autotune.store import durable_write, keep_copy, set_aside, sync_file
 
 UNTIMED = "untimed_steps"
@@ -50,7 +50,8 @@ class MetricsFile:
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(stamped)
         except OSError as error:
-            raise FileError(f"cannot append to {self.path}: {error.strerror or error}. Free some space.") from error
+            remedy = remedy_for(error, "Free some space.")
+            raise FileError(f"cannot append to {self.path}: {error.strerror or error}. {remedy}") from error
 
     def sync(self) -> None:
         """Flush the rows to the disk, where they survive a power loss.
