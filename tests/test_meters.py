@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import fake_nvml
+import numpy as np
 import pytest
 from fake_host import host, write_tree
 from fake_nvml import GIB, FakeNvml
 
 from autotune import registry
+from autotune.codec import to_json
 from autotune.device.inspect import inspect_device
 from autotune.device.live_gpu import LiveGpu
 from autotune.executors.ending import side_by_side, start_meters, stop_all
@@ -27,6 +30,7 @@ from autotune.meters.host import HostMeter, Resident, pss_bytes, resident
 from autotune.meters.power import PowerMeter
 from autotune.meters.vram import VramMeter
 from autotune.records import Reading
+from autotune.store import canonical_json
 
 
 def device(nvml: FakeNvml) -> DeviceInfo:
@@ -479,6 +483,20 @@ def test_real_gpu_readings() -> None:
     assert used >= 0
     assert 0 <= (summary.mean(power, "gpu_utilisation") or 0) <= 1
     assert (summary.mean(power, "temperature_c") or 0) > 10
+
+
+def test_readings_are_plain_numbers_whatever_a_meter_gives() -> None:
+    """They go into a file as JSON: NaN, or a number of numpy's, ended the command after the probe was measured."""
+
+    class Loose(SampledMeter):
+        def read(self) -> dict[str, float | None]:
+            return {"nan": math.nan, "endless": math.inf, "single": np.float32(0.5), "count": 3, "unknown": None}
+
+    meter = Loose(CPU, lambda: [], 10.0)
+    meter.start()
+    readings = stop_all([meter], [], grace_s=0.0)
+    assert last(readings) == {"nan": None, "endless": None, "single": 0.5, "count": 3, "unknown": None}
+    canonical_json([to_json(reading) for reading in readings])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

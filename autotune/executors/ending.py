@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -71,7 +73,15 @@ def stop_all(meters: Sequence[Meter], workers: Sequence[WorkerProcess], grace_s:
     left_s = deadline_s - time.monotonic()
     grace_s = min(grace_s, left_s - _KILL_S)
     side_by_side([partial(worker.kill, grace_s=grace_s) for worker in workers], left_s)
-    return tuple(reading for readings in taken if readings is not None for reading in readings)
+    return tuple(_plain(reading) for readings in taken if readings is not None for reading in readings)
+
+
+def _plain(reading: Reading) -> Reading:
+    """A reading whose value is a number of Python's own or None, whatever an installed meter gives (NaN, numpy's)."""
+    value = reading.value
+    if value is None or (type(value) in (float, int) and math.isfinite(value)):
+        return reading
+    return replace(reading, value=float(value) if math.isfinite(value) else None)
 
 
 def wait_clean(gpu: GpuInfo | None, before_bytes: float | None, timeout_s: float) -> None:
