@@ -129,7 +129,9 @@ def choose_executor(
         return executor, recipe
     from autotune.device.inspect import inspect_device
 
-    executor = registry.load("executor", name)(inspect_device(options["device"]), should_stop)
+    kind, device = registry.load("executor", name), inspect_device(options["device"])
+    with registry.blamed("executor", name):
+        executor = kind(device, should_stop)
     return executor, choose_recipe(argv, options)
 
 

@@ -182,7 +182,8 @@ def check_manifest(manifest: Manifest) -> None:
         UsageError: unknown workload, unknown hyperparameter, another framework, a knob or job out of range.
     """
     name, backend = manifest.workload.name, manifest.workload.backend
-    workload = registry.load("workload", name)(manifest.workload.hyperparameters)
+    with registry.blamed("workload", name):
+        workload = registry.load("workload", name)(manifest.workload.hyperparameters)
     own = getattr(workload, "backend", None)
     if own is not None and backend not in (None, own):
         raise ManifestError(

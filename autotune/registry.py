@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -78,12 +80,28 @@ def load(kind: Kind, name: str) -> Any:
 
 
 def _load_installed(kind: Kind, entry: EntryPoint) -> Any:
-    try:
+    with blamed(kind, entry.name, "be loaded"):
         return entry.load()
-    except Exception as error:  # whatever somebody else's module raises
+
+
+@contextmanager
+def blamed(kind: Kind, name: str, what: str = "be made") -> Iterator[None]:
+    """Whatever somebody else's part raises within is told as an error of its package; errors in words stay as they are.
+
+    Raises:
+        AutotuneError: an installed part failed; names its package.
+    """
+    try:
+        yield
+    except AutotuneError:
+        raise
+    except Exception as error:
+        if name in BUNDLED[kind]:
+            raise
+        entry = _installed(kind)[name]
         package = entry.dist.name if entry.dist else "unknown"
         raise AutotuneError(
-            f"{kind} {entry.name!r} ({entry.value}, of the package {package}) cannot be loaded: "
+            f"{kind} {name!r} ({entry.value}, of the package {package}) cannot {what}: "
             f"{type(error).__name__}: {error}. Mend that package, or uninstall it"
         ) from error
 

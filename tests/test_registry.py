@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from autotune import errors, registry, resources
+from autotune.cli import main
 from autotune.errors import AutotuneError, UsageError
 
 
@@ -39,6 +40,34 @@ def test_a_broken_plugin_is_named_with_what_is_wrong_with_it(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
     with pytest.raises(AutotuneError, match=r"meter 'mine' \(autotune_plugin_that_is_gone:Meter, .* No module named"):
         registry.load("meter", "mine")
+
+
+def test_a_plugin_that_fails_when_it_is_made_is_named_and_errors_in_words_stay(monkeypatch):
+    """Of a bundled one it is a bug, which shows its traceback."""
+    entry = EntryPoint("mine", "my_package:Meter", "autotune.meter")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    said = r"meter 'mine' \(my_package:Meter, .* cannot be made: KeyError: 'fan'"
+    with pytest.raises(AutotuneError, match=said), registry.blamed("meter", "mine"):
+        raise KeyError("fan")
+    with pytest.raises(UsageError, match=r"^of the user$"), registry.blamed("meter", "mine"):
+        raise UsageError("of the user")
+    with pytest.raises(KeyError), registry.blamed("meter", "host"):
+        raise KeyError("a bug")
+
+
+@pytest.mark.parametrize(("kind", "command"), [("sampler", "search"), ("executor", "search"), ("meter", "probe")])
+def test_a_plugin_that_fails_ends_a_command_in_words(kind, command, monkeypatch, tmp_path, capsys):
+    entry = EntryPoint("mine", "test_registry:broken", f"autotune.{kind}")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: broken)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == entry.group else [])
+    named = [] if kind == "meter" else [f"--{kind}", "mine"]
+    grid = ["--num-envs", "8", "--batch-size", "64"] if command == "probe" else []
+    assert main([command, "busywork", "--runs", str(tmp_path), *named, *grid]) == 1
+    assert f"{kind} 'mine' (test_registry:broken" in capsys.readouterr().err
+
+
+def broken(*_, **__):
+    raise RuntimeError("broken")
 
 
 def test_bundled_files_are_found_by_word_and_others_by_path(tmp_path):

@@ -93,9 +93,10 @@ class IsolatedExecutor:
 
     def check(self, recipe: Recipe, points: Sequence[Point] = ()) -> None:
         """Refuse a recipe whose workload, hyperparameters, points or jobs cannot run here."""
-        workload = registry.load("workload", recipe.workload)(recipe.hyperparameters)
-        for point in points or (recipe.baseline,):
-            workload.check(point, recipe.jobs)
+        with registry.blamed("workload", recipe.workload, "check a point"):
+            workload = registry.load("workload", recipe.workload)(recipe.hyperparameters)
+            for point in points or (recipe.baseline,):
+                workload.check(point, recipe.jobs)
         started_s = time.monotonic()
         states = {job: load_checkpoint(Path(file)).meta["session"] for job, file in recipe.checkpoints.items()}
         self.ask("check", recipe.workload, recipe.hyperparameters, recipe.jobs, recipe.baseline, states=states)
@@ -168,10 +169,7 @@ class IsolatedExecutor:
         """Measure one point; failures are values, and every process is gone on return."""
         started_s = time.monotonic()
         workers: list[WorkerProcess] = []
-        meters: list[Meter] = [
-            registry.load("meter", name)(self.device, lambda: [pid for w in workers for pid in w.descendants()])
-            for name in registry.names("meter")
-        ]
+        meters = self._meters(lambda: [pid for worker in workers for pid in worker.descendants()])
         start_meters(meters)
         steps: list[list[Step]] = [[] for _ in request.jobs]
         state = Evidence(workers=workers, steps=steps, started_s=started_s)
@@ -195,6 +193,13 @@ class IsolatedExecutor:
         result = evidence.conclude(request, state, readings, self.device)
         effective = {**result.effective, **sharing_in_effect(request.point)} if result.effective else {}
         return replace(result, cost_s=time.monotonic() - started_s, effective=effective)
+
+    def _meters(self, pids: Callable[[], Sequence[int]]) -> list[Meter]:
+        made: list[Meter] = []
+        for name in registry.names("meter"):
+            with registry.blamed("meter", name):
+                made.append(registry.load("meter", name)(self.device, pids))
+        return made
 
     def _launch(self, request: ProbeRequest, workers: list[WorkerProcess], environment: Mapping[str, str]) -> None:
         plan, limits = request.plan, request.limits

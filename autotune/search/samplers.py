@@ -83,6 +83,7 @@ def make(name: str, problem: Problem, seed: int) -> BaseSampler:
         UsageError: there is none of this name, or it lacks a package.
     """
     factory = registry.load("sampler", name)
-    if isinstance(factory, type) and issubclass(factory, HistorySampler):
-        return factory(problem=problem, seed=seed)
-    return SnappedSampler(factory, problem.space, seed)
+    with registry.blamed("sampler", name):
+        if isinstance(factory, type) and issubclass(factory, HistorySampler):
+            return factory(problem=problem, seed=seed)
+        return SnappedSampler(factory, problem.space, seed)
