@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -144,18 +144,21 @@ def load_device(run: Run) -> DeviceInfo | None:
 
 def all_runs(root: Path) -> list[Run]:
     """Every run under a folder, oldest first by creation."""
-    found = [Run(file.parent) for file in root.glob("*/run.json")]
+    return _by_creation(_runs_in(root))
+
+
+def _runs_in(root: Path) -> list[Run]:
+    return [Run(file.parent) for file in root.glob("*/run.json")]
+
+
+def _by_creation(found: Sequence[Run]) -> list[Run]:
     return sorted(found, key=lambda run: (str(run.state().get("created", "")), run.name))
 
 
 def running_runs(root: Path) -> list[Run]:
-    """The runs under a folder that a process holds, the one last begun at the end."""
-    return [run for run in _by_use(root) if is_held(run.path)]
-
-
-def _by_use(root: Path) -> list[Run]:
-    """Every run under a folder, the one that a command last began to work in at the end."""
-    return sorted(all_runs(root), key=_last_use)
+    """The runs under a folder that a process holds, the one last begun at the end; of others nothing is read."""
+    held = [run for run in _runs_in(root) if is_held(run.path)]
+    return sorted(_by_creation(held), key=_last_use)
 
 
 def _last_use(run: Run) -> str:
@@ -175,7 +178,7 @@ def find_run(root: Path, word: str | None) -> Run:
             known = ", ".join(run.name for run in all_runs(root)) or "none"
             raise UsageError(f"there is no run {word!r} in {root}/ (runs: {known})")
         return run
-    runs = _by_use(root)
+    runs = sorted(all_runs(root), key=_last_use)
     if not runs:
         raise UsageError(f"there is no run in {root}/ yet: start one with `autotune search --budget 30m`")
     return runs[-1]

@@ -574,6 +574,15 @@ def test_a_damaged_run_is_named_with_the_remedy(here, capsys, content):
         assert "move the folder runs/bad away" in capsys.readouterr().err.lower()
 
 
+def test_a_damaged_run_hides_no_other_one(here, capsys):
+    (here / "runs" / "bad").mkdir(parents=True)
+    (here / "runs" / "bad" / "run.json").write_text("")
+    with create_run(here / "runs", "good", command="train").hold():
+        for words in (["good"], []):
+            assert run("status", *words) == 0
+            assert capsys.readouterr().out.startswith("train good, created")
+
+
 def test_options_can_come_from_the_environment(here, capsys, monkeypatch):
     write_recipe(here)
     monkeypatch.setenv("AUTOTUNE_SEARCH_BUDGET", "1s")
