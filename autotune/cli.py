@@ -301,6 +301,15 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def _variable_of(error: click.ClickException) -> str:
+    """The environment variable that a refused value came from; empty where it was typed."""
+    if not isinstance(error, click.BadParameter) or error.param is None or error.ctx is None:
+        return ""
+    name = error.param.name or ""
+    given = error.ctx.get_parameter_source(name) is click.core.ParameterSource.ENVIRONMENT
+    return f"{error.ctx.auto_envvar_prefix}_{name.upper()}" if given else ""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: everything after ``--`` is the user's own command. Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -316,6 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(code or 0)
     except click.ClickException as error:
         error.show()
+        if variable := _variable_of(error):
+            say(f"The value stands in the environment variable {variable}: correct or unset it.")
         if "--" not in given and any(argument.endswith((".py", ".sh")) for argument in given):
             say("Your own command goes after --, as in: autotune search --budget 30m -- python train.py --seed {seed}")
         return error.exit_code

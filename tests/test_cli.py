@@ -590,6 +590,16 @@ def test_options_can_come_from_the_environment(here, capsys, monkeypatch):
     assert "1.0s is too short" in capsys.readouterr().err
 
 
+def test_a_refused_value_from_the_environment_names_its_variable(here, capsys, monkeypatch):
+    write_recipe(here)
+    monkeypatch.setenv("AUTOTUNE_SEARCH_PRICE", "2,0")
+    assert run("search") == 2
+    told = "The value stands in the environment variable AUTOTUNE_SEARCH_PRICE: correct or unset it."
+    assert told in capsys.readouterr().err
+    assert run("search", "--price", "3,0") == 2
+    assert "environment variable" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", cli.commands.values(), ids=lambda command: command.name)
 def test_the_variable_of_an_option_has_the_options_name(command):
     named = [option for option in command.params if option.param_type_name == "option"]
