@@ -28,6 +28,8 @@ REFUSED = "refused"
 """Flag of a crash: a program of the user's own ended with an exit code before its first step."""
 ENDED_EARLY = "ended early"
 """Flag of a crash that says nothing about the point: a program did all its steps before they could be measured."""
+PAUSED = "paused"
+"""Flag of a timeout that says nothing about the point: this command itself stood still for that long (Ctrl-Z)."""
 COUNT_MAX = 2**31 - 1
 """Of a standard knob: what every framework's sizes hold."""
 JOBS_MAX = 10_000

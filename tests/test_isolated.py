@@ -28,7 +28,7 @@ from autotune.meters import base
 from autotune.probe.grid import run_grid
 from autotune.probe.recipe import command_recipe, load_recipe
 from autotune.probe.run import run_probe
-from autotune.records import REFUSED, Budget, Job, MeasurePlan, Point
+from autotune.records import PAUSED, REFUSED, Budget, Job, MeasurePlan, Point
 from autotune.runs import Run, create_run
 from autotune.store import canonical_json, read_lines
 from autotune.worker.protocol import WorkerTask
@@ -343,6 +343,17 @@ def test_questions_work_where_only_the_temporary_folder_is_writable(executor, mo
     assert len(folders) == 1
     assert folders[0].is_relative_to(tempfile.gettempdir())
     assert not folders[0].exists()
+
+
+@pytest.mark.parametrize("nap_s", [0.0, 9.0])
+def test_a_time_that_ran_out_while_the_command_stood_still_says_so(executor, tmp_path, monkeypatch, nap_s):
+    """Ctrl-Z stops the command, not its workers."""
+    naps = [nap_s]
+    sleepy = IsolatedExecutor(executor.device, lambda: bool(naps and time.sleep(naps.pop())))
+    recipe = replace(recipe_with(fail="hang"), quick=replace(PLAN, timeout_s=6.0))
+    result = run_probe(recipe, POINT, sleepy, grade="quick", run=Run(tmp_path), label="t")
+    assert result.status == "timeout"
+    assert (PAUSED in result.flags) == ("this command stood still for 4 s" in result.detail) == (nap_s > 0)
 
 
 def test_a_question_ends_when_a_stop_is_asked_for(executor):

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from autotune.errors import FileError, InfeasibleError, UsageError
 from autotune.executors.replay import ReplayExecutor, surface_recipe
-from autotune.records import Point, ProbeRequest, ProbeResult
+from autotune.records import PAUSED, Point, ProbeRequest, ProbeResult
 from autotune.runs import Run, create_run
 from autotune.search import trials
 from autotune.search.result import economy, sentence
@@ -148,6 +148,25 @@ def test_a_probe_cut_by_the_budget_blames_no_point(tmp_path):
     cut = [record for record in found.trials if record.result.status == "timeout"]
     assert [record.counts for record in cut] == [False]
     assert found.counts["timeout"] == 0
+
+
+@pytest.mark.parametrize(("pauses", "counted"), [(1, [False]), (99, [False, True])])
+def test_a_probe_that_timed_out_while_the_search_stood_still_is_run_once_more(surface, run, pauses, counted):
+    """Whoever presses Ctrl-Z condemns no point; one that hangs whenever it runs is condemned all the same."""
+    baseline, left = surface_recipe(surface).baseline, [True] * pauses
+
+    class Paused(Watched):
+        def run(self, request):
+            result = super().run(request)
+            if request.point != baseline or not (left and left.pop()):
+                return result
+            return replace(result, status="timeout", sps=None, flags=(PAUSED,))
+
+    found = search(surface, run, Paused(surface))
+    told = [record for record in found.trials if record.result.requested == baseline]
+    assert [record.counts for record in told if record.result.status == "timeout"] == counted
+    assert found.counts["timeout"] == sum(counted)
+    assert told[-1].result.ok == (pauses == 1)
 
 
 def test_a_budget_too_short_for_two_probes_says_how_long_is_needed(surface, run):

@@ -16,7 +16,7 @@ from autotune.executors.stability import Seen, judge, neighbours
 from autotune.executors.window import Step
 from autotune.machine import DeviceInfo
 from autotune.meters.summary import energy_j, first, mean, peak, rate
-from autotune.records import ENDED_EARLY, REFUSED, ProbeRequest, ProbeResult, Reading, Status
+from autotune.records import ENDED_EARLY, PAUSED, REFUSED, ProbeRequest, ProbeResult, Reading, Status
 from autotune.stats import NOISE_WINDOW_S, estimate, game_steps, pooled_game_steps, summed_batch_rates, window_noise
 from autotune.store import canonical_json, durable_write, make_folder
 
@@ -37,6 +37,7 @@ class Evidence:
         culprit: index of the process that failed, None when it was not one of them.
         refused: whether it was a program that may not take these settings.
         ended_early: whether it was one that ended well, too soon to be measured.
+        paused: whether its time ran out while this process itself stood still.
         ram_limit: what keeps the processes from taking all memory: a ``cgroup``, or this process's ``watch``.
     """
 
@@ -52,6 +53,7 @@ class Evidence:
     culprit: int | None = None
     refused: bool = False
     ended_early: bool = False
+    paused: bool = False
     ram_limit: Literal["cgroup", "watch"] = "watch"
 
     def fail(
@@ -67,6 +69,11 @@ class Evidence:
         if self.status == "ok" or status == "oom":
             self.status, self.detail, self.culprit = status, detail, culprit
             self.refused, self.ended_early = refused, ended_early
+
+    def expire(self, detail: str, left_s: float, paused_s: float) -> None:
+        """Record that its time has run out, `left_s` (below 0) ago; for `paused_s` of it nobody was there to listen."""
+        self.paused = left_s + paused_s > 0
+        self.fail("timeout", f"{detail}; this command stood still for {paused_s:.0f} s" if self.paused else detail)
 
     def confine(self, group: MemoryGroup | None) -> None:
         """Put the workers under a memory limit, and in front of everybody else when the kernel must kill."""
@@ -92,7 +99,7 @@ def conclude(request: ProbeRequest, state: Evidence, readings: Sequence[Reading]
     culprit = state.culprit if state.culprit is not None else 0
     first_steps = [next((s for s in steps), None) for steps in state.steps]
     begun = request.ran_before or any(state.steps)
-    flags = {REFUSED: state.refused, ENDED_EARLY: state.ended_early and begun}
+    flags = {REFUSED: state.refused, ENDED_EARLY: state.ended_early and begun, PAUSED: state.paused}
     result = ProbeResult(
         requested=request.point,
         status=state.status,

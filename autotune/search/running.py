@@ -14,7 +14,7 @@ from optuna.trial import Trial, TrialState
 from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
 from autotune.probe.run import build_request, run_probe
-from autotune.records import Grade, Point, ProbeResult, Recipe
+from autotune.records import PAUSED, Grade, Point, ProbeResult, Recipe
 from autotune.runs import Run
 from autotune.search import confirm, epochs, knobs, plan, samplers, trials
 from autotune.search.episodes import game_lengths, steps_of
@@ -234,11 +234,18 @@ class Search:
             raise
         if result.status == "timeout" and self.left_s() < _CUT_S:
             result = replace(result, flags=(*result.flags, IGNORED), detail=f"cut by the budget: {result.detail}")
+        elif PAUSED in result.flags and not self._paused_before(point):
+            result = replace(result, flags=(*result.flags, IGNORED))
         value = self._value(result) or trials.worst_value(self.study)
         trials.finish(self.study, trial, result, value, self._epoch(result))
         self.run.update(spent_s=self.budget_s - self.left_s())
         self._read()
         self._tell_viewer(step, trial.number, point, result)
+
+    def _paused_before(self, point: Point) -> bool:
+        """Whether a probe of this point ran out of time before while the search stood still: it may be why it did."""
+        told = (record.result for record in trials.records_of(self.study))
+        return any(result.requested == point and PAUSED in result.flags for result in told)
 
     def _value(self, result: ProbeResult) -> float | None:
         """What the study is to make the most of."""
