@@ -107,7 +107,7 @@ def choose_executor(
     """The executor that the command line means, and the recipe: the surface's own where one is replayed."""
     from autotune import registry
 
-    name, _, file = options["executor"].partition(":")
+    name, colon, file = options["executor"].partition(":")
     if name == "replay":
         from autotune.executors.replay import ReplayExecutor
         from autotune.executors.surface import recipe_of
@@ -129,6 +129,8 @@ def choose_executor(
         return executor, recipe
     from autotune.device.inspect import inspect_device
 
+    if colon:
+        raise UsageError(f"--executor {options['executor']!r}: nothing goes after a name but the file of replay:FILE")
     kind, device = registry.load("executor", name), inspect_device(options["device"])
     with registry.blamed("executor", name):
         executor = kind(device, should_stop)

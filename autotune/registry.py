@@ -96,9 +96,9 @@ def blamed(kind: Kind, name: str, what: str = "be made") -> Iterator[None]:
     except AutotuneError:
         raise
     except Exception as error:
-        if name in BUNDLED[kind]:
+        entry = None if name in BUNDLED[kind] else _installed(kind).get(name)
+        if entry is None:
             raise
-        entry = _installed(kind)[name]
         package = entry.dist.name if entry.dist else "unknown"
         raise AutotuneError(
             f"{kind} {name!r} ({entry.value}, of the package {package}) cannot {what}: "

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from autotune.codec import to_json
 from autotune.executors.stability import MARKS
-from autotune.export.rows import probe_row, trial_rows
+from autotune.export.rows import FIGURES, probe_row, trial_rows
 from autotune.manifest_schema import LearningSection
 from autotune.records import Job, ProbeResult, TrainResult
 from autotune.runs import Run, is_held, running_runs
@@ -149,8 +149,7 @@ def nothing_json(run: Run, price: float | None, reason: str) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "point": None,
-        "sps": None,
-        "goodput_per_usd": None,
+        **dict.fromkeys(FIGURES),
         "trials": trial_rows(trials, price),
         **failures(trials),
         "spent_s": state.get("spent_s"),

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -388,6 +389,7 @@ BAD = [
     (["search", "--sampler", "psychic", "--budget", "40s"], "unknown sampler 'psychic'"),
     (["search", "--name", "../up"], "letters, digits"),
     (["search", "--executor", "replay:none.csv"], "no file 'none.csv'"),
+    (["search", "--executor", "isolated:8"], "nothing goes after a name but the file of replay:FILE"),
     (["search", "--device", "tpu"], "'tpu' is not understood"),
     (["search", "busywork", "--", "true"], "not both"),
     (["train", "nosuch"], "unknown manifest 'nosuch'"),
@@ -653,6 +655,22 @@ def test_an_installed_executor_may_simulate(here, capsys, monkeypatch):
     assert run("search", "--executor", "mine", "--budget", "10m", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["point"]["num_envs"] == 16 and found["goodput_per_usd"] is None
+
+
+def test_a_search_that_finds_nothing_answers_with_the_same_keys(here, capsys):
+    command = small_surface(here)
+    assert run(*command) == 0
+    found = json.loads(capsys.readouterr().out)
+    file = here / "small.csv"
+    file.write_text(re.sub(r",ok,[0-9.]+,", ",oom,,", file.read_text()))
+    assert run(*command, "--new") == 3
+    nothing = json.loads(capsys.readouterr().out)
+    figures = ("num_envs", "batch_size", "concurrency", "status", "sps", "sps_low", "sps_high", "job_sps")
+    figures += ("vram_peak_bytes", "ram_peak_bytes", "goodput_per_usd")
+    for key in ("point", *figures):
+        assert key in found and nothing[key] is None
+    assert (nothing["oom"], nothing["crashed"], nothing["host_lost"], nothing["timeout"]) == (1, 0, 0, 0)
+    assert set(found["trials"][0]) == set(nothing["trials"][0]) >= set(figures)
 
 
 def test_points_that_a_surface_lacks_are_its_nearest_ones(here, capsys):

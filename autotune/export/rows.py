@@ -6,8 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from autotune.codec import to_json
-from autotune.records import ProbeResult
+from autotune.records import KNOBS, ProbeResult
 from autotune.search.trials import TrialRecord
+
+FIGURES = (
+    *KNOBS,
+    "status",
+    "sps",
+    "sps_low",
+    "sps_high",
+    "job_sps",
+    "vram_peak_bytes",
+    "ram_peak_bytes",
+    "goodput_per_usd",
+)
+"""Of a row, what other programs rely on: there in every object that `--json` prints of a measurement."""
 
 
 def probe_row(result: ProbeResult, price: float | None) -> dict[str, Any]:
