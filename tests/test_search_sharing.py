@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from autotune.codec import to_json
 from autotune.probe.recipe import load_recipe, with_jobs
 from autotune.records import Point, ProbeResult
 from autotune.search.sharing import sharing_gain
 from autotune.search.space import space_of
+from autotune.store import canonical_json
 
 
 def measured(concurrency, sps, half=0.05, num_envs=32, status="ok"):
@@ -79,3 +81,10 @@ def test_no_verdict_stands_beside_a_recommendation_that_it_contradicts():
     assert tied.sentence.startswith("sharing does not pay here: ")
     untied = sharing_gain([alone, two], two.requested)
     assert untied.sentence.startswith("whether sharing pays here is not settled: 2 processes reach 1.02x [")
+
+
+def test_an_open_end_of_the_interval_is_null_in_json():
+    """Windows of two long iterations know half of a rate or less: the search ended in a traceback with its answer."""
+    found = sharing_gain([measured(1, 1000, half=1.2), measured(4, 1900, half=1.2)])
+    assert found.low == 0 and not found.pays and "[0.00, inf] of one" in found.sentence
+    assert '"high": null' in canonical_json(to_json(found))

@@ -20,7 +20,7 @@ class SharingGain:
         alone: the latter.
         gain: throughput of `point` over that of `alone`, all its processes together.
         low: lower end of the 95 % interval.
-        high: upper end.
+        high: upper end, None where noise leaves it open.
         pays: the interval lies above 1, and one process was tried with as many environments.
         sentence: says it.
     """
@@ -29,7 +29,7 @@ class SharingGain:
     alone: Point
     gain: float
     low: float
-    high: float
+    high: float | None
     pays: bool
     sentence: str
 
@@ -54,8 +54,8 @@ def sharing_gain(
     if together is None or alone is None:
         return None
     gain, low, high = log_ratio(*((entry.sps, entry.low, entry.high) for entry in (together, alone)))
-    low, high = low or 0.0, high or math.inf
-    reach = f"{together.point.concurrency} processes reach {gain:.2f}x [{low:.2f}, {high:.2f}] of one"
+    low = low or 0.0
+    reach = f"{together.point.concurrency} processes reach {gain:.2f}x [{low:.2f}, {high or math.inf:.2f}] of one"
     chosen = recommended is not None and min(point.concurrency for point in (recommended, *tied)) > 1
     untried = _untried(together.point, alone.point, [result.requested for result in history], pays=low > 1)
     against = "whether sharing pays here is not settled" if chosen or untried else "sharing does not pay here"
