@@ -75,6 +75,13 @@ def test_noise_is_normal_with_the_stated_deviation(surface, tmp_path, grade, win
     assert 0.92 <= np.mean(covered) <= 0.98
 
 
+def test_an_interval_of_much_noise_ends_at_zero(tmp_path):
+    noisy = write_surface(tmp_path / "noisy.csv", noise=0.9)
+    run = create_run(tmp_path, "run-1")
+    result = measure(ReplayExecutor(noisy), Point(num_envs=64, batch_size=256), surface_recipe(noisy), run)
+    assert result.sps_low == 0 and result.sps_high > result.sps
+
+
 def test_the_same_seed_sees_the_same_and_another_does_not(surface, tmp_path):
     recipe, run = surface_recipe(surface), create_run(tmp_path, "run-1")
     point = Point(num_envs=64, batch_size=256)

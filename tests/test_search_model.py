@@ -329,6 +329,14 @@ def test_what_is_stated_of_each_process_adds_up_to_what_is_stated_of_all():
     assert stated.job_sps == pytest.approx((0.6 * stated.sps, 0.4 * stated.sps))
 
 
+def test_what_is_stated_never_falls_below_zero():
+    """A final window of few long iterations may know half of a rate or less; a manifest takes no negative one."""
+    point = at(64, 256)
+    for count in (1, 2):
+        stated = published([stable(point, 1000.0, error=0.8, grade="final", sps_low=0.0)] * count, point)
+        assert stated.sps_low == 0 and stated.sps_high > 2000
+
+
 def test_a_point_far_above_every_confirmed_one_wins_unconfirmed():
     confirmed, near, far = at(8, 64), at(16, 64), at(64, 256)
     history = [stable(confirmed, 400.0, grade="final"), stable(near, 405.0, error=0.03)]

@@ -99,7 +99,7 @@ def _measured(result: ProbeResult, row: Row, normal: float) -> ProbeResult:
     return replace(
         result,
         sps=sps,
-        sps_low=sps * (1 - NORMAL_95 * error),
+        sps_low=max(0.0, sps * (1 - NORMAL_95 * error)),
         sps_high=sps * (1 + NORMAL_95 * error),
         job_sps=(sps / row.point.concurrency,) * row.point.concurrency,
         noise_fraction=row.sd_fraction,

@@ -215,7 +215,7 @@ def published(history: Sequence[ProbeResult], point: Point) -> ProbeResult:
         finals[-1],
         sps=entry.sps,
         job_sps=tuple(each * share for each in finals[-1].job_sps),
-        sps_low=entry.low,
+        sps_low=max(0.0, entry.low),
         sps_high=entry.high,
         others_cpu_cores=max((busy for each in finals if (busy := each.others_cpu_cores) is not None), default=None),
         flags=tuple(dict.fromkeys(flag for each in finals for flag in each.flags)),
