@@ -23,6 +23,8 @@ from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
 
 GAMES_MIN = 10
 _START_S = 300.0
+_LISTENING_S = 5.0
+"""Of the time between two snapshots; more is a command that stood still (Ctrl-Z), and its workers wait to be heard."""
 _PATIENCE = 3.0
 """A canary that has not trained its time within so many times as long, and the time to start, is stuck."""
 
@@ -117,17 +119,20 @@ class _Watch:
     ) -> None:
         self._before_s = {job.id: job.seconds for job in migration.jobs}
         self._canary, self._on_event, self._should_stop = canary, on_event, should_stop
-        self._deadline_s = time.monotonic() + _START_S + _PATIENCE * canary.watch_s
+        self._looked_s = time.monotonic()
+        self._left_s = _START_S + _PATIENCE * canary.watch_s
         self.decided = self.stuck = False
 
     def update(self, snapshot: Snapshot) -> None:
         """Take a snapshot."""
         self._on_event(snapshot)
+        before_s, self._looked_s = self._looked_s, time.monotonic()
+        self._left_s -= min(self._looked_s - before_s, _LISTENING_S)
         jobs = [job for job in snapshot.jobs if job.id in self._canary.jobs]
         failed = any(job.status == "crashed" for job in jobs)
         if self.decided or failed or all(map(self._watched, jobs)):
             self.decided = True
-        elif time.monotonic() > self._deadline_s:
+        elif self._left_s < 0:
             self.decided = self.stuck = True
 
     def over(self) -> bool:
