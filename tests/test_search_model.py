@@ -355,6 +355,15 @@ def test_without_finals_the_measurements_decide():
     assert {entry.point for entry in tied} == {at(16, 256), at(256, 2048)}
 
 
+def test_a_point_that_beats_another_is_not_tied_with_it_because_their_intervals_overlap():
+    """6,222 (4,386 to 8,058) is 1.07 to 2.06 times 4,024 (3,553 to 4,495): a report said that, and a tie."""
+    slow, fast, near = at(8, 256), at(16, 256), at(32, 256)
+    history = [stable(slow, 4024.0, error=0.0597), stable(fast, 6222.0, error=0.1505)]
+    best, tied = winner(SPACE, history)
+    assert best.point == fast and best.low < 4495 and tied == ()
+    assert [entry.point for entry in winner(SPACE, [*history, stable(near, 5500.0, error=0.2)])[1]] == [near]
+
+
 def test_room_for_finals_is_that_of_the_finalist_not_of_the_slowest_point():
     recipe = parse_recipe(RECIPE, source="", name="r")
     longer_s = recipe.final.discard_s + recipe.final.window_s - recipe.quick.discard_s - recipe.quick.window_s

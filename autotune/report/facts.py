@@ -91,7 +91,7 @@ class Facts:
         hyperparameters: likewise.
         tuned: the manifest's point, else the best measured; None without a measurement.
         points_measured: different points that were stable each time they were measured.
-        tied: points whose intervals overlap the tuned one's.
+        tied: points whose ratio to the tuned one has an interval that includes 1.
         soonest: the point that ends the jobs before the tuned one does (`search.outcome.sooner_than`).
         refused: points that were not run because the memory rule predicts a failure.
         edited: the manifest's point was never measured here (edited by hand, or from elsewhere).

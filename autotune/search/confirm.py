@@ -14,7 +14,7 @@ from autotune.records import ENDED_EARLY, Point, ProbeResult
 from autotune.search.model import Belief, believe, measured
 from autotune.search.precision import launch_fraction, relative_error
 from autotune.search.space import Space
-from autotune.stats import NORMAL_95
+from autotune.stats import NORMAL_95, log_ratio
 from autotune.units import counted
 
 FINALISTS = 3
@@ -189,10 +189,15 @@ def winner(space: Space, history: Sequence[ProbeResult]) -> tuple[Pooled, tuple[
     if not eligible:
         return None
     first = max(eligible, key=lambda entry: entry.low)
-    tied = [entry for entry in eligible if entry.high >= first.low and first.high >= entry.low]
-    close = [entry for entry in tied if entry.sps >= (1 - TIE) * first.sps]
+    close = [entry for entry in eligible if _tied(entry, first) and entry.sps >= (1 - TIE) * first.sps]
     best = min(close, key=lambda entry: weight(entry.point))
-    return best, tuple(entry for entry in tied if entry.point != best.point)
+    return best, tuple(entry for entry in eligible if entry.point != best.point and _tied(entry, best))
+
+
+def _tied(one: Pooled, other: Pooled) -> bool:
+    """Whether the interval of their ratio includes 1: two that overlap a little may well differ."""
+    _, low, high = log_ratio((one.sps, one.low, one.high), (other.sps, other.low, other.high))
+    return (low or 0.0) <= 1 <= (high or np.inf)
 
 
 def weight(point: Point) -> tuple[int, int, int]:

@@ -33,7 +33,7 @@ class StudyResult:
         result: its published measurement: final where there is one, else quick and flagged so.
         baseline: the same of the user's settings; a failure when they failed, None when not measured.
         rule_of_thumb: the same of what an expert sets without measuring.
-        tied: points whose intervals overlap the recommended one's.
+        tied: points whose ratio to the recommended one has an interval that includes 1.
         ladder: lighter stable points, each lighter than the one before.
         trials: everything that was run, in order.
         points_measured: different points that were stable each time they were measured, further knobs included.
