@@ -6,7 +6,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from numbers import Real
 from typing import Any
 
@@ -113,21 +113,26 @@ def step_message(work: Work, ended_s: float, started_s: float) -> dict[str, Any]
     Raises:
         WorkerError: a count or a time that cannot be: its rate would be none.
     """
-    counts = {name: _count(name, getattr(work, name)) for name in _COUNTS}
-    return {
-        "type": "step",
-        "t": ended_s,
-        "started": started_s,
-        **counts,
-        "lengths": [_count("a length", length) for length in work.lengths],
-        "seconds": {phase: _number(f"seconds of {phase}", took_s) for phase, took_s in work.seconds.items()},
-        "metrics": {name: float(value) for name, value in work.metrics.items() if math.isfinite(value)},
-    }
+    counts = {name: getattr(work, name) for name in _COUNTS}
+    if not _plain(counts.values(), int):
+        counts = {name: _count(name, value) for name, value in counts.items()}
+    lengths: Sequence[int] = work.lengths
+    if not _plain(lengths, int):
+        lengths = [_count("a length", length) for length in lengths]
+    seconds = dict(work.seconds)
+    if not _plain(seconds.values(), float):
+        seconds = {phase: _number(f"seconds of {phase}", took_s) for phase, took_s in seconds.items()}
+    metrics = {name: float(value) for name, value in work.metrics.items() if math.isfinite(value)}
+    times = {"type": "step", "t": ended_s, "started": started_s}
+    return {**times, **counts, "lengths": lengths, "seconds": seconds, "metrics": metrics}
+
+
+def _plain(values: Collection[Any], kind: type) -> bool:
+    """Whether all are of Python's own type, and none is negative, infinite or NaN: asked often, so it is quick."""
+    return set(map(type, values)) <= {kind} and min(values, default=0) >= 0 and sum(values) < math.inf
 
 
 def _count(name: str, value: Any) -> int:
-    if type(value) is int and value >= 0:  # as nearly always
-        return value
     number = _number(name, value)
     if number != int(number):
         raise WorkerError(f"the workload reports {name} {value!r} of a step: it must be a whole number")
@@ -135,7 +140,7 @@ def _count(name: str, value: Any) -> int:
 
 
 def _number(name: str, value: Any) -> float:
-    if not isinstance(value, (float, Real)) or not 0 <= float(value) < math.inf:
+    if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise WorkerError(f"the workload reports {name} {value!r} of a step: it must be a number of at least 0")
     return float(value)
 
