@@ -165,7 +165,7 @@ def test_a_step_message_holds_what_a_step_of_a_window_is():
         lengths=(4, 5),
         metrics={"loss": 0.1},
     )
-    message = json.loads(json.dumps(step_message(work, 2.0, 1.0)))
+    message = json.loads(json.dumps(step_message([work], 2.0, 1.0)))
     told = {"env_steps": 3, "reset_rows": 1, "episodes": 2, "minibatches": 4, "lengths": [4, 5]}
     assert message == {
         "type": "step",

@@ -110,12 +110,12 @@ def test_a_crash_by_the_limit_on_memory_is_oom(tmp_path: Path, kills: int, statu
 
 def test_steps_carry_what_the_session_counts() -> None:
     work = Work(env_steps=1, metrics={"alloc_retries": 2.0})
-    assert Step.from_message(step_message(work, 1.0, 0.0)).metrics == {"alloc_retries": 2.0}
+    assert Step.from_message(step_message([work], 1.0, 0.0)).metrics == {"alloc_retries": 2.0}
 
 
 def test_a_metric_that_is_not_finite_is_left_out_of_the_samples(tmp_path: Path) -> None:
     work = Work(env_steps=1, metrics={"loss": float("nan"), "entropy": float("inf"), "retries": 2.0})
-    seen = Evidence(workers=[], steps=[[Step.from_message(step_message(work, 1.0, 0.0))]], started_s=0.0)
+    seen = Evidence(workers=[], steps=[[Step.from_message(step_message([work], 1.0, 0.0))]], started_s=0.0)
     save_samples(tmp_path / "samples.jsonl", seen, ())
     assert read_lines(tmp_path / "samples.jsonl")[0]["metrics"] == {"retries": 2.0}
 

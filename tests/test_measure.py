@@ -13,7 +13,7 @@ from autotune.errors import WorkerError
 from autotune.executors.evidence import Evidence
 from autotune.executors.window import Step, totals
 from autotune.records import Work
-from autotune.worker.measure import REPORT_PERIOD_S, measure, step_message, summed
+from autotune.worker.measure import REPORT_PERIOD_S, measure, step_message
 
 
 class Steps:
@@ -77,14 +77,14 @@ def test_the_first_iteration_is_told_alone():
 
 def test_iterations_as_one_keep_every_phase_and_the_last_metrics():
     works = [
-        Work(env_steps=3, samples=4, seconds={"env": 1.0, "learn": 2.0}, returns=(1.0,), metrics={"loss": 1.0}),
-        Work(env_steps=5, samples=6, seconds={"env": 0.5}, returns=(2.0, 3.0), metrics={"loss": 2.0}),
+        Work(env_steps=3, lengths=(4,), seconds={"env": 1.0, "learn": 2.0}, metrics={"loss": 1.0}),
+        Work(env_steps=5, episodes=2, lengths=(5, 6), seconds={"env": 0.5}, metrics={"loss": 2.0}),
     ]
-    assert summed(works[:1]) is works[0]
-    both = summed(works)
-    assert (both.env_steps, both.samples, both.returns) == (8, 10, (1.0, 2.0, 3.0))
-    assert both.seconds == pytest.approx({"env": 1.5, "learn": 2.0})
-    assert both.metrics == {"loss": 2.0}
+    both = step_message(works, 9.0, 7.0)
+    assert (both["t"], both["started"], both["env_steps"], both["episodes"]) == (9.0, 7.0, 8, 2)
+    assert both["lengths"] == [4, 5, 6]
+    assert both["seconds"] == pytest.approx({"env": 1.5, "learn": 2.0})
+    assert both["metrics"] == {"loss": 2.0}
 
 
 def test_numbers_of_numpy_are_told_as_plain_ones():
@@ -95,7 +95,7 @@ def test_numbers_of_numpy_are_told_as_plain_ones():
         seconds={"env": np.float32(0.5)},
         metrics={"loss": np.float32(2.0), "lost": np.float32(np.nan)},
     )
-    message = json.loads(json.dumps(step_message(work, 2.0, 1.0), allow_nan=False))
+    message = json.loads(json.dumps(step_message([work], 2.0, 1.0), allow_nan=False))
     assert (message["env_steps"], message["lengths"], message["seconds"]) == (3, [7], {"env": 0.5})
     assert message["metrics"] == {"loss": 2.0}
 
@@ -103,15 +103,15 @@ def test_numbers_of_numpy_are_told_as_plain_ones():
 @pytest.mark.parametrize("steps", [math.nan, math.inf, -5, 2.5, None])
 def test_counts_that_cannot_be_are_refused(steps):
     with pytest.raises(WorkerError, match="the workload reports env_steps"):
-        step_message(Work(env_steps=steps), 2.0, 1.0)
+        step_message([Work(env_steps=steps)], 2.0, 1.0)
     with pytest.raises(WorkerError, match="the workload reports a length"):
-        step_message(Work(env_steps=1, lengths=(steps,)), 2.0, 1.0)
+        step_message([Work(env_steps=1, lengths=(steps,))], 2.0, 1.0)
 
 
 @pytest.mark.parametrize("took_s", [math.nan, math.inf, -0.1, None])
 def test_times_that_cannot_be_are_refused(took_s):
     with pytest.raises(WorkerError, match="the workload reports seconds of learn"):
-        step_message(Work(env_steps=1, seconds={"learn": took_s}), 2.0, 1.0)
+        step_message([Work(env_steps=1, seconds={"learn": took_s})], 2.0, 1.0)
 
 
 def test_a_process_without_a_step_in_its_window_was_not_measured():

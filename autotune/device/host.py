@@ -193,8 +193,10 @@ def ram_available_bytes(root: Path = ROOT) -> int:
     info = _meminfo(root)
     available = info.get("MemAvailable", info.get("MemFree", 0))
     limit = ram_cgroup_limit_bytes(root)
+    if limit is None:
+        return available
     used = next(_cgroup_texts(root, "memory", "memory.usage_in_bytes", "memory.current"), "")
-    if limit is None or not used.isdigit():
+    if not used.isdigit():
         return available
     stat = next(_cgroup_texts(root, "memory", "memory.stat", "memory.stat"), "")
     cached = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)

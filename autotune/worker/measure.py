@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
+from operator import attrgetter
 from typing import Any
 
 from autotune.codec import to_json
@@ -75,7 +75,7 @@ def measure(
         if not settled:
             wanted = settle_parts((ended_s - started_s) / max(share_done(session, work), 1e-6), long_iteration_s)
             settled = wanted == parts
-        message = step_message(summed(untold), ended_s, begun_s)
+        message = step_message(untold, ended_s, begun_s)
         message |= {"parts": parts, "settled": settled, "iterations": len(untold)}
         if not settled and steps == _STEPS_TO_SETTLE:
             parts, settled = wanted, True
@@ -86,60 +86,62 @@ def measure(
     send({"type": "done", "reason": "stopped", "peak_memory_bytes": session.peak_memory_bytes()})
 
 
-def summed(works: Sequence[Work]) -> Work:
-    """Successive iterations as one: what is counted adds up, the metrics are the last one's."""
-    if len(works) == 1:
-        return works[0]
-    seconds: dict[str, float] = {}
-    for work in works:
-        for phase, took_s in work.seconds.items():
-            seconds[phase] = seconds.get(phase, 0.0) + took_s
-    return Work(
-        env_steps=sum(work.env_steps for work in works),
-        reset_rows=sum(work.reset_rows for work in works),
-        episodes=sum(work.episodes for work in works),
-        samples=sum(work.samples for work in works),
-        minibatches=sum(work.minibatches for work in works),
-        seconds=seconds,
-        returns=tuple(itertools.chain.from_iterable(work.returns for work in works)),
-        lengths=tuple(itertools.chain.from_iterable(work.lengths for work in works)),
-        metrics=works[-1].metrics,
-    )
+def step_message(works: Sequence[Work], ended_s: float, started_s: float) -> dict[str, Any]:
+    """A ``step`` message: what one or several iterations did, in plain numbers; told up to ten times a second.
 
-
-def step_message(work: Work, ended_s: float, started_s: float) -> dict[str, Any]:
-    """A ``step`` message: what a step did, in plain numbers; metrics without a finite value are left out.
+    What is counted adds up; the metrics are the last iteration's, those without a finite value left out.
 
     Raises:
         WorkerError: a count or a time that cannot be: its rate would be none.
     """
-    counts = {name: getattr(work, name) for name in _COUNTS}
-    if not _plain(counts.values(), int):
-        counts = {name: _count(name, value) for name, value in counts.items()}
-    lengths: Sequence[int] = work.lengths
-    if not _plain(lengths, int):
+    columns = zip(_COUNTS, zip(*map(attrgetter(*_COUNTS), works), strict=True), strict=True)
+    lengths = [length for work in works for length in work.lengths]
+    if lengths and (set(map(type, lengths)) != {int} or min(lengths) < 0):
         lengths = [_count("a length", length) for length in lengths]
-    seconds = dict(work.seconds)
-    if not _plain(seconds.values(), float):
-        seconds = {phase: _number(f"seconds of {phase}", took_s) for phase, took_s in seconds.items()}
-    metrics = {name: float(value) for name, value in work.metrics.items() if math.isfinite(value)}
-    times = {"type": "step", "t": ended_s, "started": started_s}
-    return {**times, **counts, "lengths": lengths, "seconds": seconds, "metrics": metrics}
+    metrics = {name: float(value) for name, value in works[-1].metrics.items() if math.isfinite(value)}
+    return {
+        "type": "step",
+        "t": ended_s,
+        "started": started_s,
+        **{name: _count(name, _sum(column)) for name, column in columns},
+        "lengths": lengths,
+        "seconds": _phases(works),
+        "metrics": metrics,
+    }
 
 
-def _plain(values: Collection[Any], kind: type) -> bool:
-    """Whether all are of Python's own type, and none is negative, infinite or NaN: asked often, so it is quick."""
-    return set(map(type, values)) <= {kind} and min(values, default=0) >= 0 and sum(values) < math.inf
+def _phases(works: Sequence[Work]) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    for work in works:
+        for phase, took_s in work.seconds.items():
+            try:
+                seconds[phase] = seconds.get(phase, 0.0) + took_s
+            except TypeError:
+                _number(f"seconds of {phase}", took_s)
+                raise
+    return {phase: _number(f"seconds of {phase}", took_s) for phase, took_s in seconds.items()}
+
+
+def _sum(values: Sequence[Any]) -> Any:
+    """The sum; of values that have none the one that is no number, for the message."""
+    try:
+        return sum(values)
+    except TypeError:
+        return next(value for value in values if not isinstance(value, Real))
 
 
 def _count(name: str, value: Any) -> int:
+    if type(value) is int and value >= 0:  # as nearly always
+        return value
     number = _number(name, value)
-    if number != int(number):
+    if not number.is_integer():
         raise WorkerError(f"the workload reports {name} {value!r} of a step: it must be a whole number")
     return int(number)
 
 
 def _number(name: str, value: Any) -> float:
+    if type(value) is float and 0 <= value < math.inf:
+        return value
     if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise WorkerError(f"the workload reports {name} {value!r} of a step: it must be a number of at least 0")
     return float(value)
@@ -156,5 +158,5 @@ def run_steps(session: Session, steps: int, send: Callable[[dict[str, Any]], Non
         except Finished:
             break
         session.synchronize()
-        send(step_message(work, time.monotonic(), started_s))
+        send(step_message([work], time.monotonic(), started_s))
     send({"type": "done", "reason": "steps", "effective": to_json(session.effective)})

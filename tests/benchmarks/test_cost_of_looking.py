@@ -11,6 +11,7 @@ import os
 import random
 import time
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import optuna
@@ -31,7 +32,7 @@ from autotune.search.propose import Problem, propose
 from autotune.search.sampler import RESULT, history_of
 from autotune.search.space import Space, grid
 from autotune.stats import Trace, estimate
-from autotune.worker.measure import REPORT_PERIOD_S, step_message, summed
+from autotune.worker.measure import REPORT_PERIOD_S, step_message
 from autotune.worker.protocol import WorkerTask
 
 LEVELS = [1, 2, 3, 4, 6, 8, 12, 16]
@@ -61,7 +62,7 @@ def test_report(benchmark):
     with Path(os.devnull).open("w", buffering=1) as pipe:
 
         def report():
-            message = step_message(summed([WORK] * 10), time.monotonic(), time.monotonic())
+            message = step_message([WORK] * 10, time.monotonic(), time.monotonic())
             pipe.write(json.dumps(message | {"parts": 1, "settled": True, "iterations": 10}) + "\n")
 
         benchmark(report)
@@ -74,11 +75,11 @@ def test_phases_of_32_vector_steps(benchmark):
 
     def phases():
         infer = env = transfer = 0.0
-        before = time.perf_counter()
+        before = perf_counter()
         for _ in vector_steps:
-            acted = time.perf_counter()
-            stepped = time.perf_counter()
-            written = time.perf_counter()
+            acted = perf_counter()
+            stepped = perf_counter()
+            written = perf_counter()
             infer += acted - before
             env += stepped - acted
             transfer += written - stepped
@@ -90,7 +91,7 @@ def test_phases_of_32_vector_steps(benchmark):
 def test_message_in_the_parent(benchmark):
     """Once a report of each process: decoded and kept."""
     benchmark.extra_info |= {"times_per_s_at_most": MESSAGES_PER_S, "in_parent": True}
-    line = json.dumps(step_message(WORK, time.monotonic(), time.monotonic())).encode()
+    line = json.dumps(step_message([WORK], time.monotonic(), time.monotonic())).encode()
     assert benchmark(lambda: Step.from_message(json.loads(line.decode()))).env_steps == 2048
 
 
