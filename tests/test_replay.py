@@ -39,18 +39,6 @@ def test_the_recipe_and_device_are_the_surfaces(surface):
     assert executor.surface.price_usd_per_hour == 2.0
 
 
-def test_a_long_start_costs_what_it_took(tmp_path):
-    path = write_surface(
-        tmp_path / "slow.csv", status=lambda *knobs: "oom" if knobs == (256, 1024, 4) else "ok", startup_s=400.0
-    )
-    executor, recipe, run = ReplayExecutor(path), surface_recipe(path), create_run(tmp_path, "run-1")
-    ran = measure(executor, Point(num_envs=8, batch_size=64), recipe, run)
-    failed = measure(executor, Point(num_envs=256, batch_size=1024, concurrency=4), recipe, run)
-    assert [(each.status, each.cost_s) for each in (ran, failed)] == [("ok", 420.0), ("oom", 400.0)]
-    cut = measure(executor, Point(num_envs=8, batch_size=64), recipe, run, timeout_s=100.0)
-    assert (cut.status, cut.cost_s) == ("timeout", 100.0)
-
-
 @pytest.mark.parametrize(
     ("knobs", "status", "grade", "cost_s"),
     [

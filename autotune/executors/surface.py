@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.errors import UsageError
@@ -19,12 +19,10 @@ from autotune.executors.surface_header import Header, is_comment, read_header, s
 from autotune.machine import RAM_UNSTATED_BYTES, DeviceInfo, GpuInfo, HostInfo
 from autotune.records import (
     COUNT_MAX,
-    FINAL_PLAN,
     JOBS_MAX,
     KNOBS,
     Budget,
     Job,
-    MeasurePlan,
     Point,
     ProbeResult,
     Recipe,
@@ -45,8 +43,6 @@ COLUMNS = (
 )
 STATUSES: tuple[Status, ...] = ("ok", "oom", "crashed", "host_lost", "timeout")
 """A surface knows no verdict: unstable points are left out of it."""
-_ENDLESS_S = 1e9
-"""A recorded start takes what it took: only the end of the budget cuts its probe short."""
 QUICK_S, FINAL_S = 20.0, 50.0
 """What a stable probe costs beyond its start."""
 _SPS_MAX = 1e15
@@ -218,8 +214,6 @@ def recipe_of(surface: Surface) -> Recipe:
         baseline=surface.baseline,
         source=surface.source,
         points=points,
-        quick=replace(MeasurePlan(), timeout_s=_ENDLESS_S),
-        final=replace(FINAL_PLAN, timeout_s=_ENDLESS_S),
     )
 
 
