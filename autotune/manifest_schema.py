@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from autotune.records import COUNT_MAX, Budget, BudgetUnit, Grade, Job, KnobValue, Limits, Point
 from autotune.runs import NAME
 from autotune.store import canonical_json
+from autotune.units import counted
 
 SafeName = Annotated[str, Field(pattern=f"^{NAME.pattern}$", description="letters, digits, dots, dashes, underscores")]
 Count = Annotated[int, Field(ge=1, le=COUNT_MAX)]
@@ -212,8 +213,9 @@ class Manifest(_Section):
             raise ValueError(f"two jobs have the id {double!r}: ids name folders, give each job its own")
         for field, knobs in self.points():
             if knobs.concurrency > len(ids):
+                jobs = counted(len(ids), "job", "jobs")
                 raise ValueError(
-                    f"{field}.concurrency = {knobs.concurrency} processes, but there are {len(ids)} jobs: "
+                    f"{field}.concurrency = {knobs.concurrency} processes, but the manifest has {jobs}: "
                     f"process i runs job i, so lower it to {len(ids)} or fewer, or add jobs"
                 )
         return self

@@ -65,9 +65,7 @@ def _within(
     except click.BadParameter:
         found = math.nan
     if math.isnan(found):
-        most = "" if kind.max is None else f" and at most {kind.max:,}"
-        least = f"{'above' if kind.min_open else 'of at least'} {kind.min:,}"
-        kind.fail(f"{value!r} must be {expected} {least}{most}", param, ctx)
+        kind.fail(f"{value!r} must be {expected} in the range {kind._describe_range()}", param, ctx)
     return found
 
 
