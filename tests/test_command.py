@@ -462,6 +462,8 @@ WHILE = "\nDuring handling of the above exception, another exception occurred:\n
         ("jax.errors.JaxRuntimeError: INTERNAL: gpublasCreate(&handle) failed: cuBlas has not been initialized", True),
         ("E0000 cuda_blas.cc:207] failed to create cublas handle: the resource allocation failed", True),
         ("jaxlib._jax.XlaRuntimeError: RESOURCE_EXHAUSTED: Failed to allocate request for 1.22GiB (1310720000B)", True),
+        ("ValueError: cannot create custom instance of the environment", False),
+        ("psycopg.Error: the current allocation failed", False),
         ("RuntimeError: jaxlib/gpu/solver.cc:213: operation cusolverDnSyevd failed: cuSolver execution failed", False),
         ("RuntimeError: GET was unable to find an engine to execute this computation", True),
         ("RuntimeError: Unable to find a valid cuDNN algorithm to run convolution", True),

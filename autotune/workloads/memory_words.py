@@ -11,7 +11,8 @@ _WORDS = (
     r"ALLOC(?:ATION)?_FAILED|CU(?:BLAS|DNN)_STATUS_NOT_INITIALIZED|unable to find an engine to execute|"
     r"unable to find a valid cuDNN algorithm|"
     # JAX's words for it, of which several processes beside each other get to see these first.
-    r"gpu\w+Create(?:\(&handle\))? failed|create cu\w+ (?:handle|instance)|(?:resource|memory|cu\w+) allocation failed)"
+    r"gpu\w+Create(?:\(&handle\))? failed|create cu(?:blas|dnn|fft|rand|solver|sparse)\w* (?:handle|instance)|"
+    r"(?:resource|memory|cu(?:blas|dnn|fft|rand|solver|sparse)\w*) allocation failed)"
 )
 _MEMORY = re.compile(_WORDS, re.IGNORECASE)
 _HINT = re.compile(rf"\b(?:if|when|unless|in case|avoid|prevent|hint:|tip:)\s[^.:]*?{_WORDS}", re.IGNORECASE)
