@@ -64,7 +64,7 @@ def _within(
         found = convert(value, param, ctx)
     except click.BadParameter:
         found = math.nan
-    if math.isnan(found):
+    if found != found:  # NaN; a whole number may be too large for `math.isnan`
         kind.fail(f"{value!r} must be {expected} in the range {kind._describe_range()}", param, ctx)
     return found
 

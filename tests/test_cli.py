@@ -381,6 +381,7 @@ BAD = [
     (["search", "--price", "1e-310"], "above zero"),
     (["search", "--seed", "-1"], "--seed"),
     (["search", "--seed", "4294967296"], "--seed"),
+    (["search", "--seeds", "1" + 400 * "0"], "jobs are more than a manifest holds: at most 10,000"),
     (["search", "--seeds", "1-3"], "'1-3' must be a whole number in the range x>=1"),
     (["search", "--seed", "x"], "'x' must be a whole number in the range 0<=x<=4294967295"),
     (["search", "--guard-seeds", "1.5"], "'1.5' must be a whole number in the range 2<=x<=100"),
