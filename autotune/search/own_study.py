@@ -135,4 +135,6 @@ def allows(distribution: BaseDistribution, value: int) -> bool:
     """Whether a study may be given this value of a knob."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
-    return isinstance(distribution, IntDistribution) and distribution._contains(value)
+    return isinstance(distribution, IntDistribution) and value in range(
+        distribution.low, distribution.high + 1, distribution.step
+    )
