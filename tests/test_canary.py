@@ -14,6 +14,7 @@ from migration_run import NEW, QUICK, STEPS, a_manifest, content, old_run, steps
 
 from autotune import cli
 from autotune.device.inspect import inspect_device
+from autotune.executors import listening
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, save_manifest
 from autotune.records import JobResult, MeasurePlan, Point, TrainResult
@@ -188,7 +189,7 @@ def test_a_canary_that_does_not_train_is_stuck(tmp_path: Path, monkeypatch: pyte
     migration = load_migration(run)
     assert migration is not None and migration.canary is not None
     now = [0.0]
-    monkeypatch.setattr(canary_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(listening.time, "monotonic", lambda: now[0])
     watch = canary_module._Watch(migration, migration.canary, lambda _: None, lambda: False)
     job = canary_module.JobSnapshot(
         id="a", env="busy", status="running", env_steps=300, episodes=0, seconds=3.0, fraction=0.0, sps=None,

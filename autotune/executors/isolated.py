@@ -20,6 +20,7 @@ from autotune.executors import evidence, window
 from autotune.executors.cgroup import memory_limit
 from autotune.executors.ending import END_S, start_meters, stop_all, wait_clean
 from autotune.executors.evidence import Evidence
+from autotune.executors.listening import Listening
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.executors.window import Step
 from autotune.machine import DeviceInfo
@@ -40,8 +41,6 @@ _NOTHING_LEFT = (
 )
 _POLL_S = 0.25  # messages are read in batches: waking for each would take time from what is measured
 _WATCH_S = 0.5
-_LISTENING_S = 5.0
-"""Of the time between two looks at the workers; more is a command that stood still."""
 _TYPICAL_START_S = 6.0
 _START_PER_CHECK = 3.0
 """Opening a session imports more than the check of its jobs, whose time is known first."""
@@ -230,7 +229,7 @@ class IsolatedExecutor:
         """Drive the workers until the windows are complete or something fails."""
         plan, index = request.plan, {id(worker): i for i, worker in enumerate(state.workers)}
         start_by_s, watched_s = state.started_s + min(plan.start_timeout_s, plan.timeout_s), 0.0
-        end_by_s, paused_s, looked_s = state.started_s + plan.timeout_s, 0.0, time.monotonic()
+        end_by_s, listening = state.started_s + plan.timeout_s, Listening()
         while state.status == "ok" and state.opened is None:
             if state.ready_s is not None:
                 time.sleep(_POLL_S)
@@ -238,8 +237,8 @@ class IsolatedExecutor:
                 self._take(state, index[id(worker)], message, request)
             if self._should_stop():
                 raise KeyboardInterrupt
-            before_s, now_s = looked_s, time.monotonic()
-            looked_s, paused_s = now_s, paused_s + max(0.0, now_s - before_s - _LISTENING_S)
+            listening.look()
+            now_s = time.monotonic()
             if state.ready_s is None and len(state.ready) == len(state.workers):
                 state.ready_s = now_s
                 for worker in state.workers:
@@ -249,10 +248,10 @@ class IsolatedExecutor:
             if state.status != "ok" or state.opened is not None:
                 return
             if state.ready_s is None and now_s > start_by_s:
-                state.expire(f"not ready after {now_s - state.started_s:.0f} s", start_by_s - now_s, paused_s)
+                state.expire(f"not ready after {now_s - state.started_s:.0f} s", start_by_s - now_s, listening.paused_s)
             elif now_s > end_by_s:
                 detail = window.incomplete(state.steps, plan, state.started_s, now_s)
-                state.expire(detail, end_by_s - now_s, paused_s)
+                state.expire(detail, end_by_s - now_s, listening.paused_s)
             elif now_s > watched_s + _WATCH_S:
                 watched_s = now_s
                 self._watch(request, state)

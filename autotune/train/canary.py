@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import AutotuneError
+from autotune.executors.listening import Listening
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest
 from autotune.records import TrainResult
@@ -23,8 +23,6 @@ from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
 
 GAMES_MIN = 10
 _START_S = 300.0
-_LISTENING_S = 5.0
-"""Of the time between two snapshots; more is a command that stood still (Ctrl-Z), and its workers wait to be heard."""
 _PATIENCE = 3.0
 """A canary that has not trained its time within so many times as long, and the time to start, is stuck."""
 
@@ -119,15 +117,14 @@ class _Watch:
     ) -> None:
         self._before_s = {job.id: job.seconds for job in migration.jobs}
         self._canary, self._on_event, self._should_stop = canary, on_event, should_stop
-        self._looked_s = time.monotonic()
+        self._listening = Listening()
         self._left_s = _START_S + _PATIENCE * canary.watch_s
         self.decided = self.stuck = False
 
     def update(self, snapshot: Snapshot) -> None:
         """Take a snapshot."""
         self._on_event(snapshot)
-        before_s, self._looked_s = self._looked_s, time.monotonic()
-        self._left_s -= min(self._looked_s - before_s, _LISTENING_S)
+        self._left_s -= self._listening.look()
         jobs = [job for job in snapshot.jobs if job.id in self._canary.jobs]
         failed = any(job.status == "crashed" for job in jobs)
         if self.decided or failed or all(map(self._watched, jobs)):

@@ -11,6 +11,7 @@ from autotune.codec import to_json
 from autotune.device.live_gpu import PatientGpu
 from autotune.device.mps import shared_if_possible
 from autotune.errors import FileError
+from autotune.executors.listening import Listening
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, check_manifest, manifest_hash
@@ -32,9 +33,6 @@ _VIEW_PERIOD_S = 0.5
 _STATUS_PERIOD_S = 2.0
 _EXIT_S = 10.0
 _ABANDON_S = 5.0
-_LISTENING_S = 5.0
-"""Of the time between two looks at the workers, at most so much counts as their silence: more is a machine that slept,
-or a slow disk."""
 
 
 def supervise(
@@ -114,7 +112,7 @@ class Supervisor:
         self._predicted_sps = predicted.sps if predicted else None
         self._gpu = PatientGpu(device.gpu) if device.gpu else None
         self._patience = patience or Patience()
-        self._listened_s = self._started_s
+        self._listening = Listening()
         self._status, self._stopping = StatusFile(run, warn), False
         self._notice_s: float | None = None
         self._viewed_s = self._written_s = -_STATUS_PERIOD_S
@@ -167,9 +165,9 @@ class Supervisor:
         """Take what workers say, waiting a little for it, and end those that have gone or are late."""
         workers = {id(job.worker): job for job in self._active()}
         messages = receive_all([job.worker for job in self._active() if job.worker], _POLL_S)
-        before_s, self._listened_s = self._listened_s, time.monotonic()
+        listened_s = self._listening.look()
         for job in self._active():
-            job.silence.wait(min(self._listened_s - before_s, _LISTENING_S))
+            job.silence.wait(listened_s)
         for worker, message in messages:
             self._take(workers[id(worker)], message)
         self._reap()
