@@ -131,9 +131,7 @@ def choose_executor(
 
     if colon:
         raise UsageError(f"--executor {options['executor']!r}: nothing goes after a name but the file of replay:FILE")
-    kind, device = registry.load("executor", name), inspect_device(options["device"])
-    with registry.blamed("executor", name):
-        executor = kind(device, should_stop)
+    executor = registry.make("executor", name, inspect_device(options["device"]), should_stop)
     return executor, choose_recipe(argv, options)
 
 

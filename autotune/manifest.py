@@ -25,6 +25,7 @@ from autotune.errors import FileError, ManifestError, UsageError
 from autotune.machine import DeviceInfo
 from autotune.manifest_schema import LearningSection, Manifest
 from autotune.records import SHARING, Budget, Point, ProbeResult, Recipe
+from autotune.runs import NAMED
 from autotune.store import canonical_json, content_hash, durable_write, make_folder
 
 __all__ = [
@@ -112,7 +113,7 @@ def _explain(error: ValidationError, source: str) -> str:
         where = ".".join(str(part) for part in problem["loc"]) or "manifest"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "string_pattern_mismatch":
-            message = "a name has letters, digits, dots, dashes and underscores, and begins with a letter or a digit"
+            message = NAMED
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where} is not a key of a manifest: {_nearest_key(problem['loc'])}")
         elif problem["type"] == "missing":
@@ -182,8 +183,7 @@ def check_manifest(manifest: Manifest) -> None:
         UsageError: unknown workload, unknown hyperparameter, another framework, a knob or job out of range.
     """
     name, backend = manifest.workload.name, manifest.workload.backend
-    with registry.blamed("workload", name):
-        workload = registry.load("workload", name)(manifest.workload.hyperparameters)
+    workload = registry.make("workload", name, manifest.workload.hyperparameters)
     own = getattr(workload, "backend", None)
     if own is not None and backend not in (None, own):
         raise ManifestError(

@@ -84,6 +84,18 @@ def _load_installed(kind: Kind, entry: EntryPoint) -> Any:
         return entry.load()
 
 
+def make(kind: Kind, name: str, *arguments: Any) -> Any:
+    """What a class or function of that name makes of the arguments.
+
+    Raises:
+        UsageError: there is none of this name, or it lacks a package; see `load`.
+        AutotuneError: an installed part failed; names its package.
+    """
+    made_by = load(kind, name)
+    with blamed(kind, name):
+        return made_by(*arguments)
+
+
 @contextmanager
 def blamed(kind: Kind, name: str, what: str = "be made") -> Iterator[None]:
     """Whatever somebody else's part raises within is told as an error of its package; errors in words stay as they are.

@@ -19,6 +19,7 @@ from autotune.machine import DeviceInfo
 from autotune.store import content_hash, make_folder, read_json, write_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAMED = "a name has letters, digits, dots, dashes and underscores, and begins with a letter or a digit"
 _LEFTOVERS = (".run.json.", ".lock")
 """Begin the names of what a command that was killed can leave in a folder before it is a run."""
 

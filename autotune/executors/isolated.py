@@ -71,6 +71,12 @@ def share_of(device: DeviceInfo, concurrency: int, *, vram_fraction: float, ram_
     }
 
 
+def _no_answer(worker: WorkerProcess) -> str:
+    if worker.starved:
+        return "was killed by the kernel, which had no memory left: it gave no answer"
+    return f"ended with {describe_exit(worker.returncode or 0)} and no answer"
+
+
 class IsolatedExecutor:
     """Runs every probe in fresh processes on this machine."""
 
@@ -94,8 +100,8 @@ class IsolatedExecutor:
 
     def check(self, recipe: Recipe, points: Sequence[Point] = ()) -> None:
         """Refuse a recipe whose workload, hyperparameters, points or jobs cannot run here."""
+        workload = registry.make("workload", recipe.workload, recipe.hyperparameters)
         with registry.blamed("workload", recipe.workload, "check a point"):
-            workload = registry.load("workload", recipe.workload)(recipe.hyperparameters)
             for point in points or (recipe.baseline,):
                 workload.check(point, recipe.jobs)
         started_s = time.monotonic()
@@ -159,10 +165,7 @@ class IsolatedExecutor:
         if last.get("type") == "error":
             raise (UsageError if last["kind"] == "misuse" else WorkerError)(last["detail"])
         if last.get("type") != "done":
-            ending = f"ended with {describe_exit(worker.returncode or 0)} and no answer"
-            if worker.starved:
-                ending = "was killed by the kernel, which had no memory left: it gave no answer"
-            why = ending if in_time else f"did not answer within {timeout_s:.0f} s"
+            why = _no_answer(worker) if in_time else f"did not answer within {timeout_s:.0f} s"
             raise WorkerError(f"the {workload} worker {why}. The last lines of its log:\n{log_tail or '(empty)'}")
         return messages
 
@@ -170,7 +173,10 @@ class IsolatedExecutor:
         """Measure one point; failures are values, and every process is gone on return."""
         started_s = time.monotonic()
         workers: list[WorkerProcess] = []
-        meters = self._meters(lambda: [pid for worker in workers for pid in worker.descendants()])
+        meters: list[Meter] = [
+            registry.make("meter", name, self.device, lambda: [pid for w in workers for pid in w.descendants()])
+            for name in registry.names("meter")
+        ]
         start_meters(meters)
         steps: list[list[Step]] = [[] for _ in request.jobs]
         state = Evidence(workers=workers, steps=steps, started_s=started_s)
@@ -194,13 +200,6 @@ class IsolatedExecutor:
         result = evidence.conclude(request, state, readings, self.device)
         effective = {**result.effective, **sharing_in_effect(request.point)} if result.effective else {}
         return replace(result, cost_s=time.monotonic() - started_s, effective=effective)
-
-    def _meters(self, pids: Callable[[], Sequence[int]]) -> list[Meter]:
-        made: list[Meter] = []
-        for name in registry.names("meter"):
-            with registry.blamed("meter", name):
-                made.append(registry.load("meter", name)(self.device, pids))
-        return made
 
     def _launch(self, request: ProbeRequest, workers: list[WorkerProcess], environment: Mapping[str, str]) -> None:
         plan, limits = request.plan, request.limits

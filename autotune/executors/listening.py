@@ -1,4 +1,4 @@
-"""How long a loop has listened to its workers, and how long it stood still and heard none of them."""
+"""How long a loop has listened to its workers, and how long it stood still."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ from autotune.records import (
     KnobValue,
 )
 from autotune.registry import did_you_mean
+from autotune.runs import NAME, NAMED
 
 CONCURRENCY_LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Levels of concurrency that are tried."""
@@ -116,7 +117,7 @@ class LimitsPart(_Strict):
 class JobPart(_Strict):
     """A ``[[jobs]]`` table: exactly one of steps, episodes and hours."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    id: str = Field(pattern=f"^{NAME.pattern}$")
     env: str = Field(min_length=1, max_length=200)
     seed: int = Field(default=0, ge=0, lt=2**31)
     steps: float | None = Field(default=None, gt=0, le=1e15, strict=False)
@@ -220,7 +221,7 @@ def _message(item: Any) -> str:
         return f"{key!r} is missing"
     value, expected = item["input"], item["msg"].removeprefix("Value error, ")
     if item["type"] == "string_pattern_mismatch":
-        expected = "a name has letters, digits, dots, dashes and underscores, and begins with a letter or a digit"
+        expected = NAMED
     shown = "" if isinstance(value, (dict, list)) and len(str(value)) > 80 else f" = {value!r}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{key}{shown}: expected a finite number"

@@ -73,19 +73,19 @@ class ProgressRule:
         """What was looked for, and `unread` if that was matched, for the message that nothing was found."""
         if self.by_tick:
             return "autotune.tick(steps) was not called"
+        return f"{self._asked} matched {unread!r}, which is no number" if unread else f"no line matched {self._asked}"
+
+    @property
+    def _asked(self) -> str:
         option, pattern = ("--counter", self.counter) if self.counter else ("--rate", self.rate)
-        if pattern and unread:
-            return f"{option} '{pattern.pattern}' matched {unread!r}, which is no number"
-        return f"no line matched {option} '{pattern.pattern}'" if pattern else ""
+        return f"{option} '{pattern.pattern}'" if pattern else option
 
     def unmarked(self) -> str:
         """That lines told progress, but none that it counts, for the message that it stayed at zero."""
-        option, pattern = ("--counter", self.counter) if self.counter else ("--rate", self.rate)
-        if pattern is None or self.mark is None:
-            return ""
+        mark = self.mark.pattern if self.mark else ""
         return (
-            f": no line matched the mark '{self.mark.pattern}', at which progress counts; "
-            f"with {option} '{pattern.pattern}' in place of preset and mark every line counts"
+            f": no line matched the mark '{mark}', at which progress counts; "
+            f"with {self._asked} in place of preset and mark every line counts"
         )
 
 
