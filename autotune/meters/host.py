@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -21,6 +22,8 @@ _STARTING_S = 60.0
 """For so long after a process was first seen its sizes are read at `_STARTING_SHARE` while it maps files."""
 _MAPPED_BYTES = 4 * 2**20
 """Files mapped since the last reading that are worth another one."""
+PRESSURE_PERIOD_S = 2.0
+"""The kernel works its averages out as often (PSI_FREQ in its kernel/sched/psi.c)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ def pss_bytes(pid: int, root: Path = ROOT) -> int | None:
     Where the kernel does not tell it (no ``smaps_rollup``, another user), the resident size,
     which counts shared pages in full.
     """
-    match = re.search(r"^Pss:\s+(\d+) kB", read_text(root / f"proc/{pid}/smaps_rollup") or "", re.MULTILINE)
+    match = re.search(r"^Pss:\s+(\d+) kB", read_text(f"{root}/proc/{pid}/smaps_rollup") or "", re.MULTILINE)
     if match:
         return int(match[1]) * 1024
     try:
@@ -62,7 +65,7 @@ def pss_bytes(pid: int, root: Path = ROOT) -> int | None:
 
 def process_times(pid: int, root: Path = ROOT) -> tuple[float, int, int] | None:
     """(CPU seconds, threads, start in ticks since boot) of a process, None without it; ``/proc/PID/stat``, proc(5)."""
-    fields = (read_text(root / f"proc/{pid}/stat") or "").rpartition(")")[2].split()
+    fields = (read_text(f"{root}/proc/{pid}/stat") or "").rpartition(")")[2].split()
     if len(fields) < 20:
         return None
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(fields[17]), int(fields[19])
@@ -70,7 +73,7 @@ def process_times(pid: int, root: Path = ROOT) -> tuple[float, int, int] | None:
 
 def resident(pid: int, root: Path = ROOT) -> Resident:
     """A process's resident memory; zeros when it cannot be read (``/proc/PID/status``, proc(5))."""
-    text = read_text(root / f"proc/{pid}/status") or ""
+    text = read_text(f"{root}/proc/{pid}/status") or ""
     sizes = {
         name: int(kib) * 1024
         for name, kib in re.findall(r"^(VmHWM|VmRSS|RssFile|RssShmem):\s+(\d+) kB", text, re.MULTILINE)
@@ -79,6 +82,11 @@ def resident(pid: int, root: Path = ROOT) -> Resident:
     backed = sizes.get("RssFile", 0) + sizes.get("RssShmem", 0)
     spike = max(0, sizes.get("VmHWM", now) - now)
     return Resident(private_bytes=now - backed, file_bytes=backed, spike_bytes=spike)
+
+
+def pressures(root: Path = ROOT) -> dict[str, float | None]:
+    """``cpu_pressure`` and ``memory_pressure``."""
+    return {f"{resource}_pressure": pressure(resource, root) for resource in ("cpu", "memory")}
 
 
 class HostMeter(SampledMeter):
@@ -110,6 +118,8 @@ class HostMeter(SampledMeter):
         self._asked: frozenset[int] = frozenset()
         self._newest_s = self._read_s = self._took_s = 0.0
         self._cpu_s: dict[tuple[int, int], float] = {}
+        self._pressures: dict[str, float | None] = {}
+        self._pressed_s = -math.inf
 
     def _ram_pss_bytes(self, now: Mapping[int, Resident]) -> int | None:
         self._sizes = {pid: known for pid, known in self._sizes.items() if pid in now}
@@ -146,6 +156,12 @@ class HostMeter(SampledMeter):
             running += 1
         return sum(self._cpu_s.values()), running, threads
 
+    def _pressure(self) -> Mapping[str, float | None]:
+        if (now_s := self._clock()) >= self._pressed_s + PRESSURE_PERIOD_S:
+            self._pressures = pressures(self._root)
+            self._pressed_s = now_s
+        return self._pressures
+
     def read(self) -> Mapping[str, float | None]:
         """Values now."""
         pids = self.pids()
@@ -161,6 +177,5 @@ class HostMeter(SampledMeter):
             "threads": threads,
             "others_cpu_seconds": None if everybody_s is None else everybody_s - cpu_seconds - time.process_time(),
             "shm_used_bytes": shm[0] - shm[1] if shm else None,
-            "cpu_pressure": pressure("cpu", self._root),
-            "memory_pressure": pressure("memory", self._root),
+            **self._pressure(),
         }

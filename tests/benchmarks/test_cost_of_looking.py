@@ -23,6 +23,7 @@ from autotune.device.host import ram_available_bytes
 from autotune.device.inspect import inspect_device
 from autotune.executors.process import WorkerProcess, receive_all
 from autotune.executors.window import Step, windows
+from autotune.meters.host import PRESSURE_PERIOD_S, pressures
 from autotune.probe.recipe import load_recipe
 from autotune.records import MeasurePlan, Point, ProbeResult, Work
 from autotune.search.confirm import next_finalist
@@ -69,21 +70,19 @@ def test_report(benchmark):
 
 
 def test_phases_of_32_vector_steps(benchmark):
-    """Three clocks read and three sums each: an iteration of the CartPole recipes (atari's has 128, but is longer)."""
+    """The clock three times each, added up: an iteration of the CartPole recipes (atari's has 128, but is longer)."""
     benchmark.extra_info["times_per_s_at_most"] = math.inf
     vector_steps = range(32)
 
     def phases():
-        infer = env = transfer = 0.0
-        before = perf_counter()
+        acted = stepped = written = 0.0
+        began = now = perf_counter()
         for _ in vector_steps:
-            acted = perf_counter()
-            stepped = perf_counter()
-            written = perf_counter()
-            infer += acted - before
-            env += stepped - acted
-            transfer += written - stepped
-            before = written
+            acted += perf_counter()
+            stepped += perf_counter()
+            now = perf_counter()
+            written += now
+        return acted - (began + written - now), stepped - acted, written - stepped
 
     benchmark(phases)
 
@@ -103,6 +102,12 @@ def test_reading(benchmark, meter, worker):
     made.open()
     made.read()
     benchmark.pedantic(made.read, setup=others_work, rounds=100)
+
+
+def test_pressures(benchmark):
+    """As often as the kernel works them out, in the parent; the readings of `test_reading` take the last ones."""
+    benchmark.extra_info |= {"times_per_s": 1 / PRESSURE_PERIOD_S, "in_parent": True}
+    benchmark.pedantic(pressures, setup=others_work, rounds=100)
 
 
 def test_free_memory_in_the_parent(benchmark):
