@@ -19,7 +19,7 @@ from autotune.choices import (
     tried_points,
 )
 from autotune.device.inspect import inspect_device
-from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, InfeasibleError, UsageError
+from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, EXIT_UNFINISHED, InfeasibleError, UsageError
 from autotune.locks import hold_device
 from autotune.machine import DeviceInfo
 from autotune.probe.grid import grid_points, run_grid
@@ -138,11 +138,20 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
             on_event=view.update,
             should_stop=stop.requested,
         )
-    if stop.exit_code:
+    stopped = stop.exit_code or _lost(executor, say)
+    if stopped:
         on = "the same command goes on" if command == "record" else "a probe begins anew (`autotune record` goes on)"
         say(f"stopped after {len(rows)} of {counted(len(points), 'point')}; {on}")
     measured = EXIT_OK if any(row.ok for row in rows) else EXIT_INFEASIBLE
-    return MeasuredGrid(recipe=recipe, device=device, run=run, rows=rows, exit_code=stop.exit_code or measured)
+    return MeasuredGrid(recipe=recipe, device=device, run=run, rows=rows, exit_code=stopped or measured)
+
+
+def _lost(executor: Any, say: Say) -> int:
+    """The exit code of a command whose device fell away, after saying so; 0 where it did not, or is not told of."""
+    why = getattr(executor, "lost", "")
+    if why:
+        say(f"{why}; what was measured is kept")
+    return EXIT_UNFINISHED if why else EXIT_OK
 
 
 def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSearch | FoundNothing:
@@ -181,8 +190,9 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     try:
         found = _study(recipe, executor, run, options, stop, tries)
     except InfeasibleError as error:
-        run.update(finished=not stop.exit_code)  # the same command then searches anew, with a budget
-        error.exit_code = stop.exit_code or error.exit_code
+        stopped = stop.exit_code or _lost(executor, say)
+        run.update(finished=not stopped)  # the same command then searches anew, with a budget
+        error.exit_code = stopped or error.exit_code
         return FoundNothing(run=run, price=run.state()["price_usd_per_hour"], error=error)
     learning = unchecked(found, recipe, "the search was stopped before its guard" if plan and found.interrupted else "")
     if not executor.simulated:
@@ -193,7 +203,8 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
         emit_manifest(found, recipe, run, executor.device, learning)
         run.update(**{_GUARDED: checked})
     run.update(finished=not found.interrupted and checked, ended=found.ended)
-    return FinishedSearch(run=run, found=found, learning=learning, exit_code=stop.exit_code)
+    ended = stop.exit_code or _lost(executor, say)
+    return FinishedSearch(run=run, found=found, learning=learning, exit_code=ended)
 
 
 def _guard_plan(recipe: Recipe, options: dict[str, Any], *, simulated: bool) -> GuardPlan | None:

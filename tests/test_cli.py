@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import fake_nvml
 import pytest
 
 from autotune import registry
@@ -20,12 +21,14 @@ from autotune.choices import open_measuring_run
 from autotune.cli import cli, main
 from autotune.device.inspect import inspect_device
 from autotune.errors import UsageError
+from autotune.executors.isolated import IsolatedExecutor
 from autotune.executors.replay import ReplayExecutor
 from autotune.manifest import build_manifest, save_manifest
 from autotune.options import parse_counts, parse_knob_value, parse_settings
 from autotune.probe.recipe import command_recipe, load_recipe
 from autotune.records import Budget, MeasurePlan
 from autotune.runs import Run, create_run
+from autotune.search.trials import load_trials
 
 FAST = """
 name = "fast"
@@ -785,3 +788,52 @@ def test_a_recorded_surface_is_searched_in_replay(here, capsys):
     assert found["sps"] == pytest.approx(best["sps"], rel=0.1)
     assert found["goodput_per_usd"] == pytest.approx(3600 * found["sps"] / 1.5)
     assert not (here / "runs" / "surface-1" / "manifest.json").exists()  # a recorded machine cannot be trained on
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The one GPU of this machine, which can be lost."""
+    own = replace(fake_nvml.t4(), uuid=f"GPU-of-{os.getpid()}")
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml.FakeNvml(own))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return own
+
+
+def lose(gpu):
+    gpu.xids, gpu.lost = [79], True
+
+
+@pytest.mark.parametrize("measured", [0, 1])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["search", "--budget", "12s"],
+        ["record", "--out", "surface.csv", "--num-envs", "4", "--batch-size", "64,128", "--concurrency", "1"],
+    ],
+)
+def test_a_gpu_lost_meanwhile_condemns_no_point_and_the_same_command_goes_on(
+    here, gpu, capsys, monkeypatch, command, measured
+):
+    write_recipe(here)
+    launch, launched = IsolatedExecutor._launch, []
+
+    def launch_and_lose(executor, request, *rest):
+        launched.append(request.point)
+        launch(executor, request, *rest)
+        if len(launched) == measured + 1:
+            lose(gpu)
+
+    monkeypatch.setattr(IsolatedExecutor, "_launch", launch_and_lose)
+    assert run(*command) == 5
+    told = "".join(capsys.readouterr())
+    assert "GPU 0 (Tesla T4) does not answer any more" in told and "XID 79 (hardware)" in told
+    assert "reboot the machine" in told and ("same command goes on" in told or "run it again to go on" in told)
+    (folder,) = (here / "runs").iterdir()
+    before = load_trials(Run(folder))
+    assert [trial.result.status for trial in before] == ["ok"] * measured and len(launched) == measured + 1
+    gpu.lost = False
+    assert run(*command) == 0
+    after = load_trials(Run(folder))
+    assert after[:measured] == before and launched[measured] in [trial.result.requested for trial in after[measured:]]
+    assert [trial.result.status for trial in after] == ["ok"] * len(after)
+    assert len(list((here / "runs").iterdir())) == 1

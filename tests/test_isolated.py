@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import fake_nvml
 import psutil
 import pytest
 
@@ -24,6 +25,7 @@ from autotune.errors import UsageError, WorkerError
 from autotune.executors import ending
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.executors.process import WorkerProcess
+from autotune.machine import GpuInfo
 from autotune.meters import base
 from autotune.probe.grid import run_grid
 from autotune.probe.recipe import command_recipe, load_recipe
@@ -457,4 +459,34 @@ def test_a_script_that_counts_nothing_is_misuse_at_once(tmp_path):
         fresh = IsolatedExecutor(inspect_device("cpu"))  # one that has heard steps before would take it for a hang
         run_probe(recipe, recipe.baseline, fresh, grade="quick", run=Run(tmp_path), label="t")
     assert "epoch" in str(caught.value)
+    assert no_workers_left()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"fail": "hang", "fail_after_iterations": 1},
+        {"fail": "crash", "fail_after_iterations": 1},
+        {"rollout": -1},  # as a framework that finds no device refuses what it is told
+    ],
+)
+def test_a_gpu_that_is_lost_ends_its_probe_at_once_and_says_nothing_of_the_point(
+    executor, tmp_path, monkeypatch, fault
+):
+    gpu = fake_nvml.t4()
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml.FakeNvml(gpu))
+    with_gpu = replace(executor.device, name="Tesla T4", gpus=(GpuInfo(index=0, name="Tesla T4"),), gpu_index=0)
+    lossy = IsolatedExecutor(with_gpu)
+    launch = lossy._launch
+
+    def launch_and_lose(*arguments):
+        launch(*arguments)
+        gpu.xids, gpu.lost = [79], True
+
+    monkeypatch.setattr(lossy, "_launch", launch_and_lose)
+    started_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        probe(lossy, tmp_path, **fault)
+    assert time.monotonic() - started_s < 15  # its processes would hang for 20 s
+    assert lossy.lost.startswith("GPU 0 (Tesla T4) does not answer any more (")
     assert no_workers_left()

@@ -17,6 +17,7 @@ from autotune.device.nvml import (
     ask,
     bounded,
     flag,
+    is_lost,
     load_pynvml,
     memory_info,
     process_memory,
@@ -35,12 +36,16 @@ class LiveGpu:
     """Light readings of one GPU while something runs on it; None where it cannot tell.
 
     Memory and processes are those of the MIG instance where there is one, the rest the board's.
+
+    Attributes:
+        lost: whether it has said that it fell off the bus, or works no more before it is reset.
     """
 
     def __init__(self, gpu: GpuInfo, pynvml: Any = None) -> None:
         """Open the GPU; a refusal makes every reading None."""
         self._nvml = pynvml if pynvml is not None else load_pynvml()
         self._board = self._part = self._events = None
+        self.lost = False
         if self._nvml is None:
             return
         try:
@@ -48,7 +53,8 @@ class LiveGpu:
             self._board = self._nvml.nvmlDeviceGetHandleByIndex(gpu.index)
             by_uuid = ask(self._nvml, "nvmlDeviceGetHandleByUUID", gpu.uuid) if gpu.uuid else None
             self._part = self._board if by_uuid is None else by_uuid
-        except (self._nvml.NVMLError, GpuLostError):
+        except (self._nvml.NVMLError, GpuLostError) as error:
+            self.lost = is_lost(error)
             self._board = self._part = None
 
     def _quietly(self, query: Callable[[Any, Any, Any], T | None]) -> T | None:
@@ -58,6 +64,7 @@ class LiveGpu:
         try:
             return query(self._nvml, self._board, self._part)
         except GpuLostError:
+            self.lost = True
             return None
 
     def _board_value(self, name: str, *arguments: Any) -> Any:

@@ -48,6 +48,11 @@ class NvmlAnswer:
     problem: str | None = None
 
 
+def is_lost(error: Exception) -> bool:
+    """Whether it says that the GPU fell off the bus, or works no more before it is reset."""
+    return isinstance(error, GpuLostError) or getattr(error, "value", None) in _LOST_CODES
+
+
 def ask(nvml: Any, name: str, *arguments: Any) -> Any:
     """The answer to one query; None when the driver, the card or a permission refuses it.
 
@@ -60,7 +65,7 @@ def ask(nvml: Any, name: str, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except nvml.NVMLError as error:
-        if getattr(error, "value", None) in _LOST_CODES:
+        if is_lost(error):
             raise GpuLostError(str(error)) from error
         return None
     # A name that is no UTF-8; the binding's newest form of a function, which this driver's library lacks.

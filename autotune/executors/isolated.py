@@ -24,6 +24,7 @@ from autotune.executors.listening import Listening
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.executors.window import Step
 from autotune.machine import DeviceInfo
+from autotune.meters.base import GpuMeter
 from autotune.meters.protocol import Meter
 from autotune.meters.summary import first
 from autotune.records import Job, Point, ProbeRequest, ProbeResult, Recipe, Status
@@ -77,8 +78,17 @@ def _no_answer(worker: WorkerProcess) -> str:
     return f"ended with {describe_exit(worker.returncode or 0)} and no answer"
 
 
+def _lost(meters: Sequence[Meter]) -> bool:
+    """Whether the device has fallen away."""
+    return any(isinstance(meter, GpuMeter) and meter.gpu is not None and meter.gpu.lost for meter in meters)
+
+
 class IsolatedExecutor:
-    """Runs every probe in fresh processes on this machine."""
+    """Runs every probe in fresh processes on this machine.
+
+    Attributes:
+        lost: why nothing more can be measured on the device; empty while it answers.
+    """
 
     name = "isolated"
     simulated = False
@@ -86,6 +96,7 @@ class IsolatedExecutor:
     def __init__(self, device: DeviceInfo, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Measure on `device`; a probe during which `should_stop` turns true raises KeyboardInterrupt."""
         self.device = device
+        self.lost = ""
         self._should_stop = should_stop
         self._start_s = _TYPICAL_START_S
 
@@ -170,13 +181,36 @@ class IsolatedExecutor:
         return messages
 
     def run(self, request: ProbeRequest) -> ProbeResult:
-        """Measure one point; failures are values, and every process is gone on return."""
-        started_s = time.monotonic()
+        """Measure one point; failures are values, and every process is gone on return.
+
+        Raises:
+            UsageError: the workload refuses a value.
+            KeyboardInterrupt: `should_stop` turned true, or the GPU was lost, which says nothing about the point.
+        """
         workers: list[WorkerProcess] = []
         meters: list[Meter] = [
             registry.make("meter", name, self.device, lambda: [pid for w in workers for pid in w.descendants()])
             for name in registry.names("meter")
         ]
+        try:
+            result = self._run(request, workers, meters)
+        except UsageError as error:  # of a framework that finds no device, perhaps
+            self._stop_if_lost(meters, str(error))
+            raise
+        if not result.ok:
+            self._stop_if_lost(meters, result.detail)
+        return result
+
+    def _stop_if_lost(self, meters: Sequence[Meter], detail: str) -> None:
+        if _lost(meters):
+            gpu = f"GPU {self.device.gpu_index} ({self.device.name})"
+            self.lost = (
+                f"{gpu} does not answer any more ({detail.partition(chr(10))[0]}): reset it or reboot the machine"
+            )
+            raise KeyboardInterrupt(self.lost)
+
+    def _run(self, request: ProbeRequest, workers: list[WorkerProcess], meters: Sequence[Meter]) -> ProbeResult:
+        started_s = time.monotonic()
         start_meters(meters)
         steps: list[list[Step]] = [[] for _ in request.jobs]
         state = Evidence(workers=workers, steps=steps, started_s=started_s)
@@ -186,7 +220,7 @@ class IsolatedExecutor:
                 environment = sharing.enter_context(shared_device(self.device, request.point))
                 self._launch(request, workers, environment)
                 state.confine(group)
-                self._measure(request, state)
+                self._measure(request, state, meters)
                 state.blame_idle()
             except (WorkerError, DeviceError) as error:
                 state.fail("crashed", str(error))
@@ -224,7 +258,7 @@ class IsolatedExecutor:
             log = Path(request.log_folder) / f"{request.label}-{index}.log"
             workers.append(WorkerProcess(task, log, environment=environment))
 
-    def _measure(self, request: ProbeRequest, state: Evidence) -> None:
+    def _measure(self, request: ProbeRequest, state: Evidence, meters: Sequence[Meter]) -> None:
         """Drive the workers until the windows are complete or something fails."""
         plan, index = request.plan, {id(worker): i for i, worker in enumerate(state.workers)}
         start_by_s, watched_s = state.started_s + min(plan.start_timeout_s, plan.timeout_s), 0.0
@@ -253,7 +287,7 @@ class IsolatedExecutor:
                 state.expire(detail, end_by_s - now_s, listening.paused_s)
             elif now_s > watched_s + _WATCH_S:
                 watched_s = now_s
-                self._watch(request, state)
+                self._watch(request, state, meters)
 
     def _take(self, state: Evidence, index: int, message: Message, request: ProbeRequest) -> None:
         kind, error = message.get("type"), message.get("kind")
@@ -284,8 +318,10 @@ class IsolatedExecutor:
                 detail = f"{message.get('detail') or 'the program ended'}, too early to be measured: {_MORE_STEPS}"
                 state.fail("crashed", detail, index, refused=True, ended_early=True)
 
-    def _watch(self, request: ProbeRequest, state: Evidence) -> None:
-        """Notice a worker that died silently, and memory running out before the kernel has to."""
+    def _watch(self, request: ProbeRequest, state: Evidence, meters: Sequence[Meter]) -> None:
+        """Notice a worker that died silently, a lost device, and memory running out before the kernel has to."""
+        if _lost(meters):  # its processes may hang for as long as they are let
+            state.fail("crashed", "NVML says that it is lost")
         for index, worker in enumerate(state.workers):
             if worker.ended and not worker.alive and state.status == "ok":
                 code = worker.returncode or 0
