@@ -127,11 +127,11 @@ def choose_executor(
         elif stated := executor.surface.header.baseline:
             _say_nearest("the surface's baseline", stated, recipe.baseline, say)
         return executor, recipe
-    from autotune.device.inspect import inspect_device
+    from autotune.device.inspect import usable_device
 
     if colon:
         raise UsageError(f"--executor {options['executor']!r}: nothing goes after a name but the file of replay:FILE")
-    executor = registry.make("executor", name, inspect_device(options["device"]), should_stop)
+    executor = registry.make("executor", name, usable_device(options["device"]), should_stop)
     return executor, choose_recipe(argv, options)
 
 

@@ -18,7 +18,7 @@ from autotune.choices import (
     surface_of,
     tried_points,
 )
-from autotune.device.inspect import inspect_device
+from autotune.device.inspect import usable_device
 from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, EXIT_UNFINISHED, InfeasibleError, UsageError
 from autotune.locks import hold_device
 from autotune.machine import DeviceInfo
@@ -113,7 +113,7 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
     recipe = choose_recipe(argv, options)
     say_recipe(say, recipe, bool(options["recipe"] or argv))
     recipe = begin_where_trained(recipe, options, say)
-    device = inspect_device(options["device"])
+    device = usable_device(options["device"])
     standard = {name: recipe.knobs[name] for name in KNOBS}  # a surface has no further knobs
     every = replace(recipe, grid={**recipe.grid, **standard}) if command == "record" else recipe
     points = grid_points(every, grid_values(options))

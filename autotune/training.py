@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune import live, resources
-from autotune.device.inspect import inspect_device
+from autotune.device.inspect import usable_device
 from autotune.errors import EXIT_ERROR, EXIT_OK, EXIT_UNFINISHED, UsageError
 from autotune.locks import hold_device
 from autotune.machine import DeviceInfo
@@ -46,7 +46,7 @@ def run_training(options: dict[str, Any], say: Say) -> EndedTraining:
     path = resources.find("manifests", options["manifest"])
     manifest = load_manifest(path)
     check_manifest(manifest)
-    device = inspect_device(options["device"])
+    device = usable_device(options["device"])
     run, source = _choose_run(path, manifest, options)
     say(f"run {run.path}")
     for sentence in concerns(manifest.checked()):

@@ -837,3 +837,16 @@ def test_a_gpu_lost_meanwhile_condemns_no_point_and_the_same_command_goes_on(
     assert after[:measured] == before and launched[measured] in [trial.result.requested for trial in after[measured:]]
     assert [trial.result.status for trial in after] == ["ok"] * len(after)
     assert len(list((here / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+@pytest.mark.parametrize("command", [["search", "--budget", "12s"], ["probe"], ["train", "mini"]])
+def test_a_gpu_that_is_lost_already_is_no_reason_to_take_the_cpu_unasked(here, gpu, capsys, command, device):
+    write_recipe(here)
+    lose(gpu)
+    assert run(*command, "--device", device) == 4
+    assert "GPU 0 does not answer: GPU is lost" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+    if command == ["probe"]:
+        one = ["--num-envs", "4", "--batch-size", "64", "--concurrency", "1"]
+        assert run(*command, *one, "--device", "cpu") == 0

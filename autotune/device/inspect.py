@@ -143,6 +143,25 @@ def inspect_device(
     return chosen
 
 
+def usable_device(want: str = "auto") -> DeviceInfo:
+    """`inspect_device` for work on the device: a GPU that does not answer is refused, and no reason to take the CPU.
+
+    Raises:
+        UsageError: `want` is no device's name.
+        DeviceError: it is not on this machine, or does not answer; the message names it.
+    """
+    device = inspect_device(want)
+    gpu = device.gpu
+    if _parse(want)[0] == "auto" and gpu is None and all(each.problem for each in device.gpus):
+        gpu = next(iter(device.gpus), None)
+    if gpu is not None and gpu.problem is not None:
+        raise DeviceError(
+            f"GPU {gpu.index} does not answer: {gpu.problem}. Reset it or reboot the machine, and if it comes again "
+            "rent another one; --device cpu does without."
+        )
+    return device
+
+
 def _choose(device: DeviceInfo, kind: str, number: int, shown: list[int], apple_gpu: bool) -> DeviceInfo | None:
     """The machine with the wanted device in use, None where it is not there; `shown` are the GPUs that CUDA shows."""
     by_index = {gpu.index: gpu for gpu in device.gpus}
