@@ -596,6 +596,35 @@ def test_a_driver_that_hangs_holds_no_training_up(
     release.set()
 
 
+@pytest.mark.parametrize("fault", ["crash", "hang"])
+def test_a_gpu_that_is_lost_stops_the_training_and_blames_no_job(
+    tmp_path: Path, device: DeviceInfo, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Every job was begun and crashed, one after the other; a guard took it for what the point had learnt."""
+    gpu = fake_nvml.t4()
+    monkeypatch.setattr("autotune.train.supervisor.PatientGpu", functools.partial(PatientGpu, pynvml=FakeNvml(gpu)))
+    machine = replace(device, name="Tesla T4", gpus=(GpuInfo(index=0, name="Tesla T4"),), gpu_index=0)
+    failing = a_manifest(jobs=5, steps=3000, fail=fault)
+    run, said = a_run(tmp_path, failing), list[str]()
+
+    def lose(snapshot: Snapshot) -> None:
+        gpu.lost = gpu.lost or any(job.status == "running" for job in snapshot.jobs)
+
+    monkeypatch.setattr("autotune.train.supervisor._VIEW_PERIOD_S", 0.0)
+    if fault == "crash":  # which comes before the next look at the device
+        monkeypatch.setattr("autotune.train.supervisor._STATUS_PERIOD_S", 60.0)
+    started_s = time.monotonic()
+    result = go(failing, run, machine, on_event=lose, warn=said.append, stop_grace_s=2.0)
+    assert time.monotonic() - started_s < 60 and no_children()
+    assert [job.status for job in result.jobs] == ["stopped", "stopped", "waiting", "waiting", "waiting"]
+    assert len(events_of(run, "started")) == 2 and run.state()["training"] == "stopped"
+    (lost,) = [each for each in said if each.startswith("GPU 0 (Tesla T4) does not answer any more")]
+    assert "reboot the machine" in lost and "the same command goes on" in lost
+    gpu.lost = False
+    mended = a_manifest(jobs=5, steps=3000)
+    assert {job.status for job in go(mended, run, machine).jobs} == {"done"}
+
+
 def test_device_memory_is_that_of_each_job(tmp_path: Path, device: DeviceInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = FakeNvml(fake_nvml.t4(processes={10: 1000, 11: 200, 12: 30, 99: 4}))
     monkeypatch.setattr("autotune.train.supervisor.PatientGpu", functools.partial(PatientGpu, pynvml=nvml))

@@ -144,6 +144,11 @@ class PatientGpu:
         self._timeout_s = timeout_s
         self._gpu: LiveGpu | None = bounded(lambda: LiveGpu(gpu, pynvml), timeout_s)
 
+    @property
+    def lost(self) -> bool:
+        """Whether an answer was that it is lost."""
+        return self._gpu is not None and self._gpu.lost
+
     def processes(self) -> Mapping[int, int | None]:
         """What `LiveGpu.processes` lists; nothing where it is not told, and never again once a call has hung."""
         gpu = self._gpu
@@ -153,6 +158,11 @@ class PatientGpu:
         if listed is None:
             self._gpu = None
         return listed or {}
+
+    def gone(self) -> bool:
+        """Whether it is lost, asked now."""
+        self.processes()
+        return self.lost
 
     def close(self) -> None:
         """Let NVML go; safe to call twice."""

@@ -135,7 +135,7 @@ class Supervisor:
     def _train(self, on_event: Callable[[Snapshot], None], should_stop: Callable[[], bool]) -> None:
         self._show(on_event)
         while self._active() or (not self._stopping and self._waiting()):
-            if not self._stopping and should_stop():
+            if not self._stopping and (should_stop() or self._say_lost()):
                 self._stop()
             if not self._stopping:
                 self._fill()
@@ -221,6 +221,16 @@ class Supervisor:
             job.stop(self._stop_grace_s)
         self._notice_s = time.monotonic() + _NOTICED_S
 
+    def _say_lost(self) -> bool:
+        """Whether the GPU has fallen away, which it says: what runs fails or hangs there, and what waits would."""
+        if self._gpu is None or not self._gpu.lost:
+            return False
+        self._warn(
+            f"GPU {self._device.gpu_index} ({self._device.name}) does not answer any more: reset it or reboot the "
+            "machine, then the same command goes on from the last checkpoints"
+        )
+        return True
+
     def _notice_stop(self) -> None:
         """Tell, once, that stopping takes a while."""
         now_s = time.monotonic()
@@ -290,6 +300,10 @@ class Supervisor:
             self._warn(f"{job.job.id} was {job.detail}")
         else:
             detail = final.get("detail") or hang or describe_end(worker)
+            if self._gpu and self._gpu.gone():  # no fault of the job's
+                job.end("stopped", f"the GPU was lost: {detail}")
+                self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
+                return
             job.end("crashed", detail)
             kind = final.get("kind") or reason or ("hang" if hang else "crashed")
             facts = {"error": kind, "exit_code": worker.returncode or 0, "detail": detail}
