@@ -202,9 +202,10 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
         learning, checked = _guard(plan, learning, found, recipe, run, executor.device, stop, say)
         emit_manifest(found, recipe, run, executor.device, learning)
         run.update(**{_GUARDED: checked})
-    run.update(finished=not found.interrupted and checked, ended=found.ended)
-    ended = stop.exit_code or _lost(executor, say)
-    return FinishedSearch(run=run, found=found, learning=learning, exit_code=ended)
+    finished = not found.interrupted and checked
+    run.update(finished=finished, ended=found.ended)
+    ended = _lost(executor, say) or (EXIT_OK if finished else EXIT_UNFINISHED)  # a guard can be cut short, too
+    return FinishedSearch(run=run, found=found, learning=learning, exit_code=stop.exit_code or ended)
 
 
 def _guard_plan(recipe: Recipe, options: dict[str, Any], *, simulated: bool) -> GuardPlan | None:

@@ -522,6 +522,12 @@ def test_ctrl_c_during_the_guard_keeps_the_search(here):
     assert not state["finished"] and not state["guarded"]
 
 
+def test_a_guard_that_a_lost_gpu_ended_is_work_left(here, monkeypatch):
+    monkeypatch.setattr("autotune.guard.run.run_guard", lambda *_, **__: None)
+    assert main(["search", "--budget", "20s", "--no-early-stop", "--name", "mine", "--guard"]) == 5
+    assert not json.loads((here / "runs/mine/run.json").read_text())["finished"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
