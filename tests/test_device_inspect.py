@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -253,8 +254,12 @@ def test_mps_daemon(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     pipe.mkdir()
     assert not mps_active(tmp_path / "nowhere", {"CUDA_MPS_PIPE_DIRECTORY": str(pipe)})
-    (pipe / "control").touch()
-    assert mps_active(tmp_path / "nowhere", {"CUDA_MPS_PIPE_DIRECTORY": str(pipe)})
+    with socket.socket(socket.AF_UNIX) as daemon:  # as the real one: it accepts those that connect to this socket
+        daemon.bind(str(pipe / "control"))
+        daemon.listen()
+        assert mps_active(tmp_path / "nowhere", {"CUDA_MPS_PIPE_DIRECTORY": str(pipe)})
+    assert (pipe / "control").exists(), "as one that was killed leaves it"
+    assert not mps_active(tmp_path / "nowhere", {"CUDA_MPS_PIPE_DIRECTORY": str(pipe)})
 
 
 SMI_ROW = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -47,10 +49,21 @@ def _is_named(gpu: GpuInfo, start: str) -> bool:
     return any((uuid or "").startswith(start) for uuid in (gpu.uuid, gpu.board_uuid))
 
 
+def _is_listened_to(path: Path) -> bool:
+    """Whether a process listens at this socket; what a killed one has left of it refuses."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        try:
+            client.connect(str(path))
+        except OSError as error:
+            return error.errno in (errno.EAGAIN, errno.EPROTOTYPE)  # has no time, is of another type
+    return True
+
+
 def mps_active(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a CUDA MPS control daemon runs (its pipe exists, or its process is listed)."""
+    """Whether a CUDA MPS control daemon runs (it listens at its socket, or its process is listed)."""
     pipe = environment.get("CUDA_MPS_PIPE_DIRECTORY", str(root / "tmp/nvidia-mps"))
-    if (Path(pipe) / "control").exists():
+    if _is_listened_to(Path(pipe) / "control"):
         return True
     names = (read_text(path) for path in (root / "proc").glob("[0-9]*/comm"))
     return any((name or "").startswith("nvidia-cuda-mps") for name in names)
