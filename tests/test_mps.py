@@ -120,6 +120,24 @@ def test_turns_need_no_service(monkeypatch):
     assert sharing_in_effect(replace(SHARED, extra=())) == {}
 
 
+def test_turns_are_taken_also_beside_the_service_of_somebody_else():
+    """CUDA goes to whatever daemon it finds: processes that were told to take turns shared the GPU by MPS."""
+    served, turns = replace(GPU, mps_active=True), replace(SHARED, extra=(("sharing", "time-slice"),))
+    with shared_device(served, turns) as environment:
+        pipes = Path(environment["CUDA_MPS_PIPE_DIRECTORY"])
+        assert list(pipes.iterdir()) == [] and stat.S_IMODE(pipes.stat().st_mode) == 0o700
+    assert not pipes.exists()
+    warnings = []
+    with shared_if_possible(served, SHARED, warnings.append) as (environment, sharing):
+        assert list(Path(environment["CUDA_MPS_PIPE_DIRECTORY"]).iterdir()) == []
+        assert sharing == {"sharing": "time-slice"} and "of someone else" in warnings[0]
+    with shared_device(served, replace(SHARED, extra=())) as environment:  # nothing is said: as the user has set it up
+        assert "CUDA_MPS_PIPE_DIRECTORY" not in environment
+    busy = replace(served, gpus=(replace(GPU.gpus[0], compute_mode="exclusive_process"),))
+    with shared_device(busy, replace(turns, concurrency=1)) as environment:  # which the service holds: no other way
+        assert "CUDA_MPS_PIPE_DIRECTORY" not in environment
+
+
 @pytest.mark.parametrize(
     ("device", "problem"),
     [

@@ -64,13 +64,18 @@ def check_compute_mode(device: DeviceInfo, point: Point) -> None:
         DeviceError: names the mode, the point's concurrency and the remedy.
     """
     mode = None if device.gpu is None else device.gpu.compute_mode
-    if mode in (None, "default") or (mode != "prohibited" and (point.concurrency == 1 or _wants_mps(point))):
+    if _admits_several(device) or (mode != "prohibited" and (point.concurrency == 1 or _wants_mps(point))):
         return
     others = "" if mode == "prohibited" else ", or sharing = cuda-mps, or concurrency = 1"
     raise DeviceError(
         f"the GPU's compute mode is {mode}, which admits {'no' if mode == 'prohibited' else 'one'} process, and "
         f"concurrency is {point.concurrency}: set the mode to default (sudo nvidia-smi -c 0){others}"
     )
+
+
+def _admits_several(device: DeviceInfo) -> bool:
+    """Whether the GPU's compute mode lets several processes in."""
+    return device.gpu is None or device.gpu.compute_mode in (None, "default")
 
 
 @contextlib.contextmanager
@@ -82,11 +87,15 @@ def shared_device(device: DeviceInfo, point: Point) -> Iterator[dict[str, str]]:
     """
     check_compute_mode(device, point)
     environment = child_environment(device)
-    if not _wants_mps(point):
+    if _wants_mps(point):
+        with _serving(device, environment) as variables:
+            yield environment | variables
+    elif SHARING in dict(point.extra) and device.mps_active and _admits_several(device):
+        # CUDA goes to whatever daemon it finds in this folder; one that holds the GPU for itself is the only way to it
+        with tempfile.TemporaryDirectory(prefix="autotune-turns-", ignore_cleanup_errors=True) as empty:
+            yield environment | {"CUDA_MPS_PIPE_DIRECTORY": empty}
+    else:
         yield environment
-        return
-    with _serving(device, environment) as variables:
-        yield environment | variables
 
 
 @contextlib.contextmanager
@@ -102,9 +111,9 @@ def shared_if_possible(
         try:
             shared = stack.enter_context(shared_device(device, point)), sharing_in_effect(point)
         except DeviceError as error:
-            check_compute_mode(device, replace(point, extra=()))
+            turns = replace(point, extra=((SHARING, SHARINGS[0]),))
+            shared = stack.enter_context(shared_device(device, turns)), {SHARING: SHARINGS[0]}
             warn(f"{error}. The processes take turns on the device instead.")
-            shared = child_environment(device), {SHARING: SHARINGS[0]}
         yield shared
 
 
