@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from fake_nvml import GIB, FakeNvml
 
 from autotune.codec import from_json, to_json
 from autotune.device.doctor import diagnose
-from autotune.device.inspect import child_environment, inspect_device, mps_active, visible_gpus
+from autotune.device.inspect import child_environment, inspect_device, mps_active, usable_device, visible_gpus
 from autotune.device.live_gpu import LiveGpu
 from autotune.device.nvml import read_nvml
 from autotune.device.prices import listed_price, price_table
@@ -245,6 +246,24 @@ def test_apple_gpu() -> None:
     nvml = FakeNvml(init_error=fake_nvml.LIBRARY_NOT_FOUND)
     assert inspect(nvml, apple_gpu=True).kind == "mps"
     assert inspect(nvml, "cpu", apple_gpu=True).kind == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("variable", "kind"), [(None, "cuda"), ("1", "cuda"), ("GPU-t4", None), ("0", None), ("", "cpu"), ("-1", "cpu")]
+)
+def test_a_lost_gpu_is_missed_where_it_was_meant(
+    variable: str | None, kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVML does not tell its UUID any more: named by it, it was no GPU, and the CPU was taken."""
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(fake_nvml.t4(lost=True), fake_nvml.h200()))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    if kind is not None:
+        assert usable_device().kind == kind
+        return
+    with pytest.raises(DeviceError, match="GPU 0 does not answer: GPU is lost"):
+        usable_device()
 
 
 def test_mps_daemon(tmp_path: Path) -> None:

@@ -165,8 +165,10 @@ def usable_device(want: str = "auto") -> DeviceInfo:
     """
     device = inspect_device(want)
     gpu = device.gpu
-    if _parse(want)[0] == "auto" and gpu is None and all(each.problem for each in device.gpus):
-        gpu = next(iter(device.gpus), None)
+    fell_back = _parse(want)[0] == "auto" and device.kind == "cpu"
+    if fell_back and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        # the lost one's UUID is not known: it may be the one named there
+        gpu = next((each for each in device.gpus if each.problem is not None), None)
     if gpu is not None and gpu.problem is not None:
         raise DeviceError(
             f"GPU {gpu.index} does not answer: {gpu.problem}. Reset it or reboot the machine, and if it comes again "
