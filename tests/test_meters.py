@@ -208,6 +208,23 @@ def test_vram_of_a_mig_instance() -> None:
     assert last(meter.stop())["vram_device_used_bytes"] == 7 * GIB
 
 
+def test_memory_is_counted_in_one_way_throughout() -> None:
+    """Refused once, it was asked in the older form, which counts what the driver reserves: 0.5 GiB more as the peak."""
+    nvml = FakeNvml(fake_nvml.t4(used_gib=2))
+    meter = VramMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)
+    meter.start()
+    ask = nvml.nvmlDeviceGetMemoryInfo
+
+    def busy(handle: Any, *version: int) -> Any:
+        if version:
+            raise fake_nvml.FakeError(fake_nvml.TIMEOUT)
+        return ask(handle)
+
+    nvml.nvmlDeviceGetMemoryInfo = busy  # type: ignore[method-assign]
+    meter.take()
+    assert last(meter.stop())["vram_device_used_bytes"] is None
+
+
 def test_power_and_its_company() -> None:
     nvml = FakeNvml(fake_nvml.h200(power_draw_w=412.5, energy_j=9e6, throttle_bits=0x40 | 0x4, utilisation=97))
     meter = PowerMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)

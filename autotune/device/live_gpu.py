@@ -20,6 +20,7 @@ from autotune.device.nvml import (
     is_lost,
     load_pynvml,
     memory_info,
+    memory_version,
     process_memory,
     scaled,
     throttle_reasons,
@@ -53,6 +54,7 @@ class LiveGpu:
             self._board = self._nvml.nvmlDeviceGetHandleByIndex(gpu.index)
             by_uuid = ask(self._nvml, "nvmlDeviceGetHandleByUUID", gpu.uuid) if gpu.uuid else None
             self._part = self._board if by_uuid is None else by_uuid
+            self._memory_version = memory_version(self._nvml, self._part)  # one throughout: they count differently
         except (self._nvml.NVMLError, GpuLostError) as error:
             self.lost = is_lost(error)
             self._board = self._part = None
@@ -70,9 +72,12 @@ class LiveGpu:
     def _board_value(self, name: str, *arguments: Any) -> Any:
         return self._quietly(lambda nvml, board, _: ask(nvml, name, board, *arguments))
 
+    def _memory(self) -> Any:
+        return self._quietly(lambda nvml, _, part: memory_info(nvml, part, self._memory_version))
+
     def used_bytes(self) -> int | None:
         """Device memory in use, by whomever."""
-        memory = self._quietly(lambda nvml, _, part: memory_info(nvml, part))
+        memory = self._memory()
         return None if memory is None else int(memory.used)
 
     def processes(self) -> dict[int, int | None] | None:
@@ -106,7 +111,7 @@ class LiveGpu:
 
     def total_bytes(self) -> int | None:
         """Device memory there is; another number than before means that MIG was reconfigured."""
-        memory = self._quietly(lambda nvml, _, part: memory_info(nvml, part))
+        memory = self._memory()
         return None if memory is None else int(memory.total)
 
     def mig_enabled(self) -> bool | None:

@@ -90,11 +90,15 @@ def flag(value: Any) -> bool | None:
     return None if current is None else bool(current)
 
 
-def memory_info(nvml: Any, handle: Any) -> Any:
-    """Total, free and used bytes; version 2 leaves what the driver reserves out of "used"."""
+def memory_version(nvml: Any, handle: Any) -> tuple[Any, ...]:
+    """What `memory_info` is asked with: version 2, where it is answered."""
     version = getattr(nvml, "nvmlMemory_v2", None)
-    newer = None if version is None else ask(nvml, "nvmlDeviceGetMemoryInfo", handle, version)
-    return newer if newer is not None else ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    return () if version is None or memory_info(nvml, handle, (version,)) is None else (version,)
+
+
+def memory_info(nvml: Any, handle: Any, version: tuple[Any, ...]) -> Any:
+    """Total, free and used bytes; version 2 leaves what the driver reserves out of "used"."""
+    return ask(nvml, "nvmlDeviceGetMemoryInfo", handle, *version)
 
 
 def process_memory(nvml: Any, handle: Any) -> dict[int, int | None] | None:
@@ -156,7 +160,7 @@ def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...] | None:
 
 def _with_memory(nvml: Any, handle: Any, info: GpuInfo) -> GpuInfo:
     """The description of a GPU or a MIG instance completed by whose memory it is."""
-    memory = memory_info(nvml, handle)
+    memory = memory_info(nvml, handle, memory_version(nvml, handle))
     return replace(
         info,
         name=_text(ask(nvml, "nvmlDeviceGetName", handle)) or info.name,
