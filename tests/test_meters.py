@@ -225,6 +225,15 @@ def test_memory_is_counted_in_one_way_throughout() -> None:
     assert last(meter.stop())["vram_device_used_bytes"] is None
 
 
+def test_memory_of_the_board_is_not_that_of_an_instance() -> None:
+    gpu = fake_nvml.a100_80_mig(processes={10: GIB})
+    gpu.used_gib = 50
+    nvml = FakeNvml(gpu, refused={"nvmlDeviceGetHandleByUUID": fake_nvml.NOT_FOUND})
+    meter = VramMeter(device(nvml), lambda: [10], 10.0, pynvml=nvml)
+    meter.start()
+    assert set(last(meter.stop()).values()) == {None}
+
+
 def test_power_and_its_company() -> None:
     nvml = FakeNvml(fake_nvml.h200(power_draw_w=412.5, energy_j=9e6, throttle_bits=0x40 | 0x4, utilisation=97))
     meter = PowerMeter(device(nvml), lambda: [], 10.0, pynvml=nvml)

@@ -53,8 +53,10 @@ class LiveGpu:
             self._nvml.nvmlInit()
             self._board = self._nvml.nvmlDeviceGetHandleByIndex(gpu.index)
             by_uuid = ask(self._nvml, "nvmlDeviceGetHandleByUUID", gpu.uuid) if gpu.uuid else None
-            self._part = self._board if by_uuid is None else by_uuid
-            self._memory_version = memory_version(self._nvml, self._part)  # one throughout: they count differently
+            divided = gpu.board_uuid is not None
+            self._part = self._board if by_uuid is None and not divided else by_uuid
+            if self._part is not None:
+                self._memory_version = memory_version(self._nvml, self._part)  # one throughout: they count differently
         except (self._nvml.NVMLError, GpuLostError) as error:
             self.lost = is_lost(error)
             self._board = self._part = None
@@ -73,7 +75,9 @@ class LiveGpu:
         return self._quietly(lambda nvml, board, _: ask(nvml, name, board, *arguments))
 
     def _memory(self) -> Any:
-        return self._quietly(lambda nvml, _, part: memory_info(nvml, part, self._memory_version))
+        return self._quietly(
+            lambda nvml, _, part: None if part is None else memory_info(nvml, part, self._memory_version)
+        )
 
     def used_bytes(self) -> int | None:
         """Device memory in use, by whomever."""
@@ -82,7 +86,9 @@ class LiveGpu:
 
     def processes(self) -> dict[int, int | None] | None:
         """Device memory by process, whoever's; MPS servers, which hold their clients' memory, left out."""
-        return self._quietly(lambda nvml, _, part: _without_servers(nvml, process_memory(nvml, part)))
+        return self._quietly(
+            lambda nvml, _, part: None if part is None else _without_servers(nvml, process_memory(nvml, part))
+        )
 
     def utilisation(self) -> float | None:
         """Share of the last sample period in which a kernel ran, 0 to 1."""
