@@ -40,6 +40,12 @@ def test_no_library_means_the_cpu_and_says_why() -> None:
     assert (device.driver, device.vram_total_bytes, device.sku, device.mps_active) == (None, None, None, None)
 
 
+def test_a_goodbye_that_fails_takes_nothing_back() -> None:
+    """The answer was lost in a traceback, and NVML said to have hung for 15 s."""
+    device = inspect(FakeNvml(fake_nvml.t4(), refused={"nvmlShutdown": fake_nvml.GPU_IS_LOST}))
+    assert (device.kind, device.name, device.nvml_problem) == ("cuda", "Tesla T4", None)
+
+
 def test_no_gpu_means_the_cpu() -> None:
     device = inspect(FakeNvml())
     assert (device.kind, device.source, device.nvml_problem) == ("cpu", "nvml", None)

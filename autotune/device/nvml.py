@@ -7,6 +7,7 @@ that fell off the bus is a `GpuInfo` with a `problem`, beside its healthy neighb
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 from collections.abc import Callable
@@ -235,7 +236,8 @@ def _read(nvml: Any, visible: str) -> NvmlAnswer:
     except (nvml.NVMLError, GpuLostError) as error:
         return NvmlAnswer(problem=str(error))
     finally:
-        ask(nvml, "nvmlShutdown")
+        with contextlib.suppress(GpuLostError):
+            ask(nvml, "nvmlShutdown")
 
 
 def bounded(call: Callable[[], Any], timeout_s: float) -> Any:
