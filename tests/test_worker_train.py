@@ -323,6 +323,16 @@ def test_a_stopped_or_killed_run_has_the_rows_of_an_undisturbed_one(tmp_path: Pa
     assert [row["env_steps"] for row in found] == sorted({row["env_steps"] for row in found}, key=int)
 
 
+def test_a_stop_right_after_a_save_counts_nothing_twice(tmp_path: Path, clock: Clock) -> None:
+    for stop_at in range(296, 308):  # saved every 3 iterations, a row every 2
+        folder = tmp_path / str(stop_at)
+        run(folder, FakeSession(clock), amount=4100, interval_s=0.75, stop_at=stop_at)
+        run(folder, FakeSession(clock), amount=4100, interval_s=0.75)
+        rows = read_metrics(folder / "metrics.csv")
+        assert sum(int(row["iterations"]) for row in rows) == 410, stop_at
+        assert {float(row["sps"]) for row in rows} == {40.0}, stop_at
+
+
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path, clock: Clock) -> None:
     class Diverging(FakeSession):
         def state(self) -> SessionState:

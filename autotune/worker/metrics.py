@@ -24,6 +24,10 @@ class MetricsFile:
         path: the file, continued when it is there.
         env_steps: where training continues: rows beyond it (work that a crash lost) and a torn
             last line are removed.
+
+    Attributes:
+        path: the file.
+        last_env_steps: of the last row that was kept, None without one.
     """
 
     def __init__(self, path: Path, *, env_steps: int) -> None:
@@ -31,6 +35,7 @@ class MetricsFile:
         rows = read_metrics(path)
         self._columns: list[str] = list(rows[0]) if rows else []
         kept = _until(rows, env_steps)
+        self.last_env_steps = _whole(kept[-1].get("env_steps")) if kept else None
         if path.exists():
             self._rewrite(kept)
 

@@ -73,6 +73,8 @@ class _Training:
         self._progress = self._resume()
         kept_steps = max(self._progress.env_steps, self._earlier.env_steps)
         self._metrics = MetricsFile(self._folder / "metrics.csv", env_steps=kept_steps)
+        if self._row.env_steps and self._metrics.last_env_steps == self._progress.env_steps:
+            self._row, self._row_span_s = Totals(), 0.0  # a stop right after the save wrote it
         self._learning: Mapping[str, float] = {}
         self._iterations = 0
         self._saved_steps = self._progress.env_steps
