@@ -217,6 +217,12 @@ def test_what_a_point_feeds_the_learner():
     assert learning_of(at(8, 256), {"rollout": 4, "epochs": 1}, {}).updates_per_step == 1 / 32
 
 
+@pytest.mark.parametrize(("num_envs", "batch_size", "minibatches"), [(3, 256, 2), (7, 500, 2), (8, 1023, 2)])
+def test_a_smaller_last_minibatch_is_an_optimizer_step_too(num_envs, batch_size, minibatches):
+    fed = learning_of(at(num_envs, batch_size), {"rollout": 128, "epochs": 4}, {})
+    assert fed.updates_per_step == 4 * minibatches / (num_envs * 128)
+
+
 def test_the_knobs_alone_are_loud_where_no_more_is_known():
     assert knobs_warning(at(16, 512), at(8, 256)) is None
     far = knobs_warning(at(256, 2048), at(8, 256))

@@ -6,6 +6,7 @@ count by it, manifests and reports state it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeGuard
@@ -182,8 +183,8 @@ class Learning:
 
     Attributes:
         samples_per_update: env steps collected between two policy updates: num_envs x rollout.
-        updates_per_step: optimizer steps per env step: epochs / minibatch size, the minibatch no
-            larger than the rollout.
+        updates_per_step: optimizer steps per env step: epochs x minibatches / samples per update, the last
+            minibatch smaller where the size does not divide them.
     """
 
     samples_per_update: float
@@ -208,7 +209,8 @@ def learning_of(point: Point, hyperparameters: Mapping[str, Any], effective: Map
         return None
     num_envs, batch_size, rollout, epochs = (float(value) for value in values if value is not None)
     samples = num_envs * rollout
-    return Learning(samples_per_update=samples, updates_per_step=epochs / min(batch_size, samples))
+    minibatches = math.ceil(samples / batch_size)
+    return Learning(samples_per_update=samples, updates_per_step=epochs * minibatches / samples)
 
 
 @dataclass(frozen=True, kw_only=True)
