@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from autotune import store
 from autotune.errors import FileError, UsageError
 from autotune.worker import checkpoint
 from autotune.worker.checkpoint import (
+    FORMAT,
     best_checkpoint,
     generations,
     load_checkpoint,
+    load_training,
     newest_checkpoint,
     save_checkpoint,
 )
@@ -256,3 +260,34 @@ def test_a_best_pointer_that_cannot_be_written_is_a_warning_and_room_is_made_bef
     save_checkpoint(tmp_path, a_state(5), env_steps=5, keep=1, score=5.0)
     best = best_checkpoint(tmp_path)
     assert best is not None and best[1] == 5.0 and steps_of(tmp_path) == [5]
+
+
+def a_training(**changes: Any) -> dict[str, Any]:
+    progress = {"env_steps": 1, "episodes": 0, "seconds": 0.5, "best_return": None, "returns": []}
+    return {"session": {"count": 1}, "progress": progress, **changes}
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_words(tmp_path: Path) -> None:
+    newer = {**a_training()["progress"], "median": 1.0}
+    for number, (meta, words) in enumerate(
+        [
+            (a_training(format=FORMAT + 1), f"writes format {FORMAT}: it is of format {FORMAT + 1}. Go on with the"),
+            (a_training(progress=newer), "its progress has other names: median"),
+            (a_training(progress={"env_steps": 1}), "its progress has other names: best_return, episodes"),
+            (a_training(row={"totals": {"losses": 1}, "span_s": 1.0}), "its row.totals has other names: losses"),
+            (a_training(row=[1]), "its row is no object"),
+            (a_training(session=None), "its session is no object"),
+            ([1], "it holds list where an object is expected"),
+        ]
+    ):
+        path = save_checkpoint(tmp_path, SessionState(arrays={}, meta=meta), env_steps=number)  # type: ignore[arg-type]
+        assert newest_checkpoint(tmp_path) == path, "it is whole: nothing older is used in silence"
+        with pytest.raises(UsageError, match=re.escape(words)):
+            load_training(path)
+
+
+def test_what_a_training_wrote_is_loaded(tmp_path: Path) -> None:
+    row = {"totals": {"env_steps": 1, "seconds": {"env": 0.1}}, "span_s": 1.0}
+    for meta in (a_training(), a_training(format=FORMAT, row=row), a_training(row=None, job="a")):
+        path = save_checkpoint(tmp_path, SessionState(arrays={}, meta=meta), env_steps=1)
+        assert load_training(path).meta == meta

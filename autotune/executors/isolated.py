@@ -28,7 +28,7 @@ from autotune.meters.base import GpuMeter
 from autotune.meters.protocol import Meter
 from autotune.meters.summary import first
 from autotune.records import Job, Point, ProbeRequest, ProbeResult, Recipe, Status
-from autotune.worker.checkpoint import load_checkpoint
+from autotune.worker.checkpoint import load_training
 from autotune.worker.protocol import Mode, WorkerTask
 from autotune.workloads.command_child import describe_exit
 from autotune.workloads.protocol import LAST_LINES
@@ -116,7 +116,7 @@ class IsolatedExecutor:
             for point in points or (recipe.baseline,):
                 workload.check(point, recipe.jobs)
         started_s = time.monotonic()
-        states = {job: load_checkpoint(Path(file)).meta["session"] for job, file in recipe.checkpoints.items()}
+        states = {job: load_training(Path(file)).meta["session"] for job, file in recipe.checkpoints.items()}
         self.ask("check", recipe.workload, recipe.hyperparameters, recipe.jobs, recipe.baseline, states=states)
         self._start_s = _START_PER_CHECK * (time.monotonic() - started_s)
 

@@ -19,7 +19,7 @@ from autotune.train.migration import Canary, MigratedJob, Migration, load_migrat
 from autotune.train.status import JobSnapshot, Snapshot
 from autotune.train.supervisor import supervise
 from autotune.units import counted, format_count, format_duration
-from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
+from autotune.worker.checkpoint import load_training, newest_checkpoint
 
 GAMES_MIN = 10
 _START_S = 300.0
@@ -192,7 +192,7 @@ def _returns_since(run: Run, before: MigratedJob) -> list[float]:
     newest = newest_checkpoint(run.jobs_folder / before.id / "checkpoints", set_aside=False)
     if newest is None:
         return []
-    progress: Mapping[str, Any] = load_checkpoint(newest).meta["progress"]
+    progress: Mapping[str, Any] = load_training(newest).meta["progress"]
     new = int(progress["episodes"]) - before.episodes
     return [float(value) for value in progress["returns"][-new:]] if new > 0 else []
 

@@ -18,7 +18,7 @@ from autotune.records import Job, JobResult
 from autotune.train.events import Event, last_event, last_worker
 from autotune.train.silence import Patience, Silence
 from autotune.train.status import JobSnapshot
-from autotune.worker.checkpoint import load_checkpoint, newest_checkpoint
+from autotune.worker.checkpoint import load_training, newest_checkpoint
 from autotune.worker.metrics import UNTIMED
 
 JobStatus = Literal["waiting", "running", "done", "stopped", "crashed"]
@@ -89,7 +89,7 @@ class JobRun:
         """What its newest good checkpoint says of its session; None without one."""
         with contextlib.suppress(FileError):  # all are damaged: the worker will say so
             path = newest_checkpoint(self.folder / "checkpoints", set_aside=False)
-            return None if path is None else load_checkpoint(path).meta["session"]
+            return None if path is None else load_training(path).meta["session"]
         return None
 
     def start(self, worker: WorkerProcess) -> None:

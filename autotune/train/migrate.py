@@ -37,7 +37,7 @@ from autotune.train.migration import (
     write_migration,
 )
 from autotune.train.migration_plan import plan_migration
-from autotune.worker.checkpoint import load_checkpoint
+from autotune.worker.checkpoint import load_training
 from autotune.worker.lock import lock_job
 
 _ROLLED_BACK = "rolled-back"
@@ -84,7 +84,7 @@ def migrate(
     with source.hold(in_use=False), _without_orphans(source):
         migration = plan_migration(manifest, source, canary=canary, warn=warn)
         states = {
-            job.id: load_checkpoint(source.jobs_folder / job.id / "checkpoints" / job.checkpoint).meta["session"]
+            job.id: load_training(source.jobs_folder / job.id / "checkpoints" / job.checkpoint).meta["session"]
             for job in migration.jobs
         }
         check_jobs(manifest, device, manifest.job_records(), states, should_stop)

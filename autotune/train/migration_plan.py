@@ -14,7 +14,7 @@ from autotune.runs import Run
 from autotune.train.events import Event, last_event, read_events
 from autotune.train.migration import Canary, MigratedJob, Migration
 from autotune.train.status import read_snapshot, status_file
-from autotune.worker.checkpoint import load_checkpoint, lost_checkpoints, newest_checkpoint
+from autotune.worker.checkpoint import load_training, lost_checkpoints, newest_checkpoint
 from autotune.worker.metrics import cell_number, read_metrics
 from autotune.worker.resume import refuse_other_job
 from autotune.worker.totals import MEAN_RETURN
@@ -120,7 +120,7 @@ def meta_of(source: Run, path: Path, job: str, env: str, where: str) -> Mapping[
     Raises:
         UsageError: it is of another job or game.
     """
-    meta = load_checkpoint(path).meta
+    meta = load_training(path).meta
     refuse_other_job(meta, job, path)
     refuse_other_game(source, job, meta.get("env", env), env, where)
     return meta

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ from safetensors import SafetensorError
 
 from autotune.errors import FileError, UsageError, WorkerError
 from autotune.store import canonical_json, content_hash, durable_write, make_folder, read_json, sync_folder, write_json
+from autotune.worker.totals import Progress, Totals
 from autotune.workloads.protocol import Session, SessionState
 
 _NAME = re.compile(r"(\d{8,})-(\d+)-([0-9a-f]{64})\.safetensors")
 _BEST = "best.json"
 _META = "autotune"
+FORMAT = 1
+"""Of what a training's checkpoint says beside its arrays; one of another number is not guessed at."""
+_PROGRESS = {"env_steps", "episodes", "seconds", "best_return", "returns"}
 _DTYPES = {"bool", "float16", "float32", "float64", "complex64"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
@@ -64,9 +68,9 @@ def restore_session(session: Session, path: Path) -> Mapping[str, Any]:
 
     Raises:
         FileError: it is damaged.
-        UsageError: it is of another environment or network.
+        UsageError: it is of another environment or network, or another version of autotune wrote it.
     """
-    state = load_checkpoint(path)
+    state = load_training(path)
     session.restore(SessionState(arrays=state.arrays, meta=state.meta["session"]))
     return state.meta
 
@@ -202,6 +206,46 @@ def load_checkpoint(path: Path) -> SessionState:
         return decode(raw)
     except ValueError as error:
         raise FileError(f"{path} is {error}. Move it away.") from error
+
+
+def load_training(path: Path) -> SessionState:
+    """`load_checkpoint` of one that a training wrote: its `meta` has what a training goes on from.
+
+    Raises:
+        FileError: missing, truncated or altered.
+        UsageError: another version of autotune wrote it, or something else.
+    """
+    state = load_checkpoint(path)
+    if unknown := _unknown(state.meta):
+        raise UsageError(
+            f"{path} is whole, but not of a training by this version of autotune, which writes format {FORMAT}: "
+            f"{unknown}. Go on with the version that wrote it, or move it away: then the generation before it is used"
+        )
+    return state
+
+
+def _unknown(meta: Any) -> str:
+    """What keeps a training from going on from a checkpoint's `meta`; empty when nothing does."""
+    if not isinstance(meta, Mapping):
+        return f"it holds {type(meta).__name__} where an object is expected"
+    if meta.get("format", FORMAT) != FORMAT:
+        return f"it is of format {meta['format']!r}"
+    row = meta.get("row") or {"totals": {}, "span_s": 0.0}
+    totals = row.get("totals") if isinstance(row, Mapping) else None
+    parts: dict[str, Any] = {
+        "session": meta.get("session"),
+        "progress": meta.get("progress"),
+        "row": row,
+        "row.totals": totals,
+    }
+    if absent := [name for name, part in parts.items() if not isinstance(part, Mapping)]:
+        return f"its {absent[0]} is no object"
+    known = {"progress": (Progress, _PROGRESS), "row.totals": (Totals, set())}
+    for name, (record, needed) in known.items():
+        found = set(parts[name])
+        if wrong := (found - {field.name for field in fields(record)}) | (needed - found):
+            return f"its {name} has other names: {', '.join(sorted(wrong))}"
+    return ""
 
 
 def newest_checkpoint(

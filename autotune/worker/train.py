@@ -12,7 +12,7 @@ from autotune.codec import to_json
 from autotune.errors import AutotuneError, WorkerError
 from autotune.records import Work
 from autotune.store import make_folder, set_aside
-from autotune.worker.checkpoint import refuse_nonfinite, restore_session, save_checkpoint
+from autotune.worker.checkpoint import FORMAT, refuse_nonfinite, restore_session, save_checkpoint
 from autotune.worker.lock import lock_job
 from autotune.worker.metrics import UNTIMED, MetricsFile, read_metrics, set_aside_damaged, untimed_steps
 from autotune.worker.protocol import TrainPlan, WorkerTask
@@ -285,6 +285,7 @@ class _Training:
         refuse_nonfinite(state)
         self._metrics.sync()
         meta = {
+            "format": FORMAT,
             "session": state.meta,
             "progress": progress.to_meta(),
             "point": self._task.point.knobs(),
