@@ -383,6 +383,15 @@ def test_a_curve_that_may_not_grow_is_told_with_the_remedy(tmp_path: Path) -> No
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_curve_that_was_moved_away_begins_anew_with_its_columns(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.csv", env_steps=0)
+    metrics.append({"env_steps": 1})
+    metrics.path.unlink()
+    metrics.append({"env_steps": 2})
+    metrics.append({"env_steps": 3})
+    assert [row["env_steps"] for row in read_metrics(metrics.path)] == ["2", "3"]
+
+
 def test_metrics_file_survives_torn_lines_new_columns_and_lost_work(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     file = MetricsFile(path, env_steps=0)

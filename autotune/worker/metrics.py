@@ -53,7 +53,10 @@ class MetricsFile:
             self._rewrite(rows)
         try:
             with self.path.open("a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(stamped)
+                writer = csv.DictWriter(file, self._columns)
+                if not file.tell():  # somebody moved the file away: a row without names would be none
+                    writer.writeheader()
+                writer.writerow(stamped)
         except OSError as error:
             remedy = remedy_for(error, "Free some space.")
             raise FileError(f"cannot append to {self.path}: {error.strerror or error}. {remedy}") from error
