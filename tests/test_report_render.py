@@ -486,6 +486,17 @@ def test_the_time_before_a_manifest_was_edited_is_none_of_the_machine(tmp_path: 
     assert training is not None and training.machine_s == 3600
 
 
+def test_a_clock_that_jumps_costs_no_dollars(tmp_path: Path) -> None:
+    """Ten minutes, in which the clock was set forward by an hour; then five that were killed; then ten set back."""
+    run = create_run(tmp_path, "train-1", command="train")
+    days = [("opened", "01T10:00"), ("saved", "01T11:05"), ("ended", "01T11:10"), ("opened", "01T12:00")]
+    days += [("saved", "01T12:05"), ("opened", "01T13:00"), ("saved", "01T12:05"), ("ended", "01T12:10")]
+    events = [{"kind": kind, "job": None, "time": f"2026-01-{at}:00+00:00", "seconds": 600.0} for kind, at in days]
+    train_files(run, ["t,10,20000,0,2000,,"], *events)
+    training = gather(run).training
+    assert training is not None and training.machine_s == 600 + 300 + 600
+
+
 def test_a_training_that_is_not_done_says_what_is_left_and_why(tmp_path: Path) -> None:
     run = create_run(tmp_path, "train-1", command="train")
     save_manifest(run.manifest_file, build_manifest(recipe(), recipe().baseline))

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
 
 import pandas as pd
 
@@ -76,10 +75,22 @@ class Training:
 
     @property
     def machine_s(self) -> float:
-        """Wall seconds in which it had the machine: of every supervisor from its start to its last event."""
-        told = [(event["kind"], when) for event in self.events if (when := _time_of(event))]
-        spans = [(now - before).total_seconds() for (_, before), (kind, now) in pairwise(told) if kind not in _FIRST]
-        return sum(max(0.0, span_s) for span_s in spans)
+        """Seconds in which it had the machine: of every supervisor from its start to its last event.
+
+        One that came to its end tells them itself, whatever the clock on the wall did meanwhile.
+        """
+        past_s = present_s = 0.0
+        before: datetime | None = None
+        for event in self.events:
+            if event["kind"] in _FIRST:
+                past_s, present_s = past_s + present_s, 0.0
+            when = _time_of(event)
+            if when and before and event["kind"] not in _FIRST:
+                present_s += max(0.0, (when - before).total_seconds())
+            before = when or before
+            if event["kind"] == "ended" and (told_s := cell_number(str(event.get("seconds")))) is not None:
+                present_s = max(0.0, told_s)
+        return past_s + present_s
 
     @property
     def crashes(self) -> int:
