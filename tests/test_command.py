@@ -482,6 +482,36 @@ def test_a_hint_on_memory_makes_no_later_failure_one_of_memory(start):
     assert type(error) is WorkerError and classify(error) == "crashed"
 
 
+TORCHRUN = """[rank0]: Traceback (most recent call last):
+[rank0]:   File "train.py", line 12, in <module>
+[rank0]: AssertionError: batch 7 is not divisible by 4
+Traceback (most recent call last):
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+============================================================"""
+
+
+@pytest.mark.parametrize(
+    ("output", "first"),
+    [
+        (TORCHRUN, "the program ended with exit code 1 ([rank0]: AssertionError: batch 7 is not divisible by 4); "),
+        (
+            "ResourceExhaustedError: Graph error:\nOOM when allocating\n [Op:train_123]",
+            "(ResourceExhaustedError: Graph er",
+        ),
+        ("Traceback (most recent call last):\nValueError: no such game", "exit code 1; the last lines were:"),
+        ("ValueError: tried another game\nsteps: 5\nSegmentation fault", "exit code 1; the last lines were:"),
+        ("ChildFailedError: worker 3\n====", "exit code 1 (ChildFailedError: worker 3); the last lines were:"),
+        ("no such game", "exit code 1; the last lines were:"),
+    ],
+)
+def test_the_exception_is_told_first_where_it_is_not_in_the_last_line(start, output, first):
+    _, error = step_to_the_end(start(python(f"import sys; print({output!r}); sys.exit(1)"), counter=COUNTER))
+    assert first in str(error).splitlines()[0]
+    assert str(error).splitlines()[-1] == output.splitlines()[-1]
+
+
 def test_killed_by_the_kernel_for_memory(start, monkeypatch):
     counts = iter([5, 6])
     monkeypatch.setattr("autotune.workloads.command_child.count_oom_kills", lambda: next(counts))

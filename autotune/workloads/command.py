@@ -20,11 +20,11 @@ from pydantic import Field
 
 from autotune.errors import UsageError, WorkerError
 from autotune.records import Job, Point, Work
-from autotune.units import counted, format_duration
+from autotune.units import counted, format_duration, shortened
 from autotune.workloads.command_argv import fill, placeholders, values_at
 from autotune.workloads.command_child import Child, describe_exit
 from autotune.workloads.command_progress import ProgressRule, make_rule, preset_of
-from autotune.workloads.memory_words import tells_out_of_memory
+from autotune.workloads.memory_words import said_exception, tells_out_of_memory
 from autotune.workloads.protocol import (
     LAST_LINES,
     SEVERAL_TOTALS,
@@ -46,6 +46,8 @@ _TOLD_S = 2.0
 """Before a probe is cut, a program that told no progress so far is told of."""
 _BY_SIGNAL = 128
 """Exit codes from here on are a shell's: of a signal, or of a program that it cannot run."""
+_SAID_MAX = 200
+"""Characters of a line that says why a program failed."""
 _MIN_STEP_S = 0.02  # a program may tell its progress at every step: more would only make work for the parent
 
 
@@ -329,12 +331,20 @@ class CommandSession:
             return UsageError(
                 f"the program ended well, but {missing}; {self._remedy()}. {LAST_LINES}{self._last_lines()}"
             )
-        message = f"the program ended with {describe_exit(code)}; the last lines were:\n{self._last_lines()}"
+        message = (
+            f"the program ended with {describe_exit(code)}{self._why()}; the last lines were:\n{self._last_lines()}"
+        )
         if starved:
             return OutOfMemoryError(message)
         refused = 0 < code < _BY_SIGNAL and not self._steps
         refused = refused and not _EXHAUSTED.search(self._child.tail())
         return RefusedError(message) if refused else WorkerError(message)
+
+    def _why(self) -> str:
+        """Which of its lines since it last told its progress names an exception, unless that is the very last."""
+        lines = self._child.tail().splitlines()[-max(1, self._child.progress.unmatched) :]
+        said = said_exception(lines)
+        return f" ({shortened(said, _SAID_MAX)})" if said and said != lines[-1].strip() else ""
 
     def _last_lines(self) -> str:
         return self._child.tail(20) or "(it printed nothing)"

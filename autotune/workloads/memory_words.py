@@ -1,8 +1,9 @@
-"""Whether a program that failed says that it was for want of memory: pure."""
+"""Whether a program that failed says that it was for want of memory, and its own words for why: pure."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _WORDS = (
     r"(?:out[ _]of[ _]memory|OutOfMemory|RESOURCE_?EXHAUSTED|OOM when allocating|MemoryError\b|MemoryAllocation\b|"
@@ -45,3 +46,13 @@ def tells_out_of_memory(output: str) -> bool:
             break
     passed_on = named in _OF_ANOTHER or before.rstrip().endswith(_CHAINED)
     return traceback is not None and passed_on and tells_out_of_memory(before)
+
+
+def said_exception(lines: Sequence[str]) -> str | None:
+    """The last line that names an exception, of the program's own if there is one; None where no line does.
+
+    Launchers end with a summary of theirs, and exceptions with notes: the last line need not say why.
+    """
+    named = [(match[1], line.strip()) for line in lines if (match := _EXCEPTION.match(line))]
+    told = [line for name, line in named if name not in _OF_ANOTHER] or [line for _, line in named]
+    return told[-1] if told else None
