@@ -561,6 +561,15 @@ def test_silence_before_the_first_line_is_told_as_such(start):
         session.step()
 
 
+def test_output_without_line_ends_is_told_as_such(start):
+    code = "import time\nfor n in range(600): print('steps:', n, end=' ... ', flush=True); time.sleep(0.1)"
+    session = start(python(code), counter=COUNTER, progress_timeout_s=1.5)
+    with pytest.raises(
+        NoProgressError, match=r"no whole line within 1.5s.* end each line.* after 'steps: 0 \.\.\. steps"
+    ):
+        session.step()
+
+
 @pytest.mark.parametrize("option", ["counter", "rate"])
 def test_lines_that_match_no_more_are_told_as_such(start, option):
     """The pattern takes no commas: it hears of less than a thousand games only."""

@@ -301,7 +301,11 @@ class CommandSession:
         more = "a larger --budget" if cut else "a progress_timeout_s among the hyperparameters of a recipe"
         longer = f"If it starts or compiles for longer, give it {more}"
         if not self._child.tail() and not self._rule.by_tick:
-            return f"the program printed no whole line within {waited}. {longer}; if it buffers its output, flush it"
+            if unended := self._child.unended().strip():
+                what = f"end each line, by a newline or carriage return, after {shortened(unended, _SAID_MAX)!r}"
+            else:
+                what = "if it buffers its output, flush it"
+            return f"the program printed no whole line within {waited}. {longer}; {what}"
         return f"{described} within {waited}; {self._remedy()}. {longer}. {LAST_LINES}{self._last_lines()}"
 
     def _unmatched(self) -> str:
