@@ -561,6 +561,22 @@ def test_silence_before_the_first_line_is_told_as_such(start):
         session.step()
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\x1b[1msteps\x1b(B\x1b[m: 5",
+        "steps: \x1b[38:5:1m5\x1b[m",
+        "\x1b]8;;https://example.org/1\x1b\\steps\x1b]8;;\x1b\\: 5",
+        "steps: \x1b]0;training\x075",
+        "steps: \x1b7\x1b[>4m5\x1b8",
+    ],
+)
+def test_no_escape_sequence_hides_a_number(line):
+    counter = ProgressCounter(make_rule(counter=r"steps: (\d+)", rate=None, mark=None, preset=None))
+    counter.read_line(line, 0.0)
+    assert counter.steps == 5
+
+
 def test_output_without_line_ends_is_told_as_such(start):
     code = "import time\nfor n in range(600): print('steps:', n, end=' ... ', flush=True); time.sleep(0.1)"
     session = start(python(code), counter=COUNTER, progress_timeout_s=1.5)

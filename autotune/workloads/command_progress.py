@@ -32,7 +32,8 @@ _MARKS_MIN = 5
 """Marks before iterations are taken to be of equal size."""
 _CATCH_UP = 32
 """Marks over which a total that was told is caught up with: all at once it would look like a fast iteration."""
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-Z^-~])")
+"""Colours, movements of the cursor, titles and links, character sets: ECMA-48's control sequences."""
 
 
 def compile_pattern(option: str, pattern: str, *, groups: int = 1) -> re.Pattern[str]:
