@@ -107,7 +107,7 @@ def blamed(kind: Kind, name: str, what: str = "be made") -> Iterator[None]:
         yield
     except AutotuneError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the latter would end the command in silence, with a code of ours
         entry = None if name in BUNDLED[kind] else _installed(kind).get(name)
         if entry is None:
             raise

@@ -1,5 +1,6 @@
 """Names of plug-ins, and the files that are bundled."""
 
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -49,6 +50,9 @@ def test_a_plugin_that_fails_when_it_is_made_is_named_and_errors_in_words_stay(m
     said = r"meter 'mine' \(my_package:Meter, .* cannot be made: KeyError: 'fan'"
     with pytest.raises(AutotuneError, match=said), registry.blamed("meter", "mine"):
         raise KeyError("fan")
+    said = r"meter 'mine' .* cannot be made: SystemExit: this needs fan-control"
+    with pytest.raises(AutotuneError, match=said), registry.blamed("meter", "mine"):
+        sys.exit("this needs fan-control")
     with pytest.raises(UsageError, match=r"^of the user$"), registry.blamed("meter", "mine"):
         raise UsageError("of the user")
     with pytest.raises(KeyError), registry.blamed("meter", "host"):

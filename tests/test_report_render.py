@@ -2,6 +2,7 @@ import base64
 import json
 import math
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -584,7 +585,7 @@ def test_sections_are_extensible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (last.name, last.title, str(last.html)) == ("mine", "mine", "<p>own <em>words</em></p>")
 
 
-@pytest.mark.parametrize("broken", [lambda: "", lambda _facts: {}["*lost*"], None])
+@pytest.mark.parametrize("broken", [lambda: "", lambda _facts: {}["*lost*"], lambda _facts: sys.exit(3), None])
 def test_an_installed_section_that_fails_costs_nobody_the_report(tmp_path, monkeypatch, broken) -> None:
     from autotune import registry
 

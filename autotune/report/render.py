@@ -112,7 +112,7 @@ def _body(name: str, facts: Facts) -> str:
     """A section's Markdown; an installed one that fails says so in its place, and costs nobody the report."""
     try:
         return str(registry.load("section", name)(facts)).strip()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if name in TITLES:
             raise
         return text(f"This section could not be written: {type(error).__name__}: {error}")
