@@ -6,8 +6,9 @@ Objects are imported when they are asked for, so that naming a workload loads no
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
@@ -116,6 +117,22 @@ def blamed(kind: Kind, name: str, what: str = "be made") -> Iterator[None]:
             f"{kind} {name!r} ({entry.value}, of the package {package}) cannot {what}: "
             f"{type(error).__name__}: {error}. Mend that package, or uninstall it"
         ) from error
+
+
+class Watched:
+    """Somebody else's part, as it is but for what its methods raise: an error of its package (`blamed`)."""
+
+    def __init__(self, kind: Kind, name: str, part: Any) -> None:
+        """Watch `part`, which is installed under that name."""
+        self._kind, self._name, self._part = kind, name, part
+
+    def __getattr__(self, attribute: str) -> Any:
+        value = getattr(self._part, attribute)
+        return functools.partial(self._call, attribute, value) if callable(value) else value
+
+    def _call(self, attribute: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        with blamed(self._kind, self._name, f"carry out {attribute}()"):
+            return method(*arguments, **named)
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:

@@ -4,10 +4,12 @@ import sys
 from importlib.metadata import EntryPoint
 
 import pytest
+from optuna.samplers import RandomSampler
 
 from autotune import errors, registry, resources
 from autotune.cli import main
 from autotune.errors import AutotuneError, UsageError
+from autotune.executors.isolated import IsolatedExecutor
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,30 @@ def test_a_plugin_that_fails_ends_a_command_in_words(kind, command, monkeypatch,
 
 def broken(*_, **__):
     raise RuntimeError("broken")
+
+
+def test_a_plugin_whose_methods_fail_ends_a_search_in_words(monkeypatch, tmp_path, capsys):
+    """A sampler that proposes nothing usable, and an executor that loses its cluster, ended in tracebacks."""
+    parts = {"sampler": lambda seed: Rubbish(seed=seed), "executor": Lost}
+    monkeypatch.setattr(EntryPoint, "load", lambda self: parts[self.name])
+    monkeypatch.setattr(registry, "_installed", lambda kind: {kind: EntryPoint(kind, "mine", f"autotune.{kind}")})
+    monkeypatch.setattr(registry, "names", lambda kind: list(registry.BUNDLED[kind]))
+    surface = resources.folder("reports/reference/surfaces") / "cartpole-cpu-2-cores.csv"
+    command = ["search", "--budget", "10m", "--runs", str(tmp_path)]
+    assert main([*command, "--executor", f"replay:{surface}", "--sampler", "sampler"]) == 1
+    assert "sampler 'sampler' (mine, of the package unknown) cannot propose a point: TypeErr" in capsys.readouterr().err
+    assert main([*command, "busywork", "--executor", "executor"]) == 1
+    assert "executor 'executor' (mine, of the package unknown) cannot carry out run(): Runt" in capsys.readouterr().err
+
+
+class Rubbish(RandomSampler):
+    def sample_independent(self, *_):
+        return None
+
+
+class Lost(IsolatedExecutor):
+    def run(self, request):
+        raise RuntimeError("the cluster is gone")
 
 
 def test_bundled_files_are_found_by_word_and_others_by_path(tmp_path):

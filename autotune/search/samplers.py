@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random as random_numbers
 from collections.abc import Sequence
 
@@ -86,4 +87,5 @@ def make(name: str, problem: Problem, seed: int) -> BaseSampler:
     with registry.blamed("sampler", name):
         if isinstance(factory, type) and issubclass(factory, HistorySampler):
             return factory(problem=problem, seed=seed)
-        return SnappedSampler(factory, problem.space, seed)
+        blame = functools.partial(registry.blamed, "sampler", name, "propose a point")
+        return SnappedSampler(factory, problem.space, seed, blame)
