@@ -13,7 +13,7 @@ from autotune.errors import WorkerError
 from autotune.executors.evidence import Evidence
 from autotune.executors.window import Step, totals
 from autotune.records import Work
-from autotune.worker.measure import REPORT_PERIOD_S, measure, step_message
+from autotune.worker.measure import REPORT_PERIOD_S, effective_of, measure, peak_of, step_message
 
 
 class Steps:
@@ -112,6 +112,32 @@ def test_counts_that_cannot_be_are_refused(steps):
 def test_times_that_cannot_be_are_refused(took_s):
     with pytest.raises(WorkerError, match="the workload reports seconds of learn"):
         step_message([Work(env_steps=1, seconds={"learn": took_s})], 2.0, 1.0)
+
+
+@pytest.mark.parametrize("effective", [None, 1.5, {"num_envs": object()}, {"rate": math.nan}, {"sizes": np.ones(3)}])
+def test_what_took_effect_must_be_json(effective):
+    """None ended the parent in a traceback, and so did NaN within."""
+    session = Steps([], threading.Event())
+    session.effective = effective
+    with pytest.raises(WorkerError, match=r"what took effect \(`effective`\) in another form than values of JSON by"):
+        effective_of(session)
+
+
+def test_what_took_effect_may_be_in_numbers_of_numpy():
+    session = Steps([], threading.Event())
+    session.effective = {"num_envs": np.int64(8), "rate": np.float32(0.5), "compiled": np.bool_(True), "sizes": (1, 2)}
+    assert json.dumps(effective_of(session)) == '{"num_envs": 8, "rate": 0.5, "compiled": true, "sizes": [1, 2]}'
+
+
+def test_a_peak_of_memory_is_a_number_of_bytes(monkeypatch):
+    """NaN ended the parent in a traceback."""
+    session = Steps([], threading.Event())
+    for peak, told_peak in ((None, None), (7, 7), (np.int64(7), 7), (2.0**20, 2**20)):
+        monkeypatch.setattr(session, "peak_memory_bytes", lambda peak=peak: peak)
+        assert peak_of(session) == told_peak
+    monkeypatch.setattr(session, "peak_memory_bytes", lambda: math.nan)
+    with pytest.raises(WorkerError, match="reports peak_memory_bytes nan"):
+        peak_of(session)
 
 
 def test_a_process_without_a_step_in_its_window_was_not_measured():

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from autotune import registry
-from autotune.codec import from_json, to_json
+from autotune.codec import from_json
 from autotune.device.host import ram_available_bytes
 from autotune.errors import AutotuneError, UsageError, WorkerError
 from autotune.worker.family import end_descendants
-from autotune.worker.measure import measure, run_steps
+from autotune.worker.measure import effective_of, measure, run_steps
 from autotune.worker.protocol import WorkerTask
 from autotune.workloads.guards import RAM_VARIABLE
 from autotune.workloads.memory_words import tells_out_of_memory
@@ -112,7 +112,7 @@ def check_states(workload: Workload, task: WorkerTask) -> None:
 
 def in_effect(session: Session, checkpoint: str | None) -> dict[str, Any]:
     """What took effect in a session that will be measured, after a trained job's state, if any, was put into it."""
-    effective: dict[str, Any] = to_json(session.effective)
+    effective = effective_of(session)
     if checkpoint is None:
         return effective
     from autotune.worker.checkpoint import restore_session

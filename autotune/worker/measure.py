@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -9,6 +10,8 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from operator import attrgetter
 from typing import Any
+
+import numpy as np
 
 from autotune.codec import to_json
 from autotune.errors import WorkerError
@@ -80,10 +83,45 @@ def measure(
         if not settled and steps == _STEPS_TO_SETTLE:
             parts, settled = wanted, True
         if ended_s - last_peak_s >= _PEAK_PERIOD_S:
-            message["peak_memory_bytes"], last_peak_s = session.peak_memory_bytes(), ended_s
+            message["peak_memory_bytes"], last_peak_s = peak_of(session), ended_s
         send(message)
         untold, told_s = [], ended_s
-    send({"type": "done", "reason": "stopped", "peak_memory_bytes": session.peak_memory_bytes()})
+    send({"type": "done", "reason": "stopped", "peak_memory_bytes": peak_of(session)})
+
+
+def effective_of(session: Session) -> dict[str, Any]:
+    """What took effect, as plain JSON values.
+
+    Raises:
+        WorkerError: it is nothing of that kind.
+    """
+    try:
+        return dict(json.loads(json.dumps(to_json(session.effective), allow_nan=False, default=_plain)))
+    except (TypeError, ValueError) as error:
+        raise WorkerError(
+            f"the workload tells what took effect (`effective`) in another form than values of JSON by name: {error}"
+        ) from error
+
+
+def _plain(value: Any) -> bool | float | str:
+    """A number of numpy's as one of Python's.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    if not isinstance(value, np.generic):
+        raise TypeError(f"a {type(value).__name__} is none")
+    return value.item()  # type: ignore[no-any-return]
+
+
+def peak_of(session: Session) -> int | None:
+    """The framework's own peak of device memory.
+
+    Raises:
+        WorkerError: it is no number of bytes.
+    """
+    peak = session.peak_memory_bytes()
+    return None if peak is None else _count("peak_memory_bytes", peak)
 
 
 def step_message(works: Sequence[Work], ended_s: float, started_s: float) -> dict[str, Any]:
@@ -159,4 +197,4 @@ def run_steps(session: Session, steps: int, send: Callable[[dict[str, Any]], Non
             break
         session.synchronize()
         send(step_message([work], time.monotonic(), started_s))
-    send({"type": "done", "reason": "steps", "effective": to_json(session.effective)})
+    send({"type": "done", "reason": "steps", "effective": effective_of(session)})

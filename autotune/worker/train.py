@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autotune.codec import to_json
 from autotune.errors import AutotuneError, WorkerError
 from autotune.records import Work
 from autotune.store import make_folder, set_aside
 from autotune.worker.checkpoint import FORMAT, refuse_nonfinite, restore_session, save_checkpoint
 from autotune.worker.lock import lock_job
+from autotune.worker.measure import effective_of, peak_of
 from autotune.worker.metrics import UNTIMED, MetricsFile, read_metrics, set_aside_damaged, untimed_steps
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.worker.resume import announce_fallback, check_origin, find_checkpoint
@@ -245,7 +245,7 @@ class _Training:
             t=self._now_s,
             started=self._told_s,
             iteration=self._iterations,
-            peak_memory_bytes=self._session.peak_memory_bytes(),
+            peak_memory_bytes=peak_of(self._session),
             metrics=dict(self._learning),
             **vars(self._message),
             **self._counts(self._progress),
@@ -317,7 +317,6 @@ class _Training:
     def _end(self, reason: str, detail: str) -> None:
         if self._before:  # the program, started again, told nothing
             self._progress = self._earlier
-        peak = self._session.peak_memory_bytes()
-        effective = to_json(self._session.effective)
+        peak, effective = peak_of(self._session), effective_of(self._session)
         facts = {"reason": reason, "detail": detail, "effective": effective, "peak_memory_bytes": peak}
         self._tell("done", **facts, **self._counts(self._progress))
