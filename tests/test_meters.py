@@ -516,13 +516,34 @@ def test_readings_are_plain_numbers_whatever_a_meter_gives() -> None:
 
     class Loose(SampledMeter):
         def read(self) -> dict[str, float | None]:
-            return {"nan": math.nan, "endless": math.inf, "single": np.float32(0.5), "count": 3, "unknown": None}
+            return {
+                "nan": math.nan,
+                "endless": math.inf,
+                "single": np.float32(0.5),
+                "count": 3,
+                "unknown": None,
+                "word": "fast",
+            }
 
     meter = Loose(CPU, lambda: [], 10.0)
     meter.start()
     readings = stop_all([meter], [], grace_s=0.0)
-    assert last(readings) == {"nan": None, "endless": None, "single": 0.5, "count": 3, "unknown": None}
+    assert last(readings) == {"nan": None, "endless": None, "single": 0.5, "count": 3, "unknown": None, "word": None}
     canonical_json([to_json(reading) for reading in readings])
+
+
+@pytest.mark.parametrize("given", [None, 7, "no readings", [1, None], object()])
+def test_what_is_no_reading_is_left_out(given: object) -> None:
+    """A meter that stopped with something else ended the command in a traceback."""
+
+    class Odd(SampledMeter):
+        def read(self) -> dict[str, float | None]:
+            return {}
+
+        def stop(self) -> Any:
+            return given
+
+    assert stop_all([Odd(CPU, lambda: [])], [], grace_s=0.0) == ()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

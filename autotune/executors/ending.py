@@ -6,9 +6,10 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import TypeVar
 
 from autotune.device.live_gpu import LiveGpu
@@ -73,7 +74,12 @@ def stop_all(meters: Sequence[Meter], workers: Sequence[WorkerProcess], grace_s:
     left_s = deadline_s - time.monotonic()
     grace_s = min(grace_s, left_s - _KILL_S)
     side_by_side([partial(worker.kill, grace_s=grace_s) for worker in workers], left_s)
-    return tuple(_plain(reading) for readings in taken if readings is not None for reading in readings)
+    return tuple(plain for readings in taken for plain in _plain_readings(readings))
+
+
+def _plain_readings(given: object) -> list[Reading]:
+    """What an installed meter gives, as far as it is readings."""
+    return [_plain(one) for one in given if isinstance(one, Reading)] if isinstance(given, Iterable) else []
 
 
 def _plain(reading: Reading) -> Reading:
@@ -81,7 +87,7 @@ def _plain(reading: Reading) -> Reading:
     value = reading.value
     if value is None or (type(value) in (float, int) and math.isfinite(value)):
         return reading
-    return replace(reading, value=float(value) if math.isfinite(value) else None)
+    return replace(reading, value=float(value) if isinstance(value, Real) and math.isfinite(value) else None)
 
 
 def wait_clean(gpu: GpuInfo | None, before_bytes: float | None, timeout_s: float) -> None:
