@@ -8,8 +8,9 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -101,11 +102,14 @@ def make(kind: Kind, name: str, *arguments: Any) -> Any:
 def blamed(kind: Kind, name: str, what: str = "be made") -> Iterator[None]:
     """Whatever somebody else's part raises within is told as an error of its package; errors in words stay as they are.
 
+    What it prints goes to stderr: stdout is for data.
+
     Raises:
         AutotuneError: an installed part failed; names its package.
     """
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except AutotuneError:
         raise
     except (Exception, SystemExit) as error:  # the latter would end the command in silence, with a code of ours

@@ -1,5 +1,6 @@
 """Names of plug-ins, and the files that are bundled."""
 
+import json
 import sys
 from importlib.metadata import EntryPoint
 
@@ -10,6 +11,7 @@ from autotune import errors, registry, resources
 from autotune.cli import main
 from autotune.errors import AutotuneError, UsageError
 from autotune.executors.isolated import IsolatedExecutor
+from autotune.meters.base import SampledMeter
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,42 @@ def test_a_plugin_whose_methods_fail_ends_a_search_in_words(monkeypatch, tmp_pat
     assert "sampler 'sampler' (mine, of the package unknown) cannot propose a point: TypeErr" in capsys.readouterr().err
     assert main([*command, "busywork", "--executor", "executor"]) == 1
     assert "executor 'executor' (mine, of the package unknown) cannot carry out run(): Runt" in capsys.readouterr().err
+
+
+def test_what_plugins_print_is_no_data(monkeypatch, tmp_path, capsys):
+    """A package that greets on import, as some do, made `--json` no JSON."""
+    parts = {"meter": Loud, "section": lambda facts: print("a section") or "written"}
+
+    loads = EntryPoint.load
+
+    def greeting(entry):
+        if entry.name not in parts:
+            return loads(entry)
+        print(f"welcome to {entry.name}")
+        return parts[entry.name]
+
+    monkeypatch.setattr(EntryPoint, "load", greeting)
+    installed = {kind: EntryPoint(kind, "mine", f"autotune.{kind}") for kind in parts}
+    monkeypatch.setattr(registry, "_installed", lambda kind: {kind: installed[kind]} if kind in installed else {})
+    grid = ["--num-envs", "8", "--batch-size", "64", "--concurrency", "1", "--runs", str(tmp_path)]
+    assert main(["probe", "busywork", *grid, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert [row["status"] for row in json.loads(shown.out)["rows"]] == ["ok"]
+    assert "welcome to meter\n" in shown.err and "a meter is made\n" in shown.err and "a reading\n" in shown.err
+    assert main(["report", "--runs", str(tmp_path), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)
+    assert "welcome to section\n" in shown.err and "a section\n" in shown.err
+
+
+class Loud(SampledMeter):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        print("a meter is made")
+
+    def read(self):
+        print("a reading")
+        return {}
 
 
 class Rubbish(RandomSampler):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import replace
 
 from autotune.errors import UsageError
@@ -75,7 +77,8 @@ def run_probe(
     """
     request = build_request(recipe, point, grade=grade, run=run, label=label, timeout_s=timeout_s, earlier=earlier)
     try:
-        result = executor.run(request)
+        with redirect_stdout(sys.stderr):  # stdout is for data, and an installed meter may print
+            result = executor.run(request)
     except UsageError as error:
         if not optional:
             raise

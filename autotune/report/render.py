@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,7 +113,8 @@ def render_sections(facts: Facts, plots: tuple[Plot, ...] = ()) -> list[Section]
 def _body(name: str, facts: Facts) -> str:
     """A section's Markdown; an installed one that fails says so in its place, and costs nobody the report."""
     try:
-        return str(registry.load("section", name)(facts)).strip()
+        with redirect_stdout(sys.stderr):  # stdout is for data
+            return str(registry.load("section", name)(facts)).strip()
     except (Exception, SystemExit) as error:
         if name in TITLES:
             raise
