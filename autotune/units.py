@@ -12,14 +12,15 @@ PRICES_USD_PER_HOUR = (1e-6, 1e9)
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in a duration such as ``90s``, ``30m``, ``1h30m`` or ``2h``.
+    """Seconds in a duration such as ``90s``, ``30m``, ``1h30m``, ``2h`` or, as `format_duration` has it, ``6m 40s``.
 
     Raises:
         UsageError: not a positive duration with a unit.
     """
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
-    if not parts or "".join(n + u for n, u in parts) != text.strip().lower():
+    given = text.strip().lower()
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd]\s*)+", given):
         raise UsageError(f"duration {text!r} is not understood: write a number and a unit, such as 90s, 30m or 2h")
+    parts = re.findall(r"([\d.]+)([smhd])", given)
     total_s = sum(float(number) * _DURATION_UNITS_S[unit] for number, unit in parts)
     if not 0 < total_s < math.inf:
         raise UsageError(f"duration {text!r} must be longer than zero, such as 90s, 30m or 2h")
