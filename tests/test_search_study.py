@@ -327,6 +327,27 @@ def test_a_point_that_kills_the_search_twice_is_not_tried_again(surface, run):
     assert not any(request.point.dominates(lost) for request in executor.requests)
 
 
+def test_a_point_that_ran_between_two_kills_is_not_condemned(surface, run, tmp_path):
+    """Kills that hit one point by chance forbade it, and the finalist with it."""
+    whole = search(surface, create_run(tmp_path, "whole"))
+    at = [record.result.requested for record in whole.trials].index(whole.point)
+    assert kill_at(surface, run, at).requests[at].point == whole.point
+    second = Watched(surface)
+    measure = second.run
+
+    def killed_at_its_second_probe(request):
+        if whole.point in [earlier.point for earlier in second.requests] and request.point == whole.point:
+            raise Killed
+        return measure(request)
+
+    second.run = killed_at_its_second_probe
+    with pytest.raises(Killed):
+        search(surface, run, second)
+    found = search(surface, run)
+    assert found.counts["crashed"] == 0
+    assert found.point == whole.point
+
+
 def test_a_restarted_machine_condemns_the_point(surface, run):
     lost = kill_at(surface, run, 4).requests[4].point
     executor = Watched(surface)

@@ -262,7 +262,7 @@ def close_lost(
         Seconds that the lost probes are charged: what they were predicted to take, no more than passed.
     """
     charged_s = 0.0
-    lost_before = {r.result.requested for r in records_of(study) if not r.counts and r.result.status == "crashed"}
+    lost_before = _lost_since_they_ran(records_of(study))
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         trial = Trial(study, frozen._trial_id)
         started = frozen.user_attrs.get("started")
@@ -281,6 +281,17 @@ def close_lost(
         finish(study, trial, result, worst_value(study))
         charged_s += result.cost_s
     return charged_s
+
+
+def _lost_since_they_ran(records: Sequence[TrialRecord]) -> set[Point]:
+    """Points of which a search's end took the last probe: one that ran since is not to blame for it."""
+    lost: set[Point] = set()
+    for record in records:
+        if record.result.ok:
+            lost.discard(record.result.requested)
+        elif record.result.status == "crashed" and not record.counts:
+            lost.add(record.result.requested)
+    return lost
 
 
 def _lost(frozen: FrozenTrial, boot_id: str, clock_s: float) -> ProbeResult:
