@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from analytic_surface import GIB, memory_bytes, smooth_sps, write_surface
@@ -213,6 +215,22 @@ def test_a_surface_from_a_spreadsheet_is_read(surface):
     spaced.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     assert load_surface(spaced).rows == load_surface(surface).rows
     assert load_surface(spaced).header == load_surface(surface).header
+
+
+@pytest.mark.parametrize("unknown", ["nan", "NaN", "None", "null", "NA"])
+def test_an_optional_cell_may_say_in_words_that_it_is_not_known(surface, unknown):
+    memory = re.compile(r",\d+,\d+$", re.MULTILINE)
+    empty, told = (
+        load_surface(write(surface.with_name(f"{name}.csv"), memory.sub(f",{cell},{cell}", surface.read_text())))
+        for name, cell in (("empty", ""), ("told", unknown))
+    )
+    assert told.rows == empty.rows
+    assert told.rows[0].vram_bytes is None
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
 
 
 def test_a_baseline_off_the_grid_is_the_nearest_row(surface):

@@ -46,6 +46,8 @@ STATUSES: tuple[Status, ...] = ("ok", "oom", "crashed", "host_lost", "timeout")
 QUICK_S, FINAL_S = 20.0, 50.0
 """What a stable probe costs beyond its start."""
 _SPS_MAX = 1e15
+_UNKNOWN = ("", "nan", "none", "null", "na", "n/a")
+"""What programs write for a number that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +185,7 @@ def _knob(cells: Mapping[str, str], name: str, where: str) -> int:
 
 
 def _optional(cells: Mapping[str, str], name: str, where: str, *, most: float) -> float | None:
-    if not cells[name]:
+    if cells[name].lower() in _UNKNOWN:
         return None
     unknown = "; leave the cell empty if it is not known"
     return stated_number(name, cells[name], where, least=0, most=most, otherwise=unknown)
