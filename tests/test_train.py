@@ -723,6 +723,18 @@ def test_progress_without_a_checkpoint_is_not_lost_in_silence(tmp_path: Path, de
     assert "metrics.csv.before-restart" in " ".join(warnings)
 
 
+def test_a_training_folder_that_is_gone_is_told_before_all_begins_at_0(tmp_path: Path, device: DeviceInfo) -> None:
+    manifest, warnings = a_manifest(jobs=1, point=replace(POINT, concurrency=1)), list[str]()
+    run = a_run(tmp_path, manifest)
+    go(manifest, run, device, warn=warnings.append)
+    go(manifest, run, device, warn=warnings.append)
+    assert not warnings
+    shutil.rmtree(run.train_folder)
+    assert go(manifest, run, device, warn=warnings.append).jobs[0].status == "done"
+    assert len(warnings) == 1 and f"nothing of that is left in {run.train_folder}" in warnings[0], warnings
+    assert "begins again at 0" in warnings[0]
+
+
 def test_an_older_checkpoint_is_announced_and_the_curve_kept(tmp_path: Path, device: DeviceInfo) -> None:
     manifest = edited(
         a_manifest(jobs=1, point=replace(POINT, concurrency=1), step_overhead_s=1e-2, steps=3000),

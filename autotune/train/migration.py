@@ -116,6 +116,16 @@ def part_from_lost(run: Run, warn: Callable[[str], None]) -> None:
         run.update(**{MARK: None})
 
 
+def say_emptied(run: Run, warn: Callable[[str], None]) -> None:
+    """Tell that a run which has trained holds nothing of it any more, so that every job begins again at 0."""
+    trained = run.state_file.is_file() and run.state().get("training") in ("running", "stopped", "crashed", "done")
+    if trained and not (run.train_folder / "events.jsonl").exists() and not run.jobs_folder.exists():
+        warn(
+            f"run {run.path} has trained before, and nothing of that is left in {run.train_folder}: every job begins "
+            "again at 0. To go on instead, stop this, put the folder back, and repeat the command"
+        )
+
+
 def refuse_other_source(run: Run, source: Run, backup: Path) -> None:
     """Refuse to return to a run that is not the one in the backup, goes on elsewhere, or has trained since.
 

@@ -21,7 +21,7 @@ from autotune.store import write_json
 from autotune.train.events import EventLog, last_event, read_events
 from autotune.train.job import JobRun
 from autotune.train.launch import check_jobs, describe_end, training_task, tuned_elsewhere
-from autotune.train.migration import part_from_lost, refuse_migrated
+from autotune.train.migration import part_from_lost, refuse_migrated, say_emptied
 from autotune.train.silence import Patience
 from autotune.train.status import Snapshot, State, StatusFile, stamp
 from autotune.train.throughput import SharedThroughput
@@ -70,6 +70,7 @@ def supervise(
     refuse_migrated(run)
     check_manifest(manifest)
     part_from_lost(run, warn)
+    say_emptied(run, warn)
     plan = plan or MeasurePlan()
     with shared_if_possible(device, manifest.point.record(), warn) as shared:
         supervisor = Supervisor(
