@@ -191,9 +191,17 @@ def discarded_when_refused(run: Run) -> Iterator[None]:
     try:
         yield
     except (UsageError, BusyError, FileError):
-        if run.fresh and not any(file.exists() for file in (run.study_file, run.train_folder / "events.jsonl")):
+        begun = any(file.exists() for file in (run.study_file, run.train_folder / "events.jsonl"))
+        if run.fresh and not begun and not _trained(run):
             _discard(run.path)
         raise
+
+
+def _trained(run: Run) -> bool:
+    """Whether it says that it trained, though somebody may have removed what it trained since."""
+    with contextlib.suppress(FileError):
+        return run.state().get("training") is not None
+    return False
 
 
 def _discard(folder: Path) -> None:

@@ -114,6 +114,10 @@ def test_only_a_run_of_this_command_without_work_is_discarded(tmp_path, error):
     refuse(run)
     assert run.study_file.exists()
     run.study_file.unlink()
+    run.update(training="running")  # whose folder somebody removed
+    refuse(run)
+    assert run.state()["training"] == "running"
+    run.update(training=None)
     refuse(run)
     assert not run.path.exists()
 
