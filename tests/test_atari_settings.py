@@ -56,6 +56,7 @@ def test_possible_points_pass_up_to_the_whole_rollout():
         ({"rollout": 12.5}, "rollout"),
         ({"rollout": "128"}, "rollout"),
         ({"anneal": 1}, "anneal"),
+        ({"env_threads": 10**6}, "'env_threads' of workload 'atari' is 1000000: Input should be less than"),
         ({"env_options": {"frame_skip": 0}}, "env_options"),
         ({"env_options": {"stack_num": -1}}, "stack_num = -1 must be at least 1"),
         ({"env_options": {"noop_max": 0}}, "noop_max = 0 must be at least 1"),

@@ -17,6 +17,9 @@ Option = bool | int | float | str
 _COUNTS = ("frame_skip", "stack_num", "img_height", "img_width", "max_episode_steps", "noop_max")
 """EnvPool's options that it takes unseen: 0 ended the process with a segmentation fault."""
 
+_MOST_THREADS = 1024
+"""More than the cores of any machine; where the host could not start so many, EnvPool aborted without a reason."""
+
 
 class PPOSettings(LearningRule):
     """Hyperparameters of PPO (Schulman et al. 2017, arXiv:1707.06347), Atari values by default.
@@ -90,7 +93,7 @@ class PPOSettings(LearningRule):
     channels_last: Literal["auto"] | bool = "auto"
     episodic_life: bool = True
     reward_clip: bool = True
-    env_threads: int = Field(default=0, ge=0)
+    env_threads: int = Field(default=0, ge=0, le=_MOST_THREADS)
     lanes: int = Field(default=0, ge=0, le=64)
     overlap: bool = False
     env_options: dict[str, Option] = Field(default_factory=dict)
