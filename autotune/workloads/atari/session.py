@@ -140,7 +140,8 @@ class PPOSession:
 
         EnvPool cannot put running games back: they start anew, from seeds that follow from the job's seed
         and `env_steps`, so that a state always continues alike. What was played of the games that were cut
-        off counts as env steps; their returns count nowhere.
+        off counts as env steps; their returns count nowhere. So does a rollout that `overlap` had collected ahead,
+        which is not learnt from.
 
         Raises:
             UsageError: the state is of another environment or network.
