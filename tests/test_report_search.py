@@ -13,8 +13,10 @@ from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.report.figures import report_json
 from autotune.report.projection import Quantity, Savings
 from autotune.report.render import priced_facts, render_sections
+from autotune.report.sections import bottleneck
 from autotune.report.wording import saving
 from autotune.runs import Run
+from autotune.search.knobs import KnobDecision
 from autotune.units import format_duration
 
 BEST = Point(num_envs=64, batch_size=1024, concurrency=2)
@@ -75,6 +77,15 @@ def test_the_tuned_points_probes_are_bold_whatever_single_figure_is_higher(tmp_p
 
 def test_whether_sharing_pays_is_said(tmp_path: Path) -> None:
     assert "- Sharing pays here: 2 processes reach 1.58x" in section(make_run(tmp_path), "bottleneck")
+
+
+def test_the_name_of_a_knob_is_written_as_it_is(tmp_path: Path) -> None:
+    """Its sentence began with a capital, and `turbo` was another word than in the recipe."""
+    facts = priced_facts(make_run(tmp_path))
+    assert facts.search is not None
+    found = KnobDecision(name="turbo", before="off", tried="on", chosen="on", sentence="turbo=on is faster")
+    knobs = replace(facts, search=replace(facts.search, knobs=(found,)))
+    assert "- turbo=on is faster." in bottleneck.render(knobs).splitlines()
 
 
 def test_points_that_cost_too_much_to_measure_are_listed(tmp_path: Path) -> None:

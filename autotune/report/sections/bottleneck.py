@@ -56,9 +56,10 @@ def _settings(facts: Facts) -> str:
     """Whether several processes pay, and what was found of each further knob."""
     if facts.search is None:
         return ""
-    sharing = [facts.search.sharing.sentence] if facts.search.sharing else []
-    sentences = sharing + [decision.sentence for decision in facts.search.knobs]
-    return "\n".join(f"- {text(sentence[:1].upper() + sentence[1:])}." for sentence in sentences)
+    sharing = facts.search.sharing.sentence if facts.search.sharing else ""
+    sentences = [sharing[:1].upper() + sharing[1:]] if sharing else []
+    sentences += [decision.sentence for decision in facts.search.knobs]  # they begin with a knob's name, kept as it is
+    return "\n".join(f"- {text(sentence)}." for sentence in sentences)
 
 
 def _ran(measured: list[Measured], phase: str) -> bool:
