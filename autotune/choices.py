@@ -132,8 +132,11 @@ def choose_executor(
     if colon:
         raise UsageError(f"--executor {options['executor']!r}: nothing goes after a name but the file of replay:FILE")
     made = registry.make("executor", name, usable_device(options["device"]), should_stop)
-    bundled = name in registry.BUNDLED["executor"]
-    return made if bundled else registry.Watched("executor", name, made), choose_recipe(argv, options)
+    if name not in registry.BUNDLED["executor"]:
+        from autotune.executors.answers import ANSWERS
+
+        made = registry.Watched("executor", name, made, ANSWERS)
+    return made, choose_recipe(argv, options)
 
 
 def surface_of(executor: Any) -> Surface | None:

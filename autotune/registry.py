@@ -9,7 +9,7 @@ import difflib
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
@@ -126,9 +126,9 @@ def blamed(kind: Kind, name: str, what: str = "be made") -> Iterator[None]:
 class Watched:
     """Somebody else's part, as it is but for what its methods raise: an error of its package (`blamed`)."""
 
-    def __init__(self, kind: Kind, name: str, part: Any) -> None:
-        """Watch `part`, which is installed under that name."""
-        self._kind, self._name, self._part = kind, name, part
+    def __init__(self, kind: Kind, name: str, part: Any, answers: Mapping[str, Callable[[Any], Any]]) -> None:
+        """Watch `part`, which is installed under that name; `answers` has what takes or refuses a method's answer."""
+        self._kind, self._name, self._part, self._answers = kind, name, part, answers
 
     def __getattr__(self, attribute: str) -> Any:
         value = getattr(self._part, attribute)
@@ -136,7 +136,8 @@ class Watched:
 
     def _call(self, attribute: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         with blamed(self._kind, self._name, f"carry out {attribute}()"):
-            return method(*arguments, **named)
+            answer = method(*arguments, **named)
+            return self._answers[attribute](answer) if attribute in self._answers else answer
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:

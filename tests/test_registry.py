@@ -1,6 +1,7 @@
 """Names of plug-ins, and the files that are bundled."""
 
 import json
+import math
 import sys
 from importlib.metadata import EntryPoint
 
@@ -12,6 +13,9 @@ from autotune.cli import main
 from autotune.errors import AutotuneError, UsageError
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.meters.base import SampledMeter
+from autotune.records import Point, ProbeResult
+
+POINT = Point(num_envs=1, batch_size=32)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,31 @@ def test_a_plugin_whose_methods_fail_ends_a_search_in_words(monkeypatch, tmp_pat
     assert "sampler 'sampler' (mine, of the package unknown) cannot propose a point: TypeErr" in capsys.readouterr().err
     assert main([*command, "busywork", "--executor", "executor"]) == 1
     assert "executor 'executor' (mine, of the package unknown) cannot carry out run(): Runt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "said"),
+    [
+        ("clock_s", "12:00", "its answer is '12:00', not a finite number"),
+        ("predict_cost_s", math.nan, "its answer is nan, not a finite number"),
+        ("run", None, "its answer is None, not a ProbeResult"),
+        ("run", ProbeResult(requested=POINT, status="fine", grade="quick"), "status of its answer is 'fine', not one"),
+        ("run", ProbeResult(requested=POINT, status="ok", grade="quick"), "sps of its answer is None, not a"),
+        ("run", ProbeResult(requested=POINT, status="ok", grade="quick", sps=math.nan), "sps of its answer is nan"),
+        ("run", ProbeResult(requested=POINT, status="oom", grade="quick", detail={1}), "cannot be kept as JSON: Obj"),
+    ],
+)
+def test_what_an_executor_answers_is_held_against_its_contract(method, answer, said, monkeypatch, tmp_path, capsys):
+    """None of them raises within the executor, and each ended the search in a traceback."""
+    odd = type("Odd", (IsolatedExecutor,), {method: lambda *_: answer, "ceilings": lambda *_, **__: {}})
+    monkeypatch.setattr(EntryPoint, "load", lambda self: odd)
+    entry = EntryPoint("mine", "mine", "autotune.executor")
+    monkeypatch.setattr(registry, "_installed", lambda kind: {"mine": entry} if kind == "executor" else {})
+    command = ["search", "busywork", "--budget", "10m", "--runs", str(tmp_path), "--executor", "mine"]
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert f"executor 'mine' (mine, of the package unknown) cannot carry out {method}(): TypeError: " in err
+    assert said in err
 
 
 def test_what_plugins_print_is_no_data(monkeypatch, tmp_path, capsys):
