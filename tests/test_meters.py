@@ -546,10 +546,9 @@ def test_what_is_no_reading_is_left_out(given: object) -> None:
     assert stop_all([Odd(CPU, lambda: [])], [], grace_s=0.0) == ()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("where", ["open", "read"])
-def test_a_meter_that_fails_holds_nobody_up(where: str) -> None:
-    """An installed one that is broken took five seconds of every probe."""
+def test_a_meter_that_fails_holds_nobody_up(where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An installed one that is broken took five seconds of every probe, and then its thread printed a traceback."""
 
     class Broken(SampledMeter):
         def read(self) -> dict[str, float | None]:
@@ -563,3 +562,4 @@ def test_a_meter_that_fails_holds_nobody_up(where: str) -> None:
     meter.start()
     assert meter.stop() == ()
     assert time.monotonic() - begin_s < 2.5
+    assert capsys.readouterr().err == "meter Broken fell silent: RuntimeError: broken\n"

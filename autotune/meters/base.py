@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +63,8 @@ class SampledMeter:
                 self._read_until_stopped()
             finally:
                 self.close()
+        except Exception as error:  # noqa: BLE001 - the end of a thread: the probe goes on without this meter
+            sys.stderr.write(f"meter {type(self).__name__} fell silent: {type(error).__name__}: {error}\n")
         finally:
             self._first.set()  # nobody waits for one that failed
 
