@@ -1,4 +1,4 @@
-"""What an executor of somebody else's answers, held against the contract before a search builds on it."""
+"""What an executor of somebody else's answers, held against the contract."""
 
 from __future__ import annotations
 
