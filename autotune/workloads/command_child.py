@@ -44,7 +44,7 @@ class Child:
         self._progress_at_s = 0.0
         self._changed = threading.Condition()
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._unended = ""
+        self._unended = b""
         self._copied_bytes = 0
         self._output_ended = False
         self._interrupted = False
@@ -120,7 +120,7 @@ class Child:
 
     def unended(self) -> str:
         """What it printed last, as long as no line end follows."""
-        return self._unended
+        return self._unended[:_KEPT_LIMIT_BYTES].decode(errors="replace")
 
     def killed_for_memory(self) -> bool:
         """Whether SIGKILL ended it, or what a shell ran, while the kernel's out-of-memory killer was at work."""
@@ -170,7 +170,7 @@ class Child:
             t_s = time.monotonic()
             *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
             pending = pending[:_LINE_LIMIT_BYTES]
-            self._unended = pending[:_KEPT_LIMIT_BYTES].decode(errors="replace")
+            self._unended = pending
             self._take_lines(lines, t_s)
         self._take_lines([pending], time.monotonic())
         with self._changed:
