@@ -100,7 +100,7 @@ def _cgroup_texts(root: Path, controller: str, v1_file: str, v2_file: str) -> It
 
 
 @functools.lru_cache(maxsize=64)
-def _cgroup_files(root: Path, controller: str, v1_file: str, v2_file: str) -> tuple[Path, ...]:
+def _cgroup_files(root: Path, controller: str, v1_file: str, v2_file: str) -> tuple[str, ...]:
     """Where that control file is; a process stays in its cgroup."""
     found: list[Path] = []
     mount = root / "sys/fs/cgroup"
@@ -114,7 +114,7 @@ def _cgroup_files(root: Path, controller: str, v1_file: str, v2_file: str) -> tu
             continue
         group = Path(path.strip("/"))
         found += [top / folder / name for folder in dict.fromkeys([group, *group.parents])]
-    return tuple(file for file in found if file.exists())
+    return tuple(str(file) for file in found if file.exists())
 
 
 def _smallest(texts: Iterator[str]) -> int | None:
@@ -160,7 +160,8 @@ def busy_cpu_clock(root: Path = ROOT, affinity: Collection[int] | None = None) -
 
 
 def _cores_cpu_seconds(root: Path, cores: Collection[int]) -> float | None:
-    rows = re.findall(r"^cpu(\d+) (.+)$", read_text(f"{root}/proc/stat") or "", re.MULTILINE)
+    per_core = (read_text(f"{root}/proc/stat") or "").partition("\nintr")[0]  # of interrupts there can be thousands
+    rows = re.findall(r"^cpu(\d+) (.+)$", per_core, re.MULTILINE)
     ticks = [[int(number) for number in numbers.split()] for core, numbers in rows if int(core) in cores]
     busy = [sum(row[:3]) + sum(row[5:8]) for row in ticks]  # all but idle, waiting for disks, and guests (in user)
     return sum(busy) / os.sysconf("SC_CLK_TCK") if busy else None
@@ -180,7 +181,8 @@ def _meminfo(root: Path) -> dict[str, int]:
     if text is None:
         memory = psutil.virtual_memory()
         return {"MemTotal": memory.total, "MemAvailable": memory.available}
-    return {name: int(number) * 1024 for name, number in re.findall(r"^(Mem\w+):\s+(\d+) kB", text, re.MULTILINE)}
+    head = text.partition("\nBuffers")[0]  # fifty lines that nobody asks for follow
+    return {name: int(number) * 1024 for name, number in re.findall(r"^(Mem\w+):\s+(\d+) kB", head, re.MULTILINE)}
 
 
 def ram_cgroup_limit_bytes(root: Path = ROOT) -> int | None:
@@ -220,7 +222,7 @@ def disk_space_bytes(folder: Path) -> tuple[int, int] | None:
     return _space_bytes(folder)
 
 
-def _space_bytes(folder: Path) -> tuple[int, int] | None:
+def _space_bytes(folder: Path | str) -> tuple[int, int] | None:
     try:
         usage = shutil.disk_usage(folder)
     except OSError:
@@ -230,7 +232,7 @@ def _space_bytes(folder: Path) -> tuple[int, int] | None:
 
 def shm_space_bytes(root: Path = ROOT) -> tuple[int, int] | None:
     """(total, free) of ``/dev/shm``, None where there is none."""
-    return _space_bytes(root / "dev/shm")
+    return _space_bytes(f"{root}/dev/shm")
 
 
 def package_version(name: str) -> str | None:

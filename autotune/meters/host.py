@@ -73,15 +73,16 @@ def process_times(pid: int, root: Path = ROOT) -> tuple[float, int, int] | None:
 
 def resident(pid: int, root: Path = ROOT) -> Resident:
     """A process's resident memory; zeros when it cannot be read (``/proc/PID/status``, proc(5))."""
-    text = read_text(f"{root}/proc/{pid}/status") or ""
-    sizes = {
-        name: int(kib) * 1024
-        for name, kib in re.findall(r"^(VmHWM|VmRSS|RssFile|RssShmem):\s+(\d+) kB", text, re.MULTILINE)
-    }
-    now = sizes.get("VmRSS", 0)
-    backed = sizes.get("RssFile", 0) + sizes.get("RssShmem", 0)
-    spike = max(0, sizes.get("VmHWM", now) - now)
-    return Resident(private_bytes=now - backed, file_bytes=backed, spike_bytes=spike)
+    status = "\n" + (read_text(f"{root}/proc/{pid}/status") or "")
+    now, peak = _status_bytes(status, "VmRSS"), _status_bytes(status, "VmHWM")
+    backed = _status_bytes(status, "RssFile") + _status_bytes(status, "RssShmem")
+    return Resident(private_bytes=now - backed, file_bytes=backed, spike_bytes=max(0, peak - now))
+
+
+def _status_bytes(status: str, name: str) -> int:
+    """A size in ``/proc/PID/status``, 0 without it; searching for all of them at once takes twice as long."""
+    _, found, rest = status.partition(f"\n{name}:")
+    return int(rest.split(maxsplit=1)[0]) * 1024 if found else 0
 
 
 def pressures(root: Path = ROOT) -> dict[str, float | None]:

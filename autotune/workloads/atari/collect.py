@@ -87,21 +87,21 @@ class Collector:
         self, buffer: RolloutBuffer, lane: int, steps: int, stream: torch.cuda.Stream | None
     ) -> dict[str, float]:
         learner, environment = self._learner, self.environment.parts[lane]
+        clock = perf_counter
         acted = stepped = written = 0.0  # each the sum of what the clock said then: the phases are their differences
         with torch.no_grad(), learner.autocast(), torch.cuda.stream(stream) if stream else contextlib.nullcontext():
-            began = now = perf_counter()
+            began = now = clock()
             buffer.write_observations(0, environment.observations)
             for step in range(steps):
                 actions, buffer.log_probs[step], buffer.values[step] = learner.act(buffer.observations(step), lane)
                 buffer.actions[step] = actions
                 chosen = actions.cpu().numpy().astype(np.int32)
-                acted += perf_counter()
+                acted += clock()
                 rows = environment.step(chosen)
-                stepped += perf_counter()
+                stepped += clock()
                 buffer.write_rows(step, rows)
                 buffer.write_observations(step + 1, rows.observations)
-                now = perf_counter()
-                written += now
+                written += (now := clock())
             buffer.values[steps] = learner.values(buffer.observations(steps))
-            infer = acted - (began + written - now) + (perf_counter() - now)
+            infer = acted - (began + written - now) + (clock() - now)
         return {"env": stepped - acted, "infer": infer, "transfer": written - stepped}
