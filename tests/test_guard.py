@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -482,27 +483,47 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_search_says_what_moved_and_a_later_guard_checks_the_same_run(here, capsys):
-    search = ["search", "--budget", "25s", "--no-early-stop", "--name", "mine"]
-    assert main(search) == 0
-    text = capsys.readouterr().out
+SEARCH = ["search", "--budget", "25s", "--no-early-stop", "--name", "mine"]
+
+
+@pytest.fixture(scope="module")
+def searched_once(tmp_path_factory):
+    """A folder with a finished search in it, and what the search printed."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "autotune.toml").write_text(SEARCHED)
+    ended = subprocess.run([sys.executable, "-m", "autotune", *SEARCH], cwd=folder, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return folder, ended.stdout
+
+
+@pytest.fixture
+def searched(searched_once, here):
+    """A copy of it of one's own to work in, and what the search printed."""
+    folder, text = searched_once
+    shutil.copytree(folder, here, dirs_exist_ok=True)
+    return here, text
+
+
+def test_a_search_says_what_moved_and_a_later_guard_checks_the_same_run(searched, capsys):
+    here, text = searched
     assert "LEARNING NOT CHECKED, AND IT MAY CHANGE: 8 times more samples per update" in text
     manifest = load_manifest(here / "runs/mine/manifest.json")
     assert (manifest.learning.status, manifest.learning.samples_per_update_ratio) == ("not checked", 8.0)
-    assert main(search) == 2, "finished"
+    assert main(SEARCH) == 2, "finished"
     capsys.readouterr()
     guard = ["--guard", "--guard-steps", "3000", "--guard-seeds", "2", "--guard-margin", "0.2"]
-    assert main([*search, *guard, "--json"]) == 0
+    assert main([*SEARCH, *guard, "--json"]) == 0
     out, err = capsys.readouterr()
     assert "guard: 2 x 2 pilots of 3,000 env steps on busywork, about" in err
     learning = json.loads(out)["learning"]
     assert learning["status"] == "passed" and learning["warning"] == "8 times more samples per update"
     assert load_manifest(here / "runs/mine/manifest.json").learning.status == "passed"
-    assert main([*search, *guard]) == 2, "finished, and checked"
+    assert main([*SEARCH, *guard]) == 2, "finished, and checked"
 
 
-def test_ctrl_c_during_the_guard_keeps_the_search(here):
-    command = [sys.executable, "-m", "autotune", "search", "--budget", "20s", "--name", "mine", "--guard"]
+def test_ctrl_c_during_the_guard_keeps_the_search(searched):
+    here, _ = searched
+    command = [sys.executable, "-m", "autotune", *SEARCH, "--guard"]
     with subprocess.Popen([*command, "--guard-steps", "100000"], stderr=subprocess.PIPE, text=True) as process:
         said = []
         for text in process.stderr:
@@ -522,9 +543,10 @@ def test_ctrl_c_during_the_guard_keeps_the_search(here):
     assert not state["finished"] and not state["guarded"]
 
 
-def test_a_guard_that_a_lost_gpu_ended_is_work_left(here, monkeypatch):
+def test_a_guard_that_a_lost_gpu_ended_is_work_left(searched, monkeypatch):
+    here, _ = searched
     monkeypatch.setattr("autotune.guard.run.run_guard", lambda *_, **__: None)
-    assert main(["search", "--budget", "20s", "--no-early-stop", "--name", "mine", "--guard"]) == 5
+    assert main([*SEARCH, "--guard"]) == 5
     assert not json.loads((here / "runs/mine/run.json").read_text())["finished"]
 
 
