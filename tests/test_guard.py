@@ -16,7 +16,7 @@ from report_run import make_run
 
 from autotune.cli import main
 from autotune.device.inspect import inspect_device
-from autotune.errors import ManifestError, UsageError
+from autotune.errors import FileError, ManifestError, UsageError
 from autotune.guard.pilots import GuardPlan, default_steps, plan_pilots, refuse_guard
 from autotune.guard.run import open_arm, run_guard
 from autotune.guard.verdict import Curve, beginning, compare, curve_of, t_interval
@@ -294,6 +294,28 @@ def test_a_stopped_guard_goes_on_where_it_was(tmp_path, device):
     assert learning.status == "passed"
     events = next((run.path / "guard").glob("tuned-*/train/events.jsonl")).read_text()
     assert '"kind": "resumed"' in events
+
+
+def test_a_pilot_whose_files_are_damaged_is_no_evidence(tmp_path, device):
+    seen = []
+
+    def stop():
+        return bool(seen) and any(job.env_steps > 200 for job in seen[-1].jobs)
+
+    slow = a_recipe(step_overhead_s=8e-3)
+    point = Point(num_envs=8, batch_size=32, concurrency=2)
+    run, learning = guarded(tmp_path, device, point, slow, on_event=seen.append, should_stop=stop)
+    assert learning is None
+    (arm,) = (run.path / "guard").glob("tuned-*")
+    kept = next((arm / "train/jobs/tuned-seed-7/checkpoints").glob("*.safetensors"))
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1])
+    with pytest.raises(FileError, match=r"tuned-seed-7 .*no valid checkpoint") as told:
+        guarded(tmp_path, device, point, slow, run=run)
+    assert f"remove {arm}" in str(told.value)
+    kept.write_bytes(whole)
+    _, learning = guarded(tmp_path, device, point, slow, run=run)
+    assert learning.status == "passed"
 
 
 def test_another_point_never_goes_on_with_the_pilots_of_one(tmp_path, device):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autotune.codec import to_json
+from autotune.errors import FileError
 from autotune.guard.pilots import GuardPlan, Pilots
 from autotune.guard.verdict import Comparison, Curve, Interval, Side, compare, curve_of
 from autotune.machine import DeviceInfo
@@ -13,6 +14,7 @@ from autotune.manifest_schema import LearningSection, PilotReturns
 from autotune.records import TrainResult
 from autotune.runs import Run, create_run
 from autotune.store import canonical_json, content_hash
+from autotune.train.events import last_event, read_events
 from autotune.train.status import Snapshot
 from autotune.train.supervisor import supervise
 from autotune.worker.metrics import read_metrics
@@ -46,7 +48,7 @@ def run_guard(
         should_stop: asked a few times a second; then workers save and end.
 
     Raises:
-        FileError: the run's folder cannot be written, or a file in it is damaged.
+        FileError: the run's folder cannot be written, or a file in it is damaged, a pilot's among them.
     """
     curves: list[list[Curve]] = []
     for role, manifest in (("tuned", pilots.tuned), ("baseline", pilots.baseline)):
@@ -54,6 +56,7 @@ def run_guard(
         result = supervise(manifest, arm, device=device, on_event=on_event, warn=warn, should_stop=should_stop)
         if any(job.status in ("stopped", "waiting", "running") for job in result.jobs):
             return None
+        _refuse_broken_files(arm, result)
         curves.append([_curve(arm, result, index) for index in range(len(result.jobs))])
     compared = compare(curves[0], curves[1], env_steps=pilots.env_steps, margin_fraction=plan.margin_fraction)
     return evidence(begun, pilots, plan, compared)
@@ -73,6 +76,22 @@ def open_arm(run: Run, role: str, manifest: Manifest) -> Run:
     if not arm.manifest_file.exists() or arm.manifest_file.read_text(encoding="utf-8") != manifest_text(manifest):
         save_manifest(arm.manifest_file, manifest)
     return arm
+
+
+def _refuse_broken_files(arm: Run, result: TrainResult) -> None:
+    """Refuse to judge a point by its pilots' files: a full disk or a damaged checkpoint says nothing of learning.
+
+    Raises:
+        FileError: a pilot ended for such a reason.
+    """
+    events = read_events(arm)
+    for job in result.jobs:
+        crash = last_event(events, {"crashed"}, job.id) if job.status == "crashed" else None
+        if crash and crash.get("error") in ("file", "busy"):
+            raise FileError(
+                f"the guard's pilot {job.id} cannot go on: {job.detail.rstrip('.')}. Or remove {arm.path}: its pilots "
+                "then begin anew. The same command goes on with the guard"
+            )
 
 
 def _curve(arm: Run, result: TrainResult, index: int) -> Curve:

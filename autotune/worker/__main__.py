@@ -18,7 +18,7 @@ from typing import IO, Any
 from autotune import registry
 from autotune.codec import from_json
 from autotune.device.host import ram_available_bytes
-from autotune.errors import AutotuneError, UsageError, WorkerError
+from autotune.errors import AutotuneError, BusyError, FileError, UsageError, WorkerError
 from autotune.worker.family import end_descendants
 from autotune.worker.measure import effective_of, measure, run_steps
 from autotune.worker.protocol import WorkerTask
@@ -30,6 +30,13 @@ Send = Callable[[dict[str, Any]], None]
 
 _CEILING_S = 1.5
 _ORPHAN_GRACE_S = 8.0
+_KINDS = {
+    UsageError: "misuse",
+    NoProgressError: "silent",
+    RefusedError: "refused",
+    FileError: "file",
+    BusyError: "busy",
+}
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -68,8 +75,8 @@ class Commands:
 
 
 def classify(error: BaseException) -> str:
-    """Kind of a failure: ``oom``, ``misuse``, ``silent``, ``refused`` or ``crashed``."""
-    for kind, name in ((UsageError, "misuse"), (NoProgressError, "silent"), (RefusedError, "refused")):
+    """Kind of a failure: ``oom``, ``misuse``, ``silent``, ``refused``, ``file``, ``busy`` or ``crashed``."""
+    for kind, name in _KINDS.items():
         if isinstance(error, kind):
             return name
     names = {kind.__name__ for kind in type(error).__mro__}
