@@ -27,6 +27,7 @@ from autotune.report.render import render_report
 from autotune.runs import create_run, open_run
 from autotune.search.learning import concerns, sentences, unchecked
 from autotune.search.result import StudyResult
+from autotune.train.silence import Patience
 from autotune.workloads.learning import Learning, LearningChange
 
 T_95_2 = 2.919985580
@@ -277,6 +278,17 @@ def test_a_crash_is_a_value(tmp_path, device):
     first, *others = sentences(learning)
     assert first.startswith("LEARNING FAILED THE GUARD: the tuned point did not survive its pilots (a pilot there did")
     assert "teaches less" not in first and "in guard/ of the run" in others[-1] and "learning_rate" in others[-1]
+
+
+def test_a_pilot_that_failed_promises_no_way_on(tmp_path, device, monkeypatch):
+    """Its end is the verdict: the same command does not train it again."""
+    impatient = Patience(start_s=60.0, silence_s=2.0, factor=1.0)
+    monkeypatch.setattr("autotune.train.supervisor.Patience", lambda: impatient)
+    recipe = a_recipe(fail="hang", fail_num_envs=32, fail_after_iterations=3)
+    point, said = Point(num_envs=32, batch_size=64, concurrency=2), []
+    _, learning = guarded(tmp_path, device, point, recipe, warn=said.append)
+    assert learning.status == "failed" and "environment hangs" in learning.detail and "was killed" in learning.detail
+    assert "same command" not in learning.detail and not any("same command" in text for text in said)
 
 
 def test_a_stopped_guard_goes_on_where_it_was(tmp_path, device):

@@ -103,6 +103,7 @@ def run(
     send: Callable[[dict[str, Any]], None] | None = None,
     job: str = "j",
     seed: int = 1,
+    retried: bool = True,
 ) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     task = WorkerTask(
@@ -111,7 +112,7 @@ def run(
         hyperparameters={},
         point=POINT,
         jobs=(Job(id=job, env="e", seed=seed, budget=Budget(unit=unit, amount=amount)),),
-        train=TrainPlan(folder=str(folder), checkpoint_interval_s=interval_s, keep=2),
+        train=TrainPlan(folder=str(folder), checkpoint_interval_s=interval_s, keep=2, retried=retried),
     )
     train(session, task, send or messages.append, lambda: stop_at is not None and session.count >= stop_at)  # type: ignore[arg-type]
     return messages
@@ -355,6 +356,8 @@ def test_a_failure_says_what_the_same_command_goes_on_from(tmp_path: Path, clock
             run(tmp_path / folder, FakeSession(clock), stop_at=stop_at)
         with pytest.raises(WorkerError, match=f"^e raised; {way_on}$"):
             run(tmp_path / folder, FakeSession(clock, at={4: WorkerError("e raised")}))
+    with pytest.raises(WorkerError, match=r"^e raised$"):  # of a job that is not trained again
+        run(tmp_path / "kept", FakeSession(clock, at={4: WorkerError("e raised")}), retried=False)
 
 
 def test_a_curve_that_is_none_is_set_aside(tmp_path: Path, clock: Clock) -> None:

@@ -53,7 +53,9 @@ def run_guard(
     curves: list[list[Curve]] = []
     for role, manifest in (("tuned", pilots.tuned), ("baseline", pilots.baseline)):
         arm = open_arm(run, role, manifest)
-        result = supervise(manifest, arm, device=device, on_event=on_event, warn=warn, should_stop=should_stop)
+        result = supervise(
+            manifest, arm, device=device, on_event=on_event, warn=warn, should_stop=should_stop, retried=False
+        )
         if any(job.status in ("stopped", "waiting", "running") for job in result.jobs):
             return None
         _refuse_broken_files(arm, result)

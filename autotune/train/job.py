@@ -125,13 +125,19 @@ class JobRun:
             detail += f": {self.env_steps - self._saved_steps:,} env steps after its last checkpoint are lost"
         return detail
 
-    def hang_detail(self, patience: Patience) -> str:
-        """What to say when its worker hangs; empty while it does not, or is ending anyway."""
+    def hang_detail(self, patience: Patience, *, retried: bool = True) -> str:
+        """What to say when its worker hangs; empty while it does not, or is ending anyway.
+
+        Args:
+            patience: with it.
+            retried: whether the same command goes on with the job, which is then said.
+        """
         if self.stop_by_s is not None or self.final is not None or not (hang := self.silence.hang(patience)):
             return ""
         saved = self.recalled_steps if self._saved_steps is None else self._saved_steps
         on = "begins anew, since nothing was saved" if saved is None else f"goes on at env step {saved:,}"
-        return f"its process or its environment hangs: {hang}, and was killed; the same command {on}"
+        way_on = f"; the same command {on}" if retried else ""
+        return f"its process or its environment hangs: {hang}, and was killed{way_on}"
 
     def end(self, status: JobStatus, detail: str = "") -> None:
         """Its worker has gone."""

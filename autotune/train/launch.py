@@ -45,8 +45,8 @@ def check_jobs(
     executor.ask("check", workload.name, workload.hyperparameters, tuple(jobs), point, states=states)
 
 
-def training_task(manifest: Manifest, device: DeviceInfo, job: JobRun) -> WorkerTask:
-    """The task of a worker that trains a job of a manifest, with its share of the machine."""
+def training_task(manifest: Manifest, device: DeviceInfo, job: JobRun, *, retried: bool = True) -> WorkerTask:
+    """The task of a worker that trains a job of a manifest, with its share of the machine; `retried` as in its plan."""
     point, stability = manifest.point.record(), manifest.stability
     share = share_of(
         device, point.concurrency, vram_fraction=stability.vram_fraction, ram_fraction=stability.ram_fraction
@@ -63,6 +63,7 @@ def training_task(manifest: Manifest, device: DeviceInfo, job: JobRun) -> Worker
             keep=stability.keep,
             saved_env_steps=job.recalled_steps,
             predecessor=job.predecessor,
+            retried=retried,
         ),
         **share,
     )

@@ -47,6 +47,7 @@ def supervise(
     stop_grace_s: float = STOP_GRACE_S,
     only: frozenset[str] | None = None,
     patience: Patience | None = None,
+    retried: bool = True,
 ) -> TrainResult:
     """Train every unfinished job of a manifest at its point; the same call resumes.
 
@@ -61,6 +62,7 @@ def supervise(
         stop_grace_s: seconds that workers get to save before they are killed, beside those of their iteration.
         only: ids of the jobs that may run, None for all.
         patience: with workers that say nothing.
+        retried: whether the same call goes on with jobs that crashed, so that they say from where.
 
     Raises:
         UsageError: the workload refuses the point, a hyperparameter or a job, or another run goes on with this one.
@@ -74,7 +76,16 @@ def supervise(
     plan = plan or MeasurePlan()
     with shared_if_possible(device, manifest.point.record(), warn) as shared:
         supervisor = Supervisor(
-            manifest, run, device, warn, plan, stop_grace_s, shared=shared, only=only, patience=patience
+            manifest,
+            run,
+            device,
+            warn,
+            plan,
+            stop_grace_s,
+            shared=shared,
+            only=only,
+            patience=patience,
+            retried=retried,
         )
         try:
             return supervisor.run(on_event, should_stop)
@@ -97,6 +108,7 @@ class Supervisor:
         shared: tuple[Mapping[str, str], Mapping[str, str]],
         only: frozenset[str] | None = None,
         patience: Patience | None = None,
+        retried: bool = True,
     ) -> None:
         """See `supervise`; `shared` is the environment of its workers, and how they share the device if they do."""
         self._manifest, self._run, self._device, self._warn = manifest, run, device, warn
@@ -106,7 +118,7 @@ class Supervisor:
         self._point = manifest.point.record()
         self._events = EventLog(run)
         self._jobs = [JobRun(job, run.jobs_folder / job.id) for job in manifest.job_records()]
-        self._only = only
+        self._only, self._retried = only, retried
         at_once = self._point.concurrency if only is None else min(self._point.concurrency, len(only))
         self._throughput = SharedThroughput(at_once, plan)
         predicted = manifest.predicted() if at_once == self._point.concurrency else None  # it is of all at once
@@ -212,7 +224,7 @@ class Supervisor:
 
     def _fill(self) -> None:
         for job in self._waiting()[: self._point.concurrency - len(self._active())]:
-            task = training_task(self._manifest, self._device, job)
+            task = training_task(self._manifest, self._device, job, retried=self._retried)
             job.start(WorkerProcess(task, job.folder / "log", environment=self._environment))
             self._events.record("started", job=job.job.id, **job.process(), **job.counts())
 
@@ -277,7 +289,7 @@ class Supervisor:
                 continue
             late = job.stop_by_s is not None and now_s > job.stop_by_s
             said = job.final is not None and now_s > job.final["by_s"]
-            hang = job.hang_detail(self._patience) if watched else ""
+            hang = job.hang_detail(self._patience, retried=self._retried) if watched else ""
             if not (worker.ended or not worker.alive or late or said or hang):
                 continue
             for message in worker.receive(0.0):

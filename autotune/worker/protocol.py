@@ -48,6 +48,7 @@ class TrainPlan:
         keep: newest checkpoints that are kept, beside the best.
         saved_env_steps: of the last checkpoint that the training's events tell of, None when they tell of none.
         predecessor: boot id, pid and start ticks of the worker that trained the job last; empty when unknown.
+        retried: whether the same command goes on with the job after a failure, which then says from where.
     """
 
     folder: str
@@ -55,6 +56,7 @@ class TrainPlan:
     keep: int = 3
     saved_env_steps: int | None = None
     predecessor: tuple[Any, ...] = ()
+    retried: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,8 @@ def train(session: Session, task: WorkerTask, send: Send, should_stop: Callable[
         try:
             training.run()
         except WorkerError as error:
-            error.args = ("; ".join(filter(None, (str(error), training.way_on()))),)
+            way_on = training.way_on() if task.train.retried else ""
+            error.args = ("; ".join(filter(None, (str(error), way_on))),)
             raise
 
 
