@@ -194,6 +194,9 @@ def test_pilots_suit_both_points_and_never_exceed_the_job():
     assert default_steps(tuned, job(1e7)) == 1_000_000, "a tenth of the job"
     assert default_steps(tuned, job(5e4)) == 50_000, "the job itself"
     assert default_steps(tuned, job(1000, "episodes")) == 3_276_800, "its length is not known"
+    fast = replace(tuned, result=replace(tuned.result, sps=8000.0, requested=replace(tuned.point, concurrency=2)))
+    assert default_steps(fast, job(0.01, "hours")) == 144_000, "what a process makes of the job's 36 s"
+    assert default_steps(fast, job(1, "hours")) == 1_440_000, "a tenth of it"
     games = replace(tuned, result=replace(tuned.result, episode_steps=400.0))
     assert default_steps(games, job(30_000, "episodes")) == 1_200_000
 

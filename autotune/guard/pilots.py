@@ -9,7 +9,7 @@ from autotune.errors import UsageError
 from autotune.manifest import Manifest, build_manifest
 from autotune.records import Budget, Job, Point, ProbeResult, Recipe
 from autotune.search.result import StudyResult
-from autotune.search.worth import job_steps
+from autotune.search.worth import HOUR_S, job_steps
 from autotune.units import format_count, format_duration
 
 STEPS_MIN = 300_000
@@ -125,11 +125,18 @@ def plan_pilots(found: StudyResult, recipe: Recipe, plan: GuardPlan) -> Pilots:
 
 def default_steps(found: StudyResult, job: Job) -> int:
     """Env steps that suit both points: enough updates for either, a tenth of the job at most, never more than it."""
-    planned = job_steps(job.budget, found.result.episode_steps)
+    planned, each_sps = job_steps(job.budget, found.result.episode_steps), _each_sps(found.result)
+    if job.budget.unit == "hours" and each_sps:
+        planned = job.budget.amount * HOUR_S * each_sps
     wanted = max(STEPS_MIN, UPDATES_MIN * (_samples_per_update(found) or 0.0))
     if planned is not None:
         wanted = min(wanted, max(STEPS_MIN, JOB_SHARE * planned), planned)
     return max(1, math.ceil(wanted))
+
+
+def _each_sps(measured: ProbeResult | None) -> float | None:
+    """Env steps per second of one process, None where that is not known."""
+    return measured.sps / measured.requested.concurrency if measured and measured.sps else None
 
 
 def _samples_per_update(found: StudyResult) -> float | None:
@@ -147,8 +154,7 @@ def _manifest(recipe: Recipe, role: str, point: Point, jobs: list[Job]) -> Manif
 
 def _seconds(measured: ProbeResult | None, manifest: Manifest) -> float | None:
     """Seconds of one point's pilots; fewer processes than were measured are faster, so that this errs to too long."""
-    if measured is None or not measured.sps:
+    if (each_sps := _each_sps(measured)) is None:
         return None
-    each_sps = measured.sps / measured.requested.concurrency
     rounds = math.ceil(len(manifest.jobs) / manifest.point.concurrency)
     return rounds * (_START_S + float(manifest.jobs[0].budget.amount) / each_sps)
