@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 _GUARDED = "guarded"
-"""Fact of a search's run: whether a guard came to its end."""
+"""Fact of a search's run: whether a guard came to its end, or has nothing to check."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
         found = _study(recipe, executor, run, options, stop, tries)
     except InfeasibleError as error:
         stopped = stop.exit_code or _lost(executor, say)
-        run.update(finished=not stopped)  # the same command then searches anew, with a budget
+        run.update(finished=not stopped, **{_GUARDED: not stopped})  # the same command then searches anew
         error.exit_code = stopped or error.exit_code
         return FoundNothing(run=run, price=run.state()["price_usd_per_hour"], error=error)
     learning = unchecked(found, recipe, "the search was stopped before its guard" if plan and found.interrupted else "")

@@ -587,6 +587,16 @@ def test_a_guard_that_a_lost_gpu_ended_is_work_left(searched, monkeypatch):
     assert not json.loads((here / "runs/mine/run.json").read_text())["finished"]
 
 
+@pytest.mark.parametrize("first", [["--guard"], []])
+def test_a_search_that_found_nothing_leaves_a_guard_nothing_to_do(here, capsys, first):
+    recipe = here / "autotune.toml"
+    recipe.write_text(SEARCHED.replace("rollout = 8", 'rollout = 8\nfail = "crash"\nfail_after_iterations = 1'))
+    assert main(["search", "--budget", "20s", *first]) == 3
+    capsys.readouterr()
+    assert main(["search", "--budget", "20s", "--guard"]) == 3
+    assert "run runs/fast-2" in capsys.readouterr().err, "the same command searches anew, with a budget"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
