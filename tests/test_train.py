@@ -658,6 +658,30 @@ def test_a_worker_that_the_kernel_killed_for_memory_is_told_so(
     assert "was killed by the kernel, which had no memory left: train at a lighter point" in result.jobs[0].detail
 
 
+@pytest.mark.parametrize("how", ["raises", "hangs"])
+def test_an_environment_that_cannot_be_closed_takes_nothing_back(
+    tmp_path: Path, device: DeviceInfo, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A job that was done had crashed, each time again; of a broken one the cause was lost."""
+    (tmp_path / "site").mkdir()
+    ends = "raise RuntimeError('no close')" if how == "raises" else "time.sleep(600)"
+    (tmp_path / "site/sitecustomize.py").write_text(
+        "import time\nfrom autotune.workloads.busywork import BusyworkSession\n"
+        f"def close(session):\n    {ends}\nBusyworkSession.close = close\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr("autotune.train.supervisor._EXIT_S", 1.0)
+    one, patience = replace(POINT, concurrency=1), Patience(silence_s=5.0)
+    manifest = a_manifest(jobs=1, point=one, steps=500)
+    run = a_run(tmp_path, manifest)
+    assert [job.status for job in go(manifest, run, device, patience=patience).jobs] == ["done"]
+    assert ("no close" in (run.jobs_folder / "job-1/log").read_text()) == (how == "raises")
+    manifest = a_manifest(jobs=1, point=one, steps=500, fail="crash", fail_after_iterations=1)
+    result = go(manifest, a_run(tmp_path, manifest), device, patience=patience)
+    assert result.jobs[0].status == "crashed" and "as asked for" in result.jobs[0].detail
+    assert no_children()
+
+
 def test_a_worker_that_dies_while_stopping_has_crashed(tmp_path: Path, device: DeviceInfo) -> None:
     manifest = a_manifest()
     run, warnings = a_run(tmp_path, manifest), list[str]()

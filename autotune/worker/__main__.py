@@ -128,8 +128,8 @@ def in_effect(session: Session, checkpoint: str | None) -> dict[str, Any]:
     return effective | {"trained_env_steps": meta["progress"]["env_steps"]}
 
 
-def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
-    """Open the session that the task names and do what its mode says."""
+def execute(task: WorkerTask, commands: Commands, send: Send, ending: contextlib.ExitStack) -> None:
+    """Open the session that the task names, to be closed by `ending`, and do what its mode says."""
     workload: Workload = registry.load("workload", task.workload)(task.hyperparameters)
     if task.mode == "check":
         workload.check_installed(task.point, task.jobs, task.device)
@@ -140,28 +140,40 @@ def execute(task: WorkerTask, commands: Commands, send: Send) -> None:
     free_bytes = ram_available_bytes()
     os.environ[RAM_VARIABLE] = str(free_bytes if task.ram_bytes is None else min(free_bytes, task.ram_bytes))
     session: Session = workload.open(task.point, task.jobs[0], task.device)
-    try:
-        if interrupt := getattr(session, "interrupt", None):
-            threading.Thread(target=lambda: commands.stop.wait() and interrupt(), daemon=True).start()
-        effective = in_effect(session, task.checkpoint)
-        ready = {"type": "ready", "open_s": time.monotonic() - started_s, "threads": task.threads}
-        ready |= {"stop_s": getattr(session, "stop_s", 0.0), "effective": effective}
-        send(ready)
-        if task.mode == "measure":
-            if hurry := getattr(session, "hurry", None):
-                hurry(task.end_by_s)
-            measure(session, send, commands.go, commands.stop, long_iteration_s=task.plan.long_iteration_s)
-        elif task.mode == "ceilings":
-            parts = session.ceilings(_CEILING_S) if hasattr(session, "ceilings") else {}
-            send({"type": "done", "reason": "ceilings", "ceilings": parts})
-        elif task.mode == "steps":
-            run_steps(session, task.steps, send, commands.stop)
-        else:
-            from autotune.worker.train import train
+    ending.callback(session.close)
+    if interrupt := getattr(session, "interrupt", None):
+        threading.Thread(target=lambda: commands.stop.wait() and interrupt(), daemon=True).start()
+    effective = in_effect(session, task.checkpoint)
+    ready = {"type": "ready", "open_s": time.monotonic() - started_s, "threads": task.threads}
+    ready |= {"stop_s": getattr(session, "stop_s", 0.0), "effective": effective}
+    send(ready)
+    if task.mode == "measure":
+        if hurry := getattr(session, "hurry", None):
+            hurry(task.end_by_s)
+        measure(session, send, commands.go, commands.stop, long_iteration_s=task.plan.long_iteration_s)
+    elif task.mode == "ceilings":
+        parts = session.ceilings(_CEILING_S) if hasattr(session, "ceilings") else {}
+        send({"type": "done", "reason": "ceilings", "ceilings": parts})
+    elif task.mode == "steps":
+        run_steps(session, task.steps, send, commands.stop)
+    else:
+        from autotune.worker.train import train
 
-            train(session, task, send, commands.stop.is_set)
-    finally:
-        session.close()
+        train(session, task, send, commands.stop.is_set)
+
+
+def close(ending: contextlib.ExitStack) -> None:
+    """Close the session; that it cannot be closed stands in the log, and changes nothing of what it did."""
+    try:
+        ending.close()
+    except Exception as error:  # noqa: BLE001 - of an environment or a framework, and this process ends anyway
+        log_traceback(error)
+
+
+def log_traceback(error: Exception) -> None:
+    """Write it to the log, if that takes anything."""
+    with contextlib.suppress(OSError):  # its disk is full
+        traceback.print_exception(error)
 
 
 def main(arguments: list[str]) -> int:
@@ -175,17 +187,17 @@ def main(arguments: list[str]) -> int:
     def send(message: dict[str, Any]) -> None:
         message_pipe.write(json.dumps(message) + "\n")
 
+    ending = contextlib.ExitStack()  # after its last message is sent: to close a session may fail, or never end
     try:
         commands = Commands(command_pipe, grace_s=_ORPHAN_GRACE_S if task.mode == "train" else 0.5)
         if task.mode in ("train", "measure"):
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: commands.end())
-        execute(task, commands, send)
+        execute(task, commands, send, ending)
     except Finished as end:
         send({"type": "done", "reason": "finished", "detail": str(end)})
     except Exception as error:  # noqa: BLE001 - the process boundary: every failure becomes a message
-        with contextlib.suppress(OSError):  # the log takes nothing: its disk is full
-            traceback.print_exception(error)
+        log_traceback(error)
         detail = (
             str(error) if isinstance(error, AutotuneError) else f"{type(error).__name__}: {error}".removesuffix(": ")
         )
@@ -193,6 +205,7 @@ def main(arguments: list[str]) -> int:
             send({"type": "error", "kind": classify(error), "detail": detail[:2000]})
         return 1
     finally:
+        close(ending)
         end_descendants(os.getpid())
     return 0
 
