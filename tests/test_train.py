@@ -682,6 +682,22 @@ def test_an_environment_that_cannot_be_closed_takes_nothing_back(
     assert no_children()
 
 
+def test_a_crash_of_a_worker_whose_log_is_gone_leaves_the_others_alone(tmp_path: Path, device: DeviceInfo) -> None:
+    """That its last lines could not be read ended the whole training, and nothing said of the crash."""
+    manifest, killed = a_manifest(steps=60_000), list[int]()
+    run = a_run(tmp_path, manifest)
+
+    def kill(snapshot: Snapshot) -> None:
+        if not killed and snapshot.jobs[0].env_steps:
+            killed.append(events_of(run, "started")[0]["pid"])
+            (run.jobs_folder / "job-1/log").unlink()
+            os.kill(killed[0], signal.SIGKILL)
+
+    result = go(manifest, run, device, on_event=kill)
+    assert [job.status for job in result.jobs] == ["crashed", "done"]
+    assert result.jobs[0].detail == "its process ended with signal 9"
+
+
 def test_a_worker_that_dies_while_stopping_has_crashed(tmp_path: Path, device: DeviceInfo) -> None:
     manifest = a_manifest()
     run, warnings = a_run(tmp_path, manifest), list[str]()

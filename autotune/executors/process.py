@@ -174,10 +174,13 @@ class WorkerProcess:
             self._commands, self._ended = None, True
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines of the log."""
-        with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+        """The last lines of the log; empty where somebody removed it."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return ""
         return "\n".join(text.splitlines()[-lines:])
 
 
