@@ -15,7 +15,7 @@ from autotune.manifest_schema import LearningSection
 from autotune.records import Job, ProbeResult, TrainResult
 from autotune.runs import Run, is_held, running_runs
 from autotune.search.learning import sentences
-from autotune.search.result import StudyResult, contention, economy, failures, sentence
+from autotune.search.result import StudyResult, contention, economy, failures, outran, sentence
 from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
 from autotune.units import counted, format_bytes, format_count, format_duration, shortened
@@ -165,7 +165,8 @@ def search_text(found: StudyResult, run: Run, learning: LearningSection) -> str:
     price = "" if found.price_usd_per_hour is None else f" --price {found.price_usd_per_hour:g}"
     baseline = None if found.baseline and found.baseline.requested == found.point else found.baseline
     busy = contention({"the baseline": baseline, "this point": found.result})
-    lines = [sentence(found), economy(found), *([busy] if busy else []), *(each.sentence for each in found.knobs)]
+    lines = [sentence(found), economy(found), *(said for said in (outran(found), busy) if said)]
+    lines += [each.sentence for each in found.knobs]
     if found.sharing:
         lines.append(found.sharing.sentence)
     lines += sentences(learning)

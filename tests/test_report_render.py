@@ -135,6 +135,26 @@ def test_what_was_measured_beside_busy_programs_is_said_in_the_summary(tmp_path:
     assert "Not alone" not in report(make_run(tmp_path, trials, name="alone"))
 
 
+def test_points_at_which_a_program_ended_before_it_was_measured_are_told_beside_the_best_of_the_others(
+    tmp_path: Path,
+) -> None:
+    fast, slow = Point(num_envs=8, batch_size=256), Point(num_envs=1, batch_size=256)
+    ended = result(fast, status="crashed", detail="too early to be measured", flags=(REFUSED, ENDED_EARLY))
+    last = result(slow, grade="final", status="crashed", flags=(REFUSED, ENDED_EARLY))
+    run = make_run(tmp_path, [("baseline", ended), ("final", last), ("spread", result(slow, 900.0))])
+    words = (
+        "the program ended by itself before one point could be measured (num_envs=8 batch_size=256 concurrency=1), "
+        "which may well be faster: let it do more steps (its own total) and search again"
+    )
+    found = found_in(run.state(), load_trials(run), recipe(), device(), None)
+    assert found is not None
+    told = search_text(found, run, unchecked(found, recipe()))
+    assert words in told and "at the baseline (num_envs=8 batch_size=256 concurrency=1) the program ended" in told
+    assert line(report(run), "- **Not all was measured:**") == f"- **Not all was measured:** {words}."
+    assert "unknown: at the baseline the program ended before it was measured" in report(run)
+    assert "ended by itself" not in report(make_run(tmp_path, name="all"))
+
+
 def test_same_speed_is_a_tie_not_a_saving(tmp_path: Path) -> None:
     base, better = Point(num_envs=8, batch_size=256), Point(num_envs=16, batch_size=256)
     trials = [("baseline", result(base, 1000.0)), ("model", result(better, 1020.0))]

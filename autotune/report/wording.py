@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from autotune.records import ENDED_EARLY
 from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S, Projection, Quantity, Savings
 from autotune.search.result import ratio
@@ -207,6 +208,8 @@ def against(facts: Facts, reference: Measured) -> str:
     if tuned is not None and reference.point == tuned.point:
         return "nothing: these are the same settings"
     if reference.sps is None:
+        if ENDED_EARLY in reference.result.flags:
+            return f"unknown: at the {reference.role} the program ended before it was measured"
         return f"unknown: the {reference.role} failed ({reference.result.status.replace('_', ' ')})"
     saved = facts.saved(reference)
     speeds = comparison(tuned, reference) if tuned else UNKNOWN

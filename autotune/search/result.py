@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.executors.stability import SHARED_CPU
-from autotune.records import STATUSES, Point, ProbeResult
+from autotune.records import ENDED_EARLY, STATUSES, Point, ProbeResult
 from autotune.search.knobs import KnobDecision
 from autotune.search.plan import Ending
 from autotune.search.precision import interval_of
@@ -132,6 +132,19 @@ def contention(stated: Mapping[str, ProbeResult | None]) -> str:
     return f"other programs took {amounts}: the machine alone may be faster, so measure again without them"
 
 
+def outran(found: StudyResult) -> str:
+    """One sentence on points at which a program came to its own end before it was measured; empty where none is."""
+    measured = {trial.result.requested for trial in found.trials if trial.result.ok}
+    ended = [trial.result.requested for trial in found.trials if ENDED_EARLY in trial.result.flags]
+    points = [point.label() for point in dict.fromkeys(ended) if point not in measured]
+    if not points:
+        return ""
+    return (
+        f"the program ended by itself before {counted(len(points), 'point')} could be measured ({', '.join(points)}), "
+        "which may well be faster: let it do more steps (its own total) and search again"
+    )
+
+
 ENDINGS: Mapping[Ending, str] = {
     "budget": "no further probe fitted into the budget",
     "known": "nothing was left worth measuring",
@@ -196,6 +209,8 @@ def _against(name: str, found: StudyResult, other: ProbeResult | None) -> str:
         return f"{name} was not measured"
     settings = other.requested.label()
     if not other.ok:
+        if ENDED_EARLY in other.flags:
+            return f"at {name} ({settings}) the program ended before it was measured"
         return f"{name} ({settings}) failed: {other.status}"
     if other.requested == found.point:
         return f"this is {name}"

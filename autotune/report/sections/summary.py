@@ -17,7 +17,7 @@ from autotune.report.wording import (
     text,
 )
 from autotune.search.learning import remedy, sentences
-from autotune.search.result import contention
+from autotune.search.result import contention, outran
 from autotune.stats import failure_rate_bound_per_hour
 from autotune.units import counted, format_count, format_duration, format_usd
 
@@ -131,6 +131,8 @@ def _sure(facts: Facts, tuned: Measured) -> list[str]:
     lines = [f"**How sure:** {speed(tuned)}{each}.{_ties(facts)}"]
     if not tuned.firm:
         lines.append("**Not firm:** one launch or quick windows rank points, they do not promise; search longer.")
+    if facts.search and (early := outran(facts.search)):
+        lines.append(f"**Not all was measured:** {early}.")
     baseline = facts.baseline.result if facts.baseline and facts.baseline.point != tuned.point else None
     if busy := contention({f"the {tuned.role} point": tuned.result, "the baseline": baseline}):
         lines.append(f"**Not alone:** {busy}.")
