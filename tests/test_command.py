@@ -604,6 +604,18 @@ def test_a_program_that_neither_prints_nor_ticks_is_told_of_the_tick(start):
         session.step()
 
 
+@pytest.mark.parametrize("then", ["", "time.sleep(600)"])
+def test_ticks_beside_a_pattern_that_matches_nothing_are_told_of(start, then):
+    session = start(python(f"import time, autotune; autotune.tick(8); {then}"), counter=COUNTER, progress_timeout_s=2)
+    told = str(step_to_the_end(session)[1])
+    assert "no line matched --counter" in told and "autotune.tick was called and counts only without --counter" in told
+
+
+def test_ticks_beside_a_pattern_that_matches_add_nothing(start):
+    code = "import time, autotune\nfor n in (5, 9): autotune.tick(100); print('steps:', n, flush=True); time.sleep(0.1)"
+    assert step_to_the_end(start(python(code), counter=COUNTER))[0] == 9
+
+
 @pytest.mark.parametrize(
     ("code", "refused"),
     [

@@ -300,7 +300,7 @@ class CommandSession:
         cut = waited_s < self._settings.progress_timeout_s
         more = "a larger --budget" if cut else "a progress_timeout_s among the hyperparameters of a recipe"
         longer = f"If it starts or compiles for longer, give it {more}"
-        if not self._child.tail() and not self._rule.by_tick:
+        if not self._child.tail() and not self._rule.by_tick and not self._child.ticked_unheard:
             if unended := self._child.unended().strip():
                 what = f"end each line, by a newline or carriage return, after {shortened(unended, _SAID_MAX)!r}"
             else:
@@ -316,6 +316,8 @@ class CommandSession:
         return f"; {self._rule.describe()} since, of {lines:,} that it printed"
 
     def _remedy(self) -> str:
+        if self._child.ticked_unheard:
+            return "autotune.tick was called and counts only without --counter, --rate and --progress: leave that out"
         preset = preset_of(self._child.tail())
         if preset is not None and preset != self._settings.progress:
             return f"its lines match --progress {preset}: give that"

@@ -48,10 +48,11 @@ class Child:
         self._copied_bytes = 0
         self._output_ended = False
         self._interrupted = False
+        self._by_tick, self._ticked = rule.by_tick, False
         self._oom_kills = count_oom_kills()
-        self._ticks = self._listen() if rule.by_tick else None
+        self._ticks: int | None = self._listen()
         # opened anew through /proc by any descendant that ticks: a named pipe without a file to clean up
-        ticks = {} if self._ticks is None else {FIFO_VARIABLE: f"/proc/{os.getpid()}/fd/{self._ticks}"}
+        ticks = {FIFO_VARIABLE: f"/proc/{os.getpid()}/fd/{self._ticks}"}
         self._process = subprocess.Popen(
             list(argv),
             cwd=cwd,
@@ -76,6 +77,11 @@ class Child:
     def progress(self) -> ProgressCounter:
         """What its output has told so far."""
         return self._progress
+
+    @property
+    def ticked_unheard(self) -> bool:
+        """Whether it calls `autotune.tick`, while its lines are read instead."""
+        return self._ticked and not self._by_tick
 
     def wait_for_progress(self, beyond_steps: int, not_before_s: float, timeout_s: float) -> int | None:
         """Steps done when a line tells of more than `beyond_steps`, or when the program ends.
@@ -210,8 +216,9 @@ class Child:
             with os.fdopen(read_end, "rb") as pipe:
                 for line in iter(pipe.readline, _END_OF_TICKS):
                     with self._changed:
-                        before = self._progress.steps
-                        self._progress.read_tick(line.decode(errors="replace"))
+                        self._ticked, before = True, self._progress.steps
+                        if self._by_tick:
+                            self._progress.read_tick(line.decode(errors="replace"))
                         self._note_progress(before, time.monotonic())
             os.close(write_end)
 
