@@ -26,6 +26,7 @@ from autotune.worker.metrics import read_metrics
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.worker.train import train
 from autotune.workloads.atari import AtariWorkload
+from autotune.workloads.guards import refuse_foreign_state
 
 pytest.importorskip("torch")
 pytest.importorskip("envpool")
@@ -152,6 +153,16 @@ def test_a_finished_job_is_not_taken_for_another_one(
     capsys.readouterr()
     assert cli.main(["train", str(kept.manifest_file), "--device", "cpu"]) == 2
     assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"), [({}, "is of another workload,"), ({"workload": "mine"}, "is of workload 'mine',")]
+)
+def test_a_checkpoint_of_another_workload_is_called_one(theirs: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        refuse_foreign_state(theirs, {"workload": "atari", "environment": "CartPole-v1", "hidden": 64})
+    assert words in str(raised.value) and "the job's is 'atari'" in str(raised.value)
+    assert "None" not in str(raised.value)
 
 
 def test_a_training_that_diverges_stops_and_goes_on_from_its_last_good_checkpoint(tmp_path: Path) -> None:

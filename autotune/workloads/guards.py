@@ -48,6 +48,12 @@ def refuse_foreign_state(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
     Raises:
         UsageError: names every difference.
     """
+    if theirs.get("workload") != ours["workload"]:  # nor does any other of the names say the same in both
+        whose = f"workload {theirs['workload']!r}" if "workload" in theirs else "another workload"
+        raise UsageError(
+            f"this checkpoint is of {whose}, and the job's is {ours['workload']!r}: checkpoints of one mean nothing to "
+            "the other. Name the workload that trained it, or start without the checkpoint"
+        )
     differences = [f"{name} is {theirs.get(name)!r} there and {ours[name]!r} here" for name in ours]
     differences = [text for name, text in zip(ours, differences, strict=True) if theirs.get(name) != ours[name]]
     if differences:
