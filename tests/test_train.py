@@ -203,6 +203,19 @@ def test_jobs_that_an_edited_manifest_lacks_are_named(tmp_path: Path, device: De
     ]
 
 
+def test_what_one_workload_trained_does_not_count_for_another(tmp_path: Path, device: DeviceInfo) -> None:
+    run = a_run(tmp_path, a_manifest(steps=500))
+    go(a_manifest(steps=500), run, device)
+    program = {"argv": ["python", "x.py", "{num_envs}"], "counter": r"steps: (\d+)"}
+    changed = edited(a_manifest(), ("workload", {"name": "command", "hyperparameters": program}))
+    told = read_events(run)
+    words = "was trained with workload 'busywork', and its manifest names 'command' now.*copy the manifest to another"
+    with pytest.raises(UsageError, match=words):
+        go(changed, run, device)
+    assert read_events(run) == told, "nothing was changed"
+    assert go(a_manifest(), run, device).jobs[0].status == "done", "with its own workload it goes on"
+
+
 def test_a_start_that_was_killed_before_its_manifest_was_written_keeps_its_name(tmp_path: Path) -> None:
     manifest = a_manifest()
     create_run(tmp_path, "mine", command="train", finished=False)

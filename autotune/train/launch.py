@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from autotune.errors import UsageError
 from autotune.executors.isolated import IsolatedExecutor, share_of
 from autotune.executors.process import WorkerProcess
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest
 from autotune.records import Job
+from autotune.runs import Run
+from autotune.train.events import Event, last_event
 from autotune.train.job import JobRun
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.workloads.command_child import describe_exit
@@ -25,6 +28,25 @@ def tuned_elsewhere(manifest: Manifest, device: DeviceInfo) -> str:
         f"the manifest was tuned on {manifest.device.fingerprint}, this is {device.fingerprint}: "
         "it runs, but another point may be faster here (`autotune search`)"
     )
+
+
+def refuse_other_workload(manifest: Manifest, run: Run, events: list[Event]) -> None:
+    """Refuse a manifest that now names another workload than the one that trained its jobs.
+
+    What they did would count for the other, which has nothing of it: a program of one's own starts at 0.
+
+    Raises:
+        UsageError: it does.
+    """
+    if last_event(events, {"ready"}) is None:  # nothing was trained
+        return
+    before, now = (last_event(events, {"opened"}) or {}).get("workload"), manifest.workload.name
+    if before not in (None, now):
+        raise UsageError(
+            f"run {run.path} was trained with workload {before!r}, and its manifest names {now!r} now: what one has "
+            f"trained means nothing to the other. Name {before!r} again, or copy the manifest to another folder and "
+            "train it there, in a run of its own; nothing was changed"
+        )
 
 
 def check_jobs(

@@ -20,7 +20,7 @@ from autotune.runs import Run
 from autotune.store import write_json
 from autotune.train.events import EventLog, last_event, read_events
 from autotune.train.job import JobRun
-from autotune.train.launch import check_jobs, describe_end, training_task, tuned_elsewhere
+from autotune.train.launch import check_jobs, describe_end, refuse_other_workload, training_task, tuned_elsewhere
 from autotune.train.migration import part_from_lost, refuse_migrated, say_emptied
 from autotune.train.silence import Patience
 from autotune.train.status import Snapshot, State, StatusFile, stamp
@@ -199,12 +199,14 @@ class Supervisor:
             KeyboardInterrupt: `should_stop` turned true meanwhile.
         """
         before = read_events(self._run)
+        refuse_other_workload(self._manifest, self._run, before)
         for job in self._jobs:
             job.recall(before)
         if elsewhere := tuned_elsewhere(self._manifest, self._device):
             self._warn(elsewhere)
         content = manifest_hash(self._manifest)
         facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint, **self._sharing}
+        facts["workload"] = self._manifest.workload.name
         last = last_event(before, {"opened"})
         edited = last if last is not None and last.get("manifest") != content else None
         checked = self._jobs if edited else self._waiting()
