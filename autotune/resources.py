@@ -37,6 +37,11 @@ def find(name: Named, word: str) -> Path:
     kind, suffix = _KINDS[name]
     if "/" in word or word.endswith(suffix):
         path = Path(word)
+        if path.is_dir():
+            there = path / f"{kind}{suffix}"  # as it is named in a run's folder
+            raise UsageError(
+                f"{word!r} is a folder: name the {kind} file in it{f', {str(there)!r}' if there.is_file() else ''}"
+            )
         if not path.is_file():
             raise UsageError(f"there is no file {word!r}; bundled names are: {', '.join(bundled(name))}")
         return path

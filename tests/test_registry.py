@@ -167,6 +167,14 @@ class Lost(IsolatedExecutor):
         raise RuntimeError("the cluster is gone")
 
 
+def test_a_folder_is_called_one_and_the_file_of_a_run_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"^'.*' is a folder: name the recipe file in it$"):
+        resources.find("probes", str(tmp_path))
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(UsageError, match=r"' is a folder: name the manifest file in it, '.*/manifest\.json'$"):
+        resources.find("manifests", f"{tmp_path}/")
+
+
 def test_bundled_files_are_found_by_word_and_others_by_path(tmp_path):
     probes = resources.bundled("probes")
     assert {"atari", "busywork", "cartpole", "cartpole-jax"} <= set(probes)
