@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 
 
 def grid_values(options: dict[str, Any]) -> dict[str, tuple[KnobValue, ...]]:
-    """The knob values that the grid's options name."""
+    """The knob values that the grid's options name.
+
+    Raises:
+        UsageError: a --knob is no ``NAME=V,V``, or its values are given elsewhere, too.
+    """
     wanted = {name: options[name] for name in KNOBS if options[name]}
     for text in options["knob"]:
         name, _, values = text.partition("=")
+        if not name or not all(values.split(",")):
+            raise UsageError(f"--knob {text!r} must be a name and its values, such as --knob num_envs=8,32")
+        if name in wanted:
+            raise UsageError(f"--knob {text!r} names {name} a second time: give all its values at once, as 8,32")
         wanted[name] = tuple(parse_knob_value(value) for value in values.split(","))
     return wanted
 
