@@ -9,6 +9,7 @@ import pytest
 from analytic_surface import GIB, memory_bytes, smooth_sps
 
 from autotune.errors import UsageError
+from autotune.records import Point
 from autotune.search.sampler import GoodputSampler
 
 KNOBS = {"num_envs": [8, 16, 32, 64, 128], "batch_size": [64, 128, 256, 512], "concurrency": [1, 2, 4]}
@@ -173,6 +174,28 @@ def test_trials_side_by_side_measure_whole_points_and_different_ones():
     assert len(set(points(study))) == 12
     assert {tuple(p.point.knobs().values()) for p in proposed} == set(points(study))
     assert pickle.loads(pickle.dumps(GoodputSampler(knobs=KNOBS))), "Optuna's way of keeping a sampler"
+
+
+@pytest.mark.parametrize("most", [16, 64])
+def test_a_trial_under_way_is_no_evidence_that_a_failed_lighter_one_was_an_accident(most):
+    """Of two side by side the lighter failed first, and what is heavier than it was proposed all the same."""
+    study = optuna.create_study(direction="maximize", sampler=GoodputSampler(knobs=KNOBS))
+
+    def asked() -> tuple[optuna.Trial, Point]:
+        trial = study.ask()
+        knobs = {name: trial.suggest_int(name, values[0], values[-1], log=True) for name, values in KNOBS.items()}
+        return trial, Point.from_knobs(knobs)
+
+    failed: list[Point] = []
+    beside = asked()
+    for _ in range(14):
+        newest = asked()
+        assert not any(newest[1].dominates(point) for point in failed)
+        (trial, point), beside = sorted([beside, newest], key=lambda pair: pair[1].num_envs * pair[1].concurrency)
+        if point.num_envs * point.concurrency > most:
+            failed.append(point)
+        study.tell(trial, 0.0 if point in failed else smooth_sps(point.num_envs, point.batch_size, point.concurrency))
+    assert failed
 
 
 @pytest.mark.parametrize("directions", [["minimize"], ["maximize", "minimize"]])

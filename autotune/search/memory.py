@@ -25,6 +25,7 @@ from scipy.spatial import HalfspaceIntersection, QhullError
 from autotune.machine import RAM_UNSTATED_BYTES, DeviceInfo, HostInfo
 from autotune.records import REFUSED, Limits, Point, ProbeResult, Status
 from autotune.search.least_squares import fit_relative
+from autotune.search.model import measured
 from autotune.search.space import Array, Space, counts, samples
 from autotune.workloads.learning import Rollout
 
@@ -109,7 +110,7 @@ def safe_points(
     is not known, what failed for want of the resource says that it is less than that was expected to need.
     """
     asked = counts(points, rollout)
-    ran = counts([result.requested for result in history if result.ok], rollout)
+    ran = counts([result.requested for result in measured(history)], rollout)
     lighter = dominating(-loads(asked, rollout), -loads(ran, rollout))
     allowed = ~_forbidden(asked, history, rollout)
     for resource in PEAKS:
@@ -165,7 +166,7 @@ def weighty(history: Sequence[ProbeResult], rollout: Rollout | None) -> list[Pro
     """
     failures = [result for result in history if not result.ok and REFUSED not in result.flags]
     failed = counts([result.requested for result in failures], rollout)
-    ran = counts([result.requested for result in history if result.ok], rollout)
+    ran = counts([result.requested for result in measured(history)], rollout)
     refuted = {
         result.requested
         for result, lighter in zip(failures, dominating(-failed, -ran), strict=True)

@@ -19,6 +19,7 @@ from autotune.records import KNOBS, KnobValue, Point, ProbeResult
 from autotune.search import own_study
 from autotune.search.epochs import comparable
 from autotune.search.memory import MemoryLimits
+from autotune.search.model import measured
 from autotune.search.propose import Problem, Proposal, propose
 from autotune.search.space import Space, grid
 from autotune.workloads.learning import Rollout
@@ -286,5 +287,5 @@ def seed_of(seed: int, number: int) -> int:
 
 def best_measured(problem: Problem, history: Sequence[ProbeResult]) -> Point | None:
     """The point of the space that was measured as the fastest, None when none was stable."""
-    stable = [result for result in history if result.ok and result.requested in problem.space.index]
+    stable = [result for result in measured(history) if result.requested in problem.space.index]
     return max(stable, key=lambda result: result.sps or 0.0).requested if stable else None
