@@ -5,12 +5,14 @@ import math
 import sys
 from importlib.metadata import EntryPoint
 
+import numpy as np
 import pytest
 from optuna.samplers import RandomSampler
 
 from autotune import errors, registry, resources
 from autotune.cli import main
 from autotune.errors import AutotuneError, UsageError
+from autotune.executors.answers import ANSWERS
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.meters.base import SampledMeter
 from autotune.records import Point, ProbeResult
@@ -105,6 +107,7 @@ def test_a_plugin_whose_methods_fail_ends_a_search_in_words(monkeypatch, tmp_pat
         ("run", ProbeResult(requested=POINT, status="fine", grade="quick"), "status of its answer is 'fine', not one"),
         ("run", ProbeResult(requested=POINT, status="ok", grade="quick"), "sps of its answer is None, not a"),
         ("run", ProbeResult(requested=POINT, status="ok", grade="quick", sps=math.nan), "sps of its answer is nan"),
+        ("run", ProbeResult(requested=POINT, status="ok", grade="quick", sps=0.0), "sps of its answer is 0.0, not a"),
         ("run", ProbeResult(requested=POINT, status="oom", grade="quick", detail={1}), "cannot be kept as JSON: Obj"),
     ],
 )
@@ -119,6 +122,28 @@ def test_what_an_executor_answers_is_held_against_its_contract(method, answer, s
     err = capsys.readouterr().err
     assert f"executor 'mine' (mine, of the package unknown) cannot carry out {method}(): TypeError: " in err
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (None, "its answer is None, not a mapping"),
+        ({"env": math.nan}, "'env' of its answer is nan"),
+        ({1: 1.0}, "{1: 1.0}, not a map"),
+    ],
+)
+def test_the_ceilings_that_an_executor_tells_are_held_against_its_contract(answer, said, monkeypatch, tmp_path, capsys):
+    """They are kept as JSON: NaN, or a number of numpy's, ended the search in a traceback."""
+    odd = type("Odd", (IsolatedExecutor,), {"ceilings": lambda *_, **__: answer})
+    monkeypatch.setattr(EntryPoint, "load", lambda self: odd)
+    entry = EntryPoint("mine", "mine", "autotune.executor")
+    monkeypatch.setattr(registry, "_installed", lambda kind: {"mine": entry} if kind == "executor" else {})
+    command = ["search", "busywork", "--budget", "10m", "--runs", str(tmp_path), "--executor", "mine"]
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert "executor 'mine' (mine, of the package unknown) cannot carry out ceilings(): TypeError: " in err
+    assert said in err
+    assert ANSWERS["ceilings"]({"env": np.float32(0.5)}) == {"env": 0.5}
 
 
 def test_what_plugins_print_is_no_data(monkeypatch, tmp_path, capsys):

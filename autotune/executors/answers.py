@@ -46,6 +46,8 @@ def _result(answer: Any) -> ProbeResult:
         value = getattr(answer, name)
         if value is not None or (answer.ok and name == "sps"):
             _number(f"{name} of its answer", value)
+    if answer.ok and not answer.sps:
+        raise TypeError("sps of its answer is 0.0, not above 0, though its status is ok")
     try:
         canonical_json(to_json(answer))
     except (TypeError, ValueError) as error:
@@ -53,5 +55,21 @@ def _result(answer: Any) -> ProbeResult:
     return answer
 
 
-ANSWERS: Mapping[str, Callable[[Any], Any]] = {"clock_s": _seconds, "predict_cost_s": _seconds_or_none, "run": _result}
+def _rates(answer: Any) -> dict[str, float]:
+    """Rates by name.
+
+    Raises:
+        TypeError: it is no mapping of names to numbers.
+    """
+    if not isinstance(answer, Mapping) or not all(isinstance(name, str) for name in answer):
+        raise TypeError(f"its answer is {answer!r:.80}, not a mapping of names to numbers")
+    return {name: _number(f"{name!r} of its answer", rate) for name, rate in answer.items()}
+
+
+ANSWERS: Mapping[str, Callable[[Any], Any]] = {
+    "clock_s": _seconds,
+    "predict_cost_s": _seconds_or_none,
+    "ceilings": _rates,
+    "run": _result,
+}
 """By method: gives its answer back in plain types, or raises TypeError."""
