@@ -6,6 +6,7 @@ from analytic_surface import GIB, memory_bytes, smooth_sps, write_surface
 
 from autotune.errors import UsageError
 from autotune.executors.replay import ReplayExecutor, load_surface, surface_recipe
+from autotune.executors.surface import surface_text
 from autotune.probe.run import run_probe
 from autotune.records import Point, ProbeResult
 from autotune.runs import create_run
@@ -239,3 +240,15 @@ def test_a_baseline_off_the_grid_is_the_nearest_row(surface):
     )
     assert load_surface(surface).baseline == Point(num_envs=8, batch_size=256, concurrency=1)
     assert surface_recipe(surface).baseline in surface_recipe(surface).points
+
+
+@pytest.mark.parametrize(("sps", "noise"), [(0.0123, 0.2), (0.75, 1.7), (7.654, 0.01), (12345.6, 0.0)])
+def test_a_recorded_surface_can_be_replayed_however_slow_or_noisy_the_program_was(surface, tmp_path, sps, noise):
+    """Below 0.05 steps a second it was written as 0.0, and noise above 1 as it is: reading refused the whole file."""
+    recipe, device = surface_recipe(surface), ReplayExecutor(surface).device
+    slow = ProbeResult(requested=recipe.baseline, status="ok", grade="quick", sps=sps, noise_fraction=noise)
+    written = tmp_path / "recorded.csv"
+    written.write_text(surface_text([slow], recipe, device, None))
+    row = load_surface(written).row(recipe.baseline)
+    assert row.sps == pytest.approx(sps, rel=1e-3)
+    assert row.sd_fraction == min(noise, 1.0)

@@ -46,6 +46,7 @@ STATUSES: tuple[Status, ...] = ("ok", "oom", "crashed", "host_lost", "timeout")
 QUICK_S, FINAL_S = 20.0, 50.0
 """What a stable probe costs beyond its start."""
 _SPS_MAX = 1e15
+_SD_FRACTION_MAX = 1.0
 _UNKNOWN = ("", "nan", "none", "null", "na", "n/a")
 """What programs write for a number that is not known."""
 
@@ -164,7 +165,7 @@ def _row(cells: Mapping[str, str], where: str) -> Row:
         point=Point.from_knobs({name: _knob(cells, name, where) for name in KNOBS}),
         status=status,
         sps=_sps(cells, where) if status == "ok" else None,
-        sd_fraction=_optional(cells, "sd_fraction", where, most=1.0) or 0.0,
+        sd_fraction=_optional(cells, "sd_fraction", where, most=_SD_FRACTION_MAX) or 0.0,
         startup_s=_optional(cells, "startup_s", where, most=86_400.0) or 0.0,
         vram_bytes=None if vram is None else int(vram),
         ram_bytes=None if ram is None else int(ram),
@@ -276,8 +277,8 @@ def _cells(result: ProbeResult) -> list[object]:
     return [
         *(getattr(result.requested, name) for name in KNOBS),
         result.status,
-        "" if result.sps is None else f"{result.sps:.1f}",
-        "" if result.noise_fraction is None else f"{result.noise_fraction:.4f}",
+        "" if result.sps is None else f"{result.sps:.1f}" if result.sps >= 100 else f"{result.sps:.4g}",
+        "" if result.noise_fraction is None else f"{min(result.noise_fraction, _SD_FRACTION_MAX):.4f}",
         f"{max(0.0, result.cost_s - beyond_s):.1f}",
         *("" if count is None else count for count in (result.vram_peak_bytes, result.ram_peak_bytes)),
     ]
