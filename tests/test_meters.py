@@ -563,3 +563,23 @@ def test_a_meter_that_fails_holds_nobody_up(where: str, capsys: pytest.CaptureFi
     assert meter.stop() == ()
     assert time.monotonic() - begin_s < 2.5
     assert capsys.readouterr().err == "meter Broken fell silent: RuntimeError: broken\n"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_meter_of_its_own_kind_that_fails_falls_silent_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """The contract asks for `start` and `stop` only: what they raised was printed as a traceback of our thread."""
+
+    class Fan:
+        def __init__(self, *_: Any) -> None: ...
+
+        def start(self) -> None:
+            raise ValueError("no fan")
+
+        def stop(self) -> tuple[Reading, ...]:
+            raise OSError("it fell off")
+
+    fan = Fan()
+    start_meters([fan])
+    assert stop_all([fan], [], grace_s=0.0) == ()
+    said = capsys.readouterr().err
+    assert said == "meter Fan fell silent: ValueError: no fan\nmeter Fan fell silent: OSError: it fell off\n"

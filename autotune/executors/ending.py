@@ -15,6 +15,7 @@ from typing import TypeVar
 from autotune.device.live_gpu import LiveGpu
 from autotune.executors.process import WorkerProcess
 from autotune.machine import GpuInfo
+from autotune.meters.base import say_silent
 from autotune.meters.protocol import Meter
 from autotune.records import Reading
 from autotune.worker.family import WITHIN_S
@@ -56,7 +57,16 @@ def side_by_side(calls: Sequence[Callable[[], T]], timeout_s: float) -> list[T |
 
 def start_meters(meters: Sequence[Meter]) -> None:
     """Start them all; one that hangs holds nobody up for long."""
-    side_by_side([meter.start for meter in meters], _START_METERS_S)
+    side_by_side([partial(_asked, meter, meter.start) for meter in meters], _START_METERS_S)
+
+
+def _asked(meter: Meter, call: Callable[[], T]) -> T | None:
+    """What a method of a meter gives; None where it fails, which an installed one may do in its own way."""
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001 - the probe goes on without this meter
+        say_silent(meter, error)
+        return None
 
 
 def stop_all(meters: Sequence[Meter], workers: Sequence[WorkerProcess], grace_s: float) -> tuple[Reading, ...]:
@@ -68,7 +78,7 @@ def stop_all(meters: Sequence[Meter], workers: Sequence[WorkerProcess], grace_s:
         grace_s: for a program to end by itself, shortened to what the bound leaves.
     """
     deadline_s = time.monotonic() + END_S
-    taken = side_by_side([meter.stop for meter in meters], _STOP_METERS_S)
+    taken = side_by_side([partial(_asked, meter, meter.stop) for meter in meters], _STOP_METERS_S)
     for worker in workers:
         worker.send("stop")
     left_s = deadline_s - time.monotonic()

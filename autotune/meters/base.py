@@ -16,6 +16,11 @@ _PATIENCE_S = 5.0  # a driver call can hang; starting and stopping a meter must 
 _STOP_PATIENCE_S = 3.0
 
 
+def say_silent(meter: object, error: Exception) -> None:
+    """Say that a meter has failed, which ends no probe."""
+    sys.stderr.write(f"meter {type(meter).__name__} fell silent: {type(error).__name__}: {error}\n")
+
+
 class SampledMeter:
     """Reads `read` every `period_s` seconds in a thread of its own between `start` and `stop`.
 
@@ -64,7 +69,7 @@ class SampledMeter:
             finally:
                 self.close()
         except Exception as error:  # noqa: BLE001 - the end of a thread: the probe goes on without this meter
-            sys.stderr.write(f"meter {type(self).__name__} fell silent: {type(error).__name__}: {error}\n")
+            say_silent(self, error)
         finally:
             self._first.set()  # nobody waits for one that failed
 
