@@ -73,6 +73,25 @@ def test_cgroup_v2_takes_the_tightest_of_the_groups_above(tmp_path: Path) -> Non
     assert (info.cpu_cores_allowed, info.ram_limit_bytes, info.pids_limit) == (3.0, 2 * GIB, None)
 
 
+def test_what_a_limit_leaves_is_counted_in_the_group_that_has_it(tmp_path: Path) -> None:
+    """What others in the group above hold was left out: of its 4 GiB and 300 threads half a GiB and 20 are left."""
+    files = CGROUP_V2 | {
+        "sys/fs/cgroup/docker/job/memory.max": "max\n",
+        "sys/fs/cgroup/docker/job/memory.current": f"{GIB}\n",
+        "sys/fs/cgroup/docker/job/memory.stat": f"inactive_file {GIB // 4}\n",
+        "sys/fs/cgroup/docker/memory.max": f"{4 * GIB}\n",
+        "sys/fs/cgroup/docker/memory.current": f"{4 * GIB}\n",
+        "sys/fs/cgroup/docker/memory.stat": f"anon 5\ninactive_file {GIB // 2}\n",
+        "sys/fs/cgroup/docker/job/pids.max": "200\n",
+        "sys/fs/cgroup/docker/job/pids.current": "40\n",
+        "sys/fs/cgroup/docker/pids.max": "300\n",
+        "sys/fs/cgroup/docker/pids.current": "280\n",
+    }
+    info = inspect_host(tmp_path, root=write_tree(tmp_path, files), affinity=8)
+    assert (info.ram_limit_bytes, info.ram_available_bytes) == (4 * GIB, GIB // 2)
+    assert (info.pids_limit, info.pids_used) == (300, 280)
+
+
 def test_cgroup_v2_in_a_container_shows_its_own_group_at_the_top(tmp_path: Path) -> None:
     files = {
         "proc/self/cgroup": "0::/\n",

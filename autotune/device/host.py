@@ -8,7 +8,6 @@ and 2 (https://docs.kernel.org/admin-guide/cgroup-v2.html, .../cgroup-v1/).
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import platform
 import re
@@ -117,9 +116,18 @@ def _cgroup_files(root: Path, controller: str, v1_file: str, v2_file: str) -> tu
     return tuple(str(file) for file in found if file.exists())
 
 
-def _smallest(texts: Iterator[str]) -> int | None:
-    values = [int(text) for text in texts if text.isdigit() and int(text) < _UNLIMITED_BYTES]
-    return min(values, default=None)
+def _limited_groups(root: Path, controller: str, v1_file: str, v2_file: str) -> Iterator[tuple[str, int]]:
+    """(folder, limit) of the process's cgroup and of each one above it, of those that have one."""
+    for file in _cgroup_files(root, controller, v1_file, v2_file):
+        text = read_text(file) or ""
+        if text.isdigit() and int(text) < _UNLIMITED_BYTES:
+            yield file.rpartition("/")[0], int(text)
+
+
+def _number_in(*files: str) -> int | None:
+    """The number in the first of these files that holds one."""
+    texts = (read_text(file) or "" for file in files)
+    return next((int(text) for text in texts if text.isdigit()), None)
 
 
 def _quota_cores(root: Path) -> float | None:
@@ -187,25 +195,28 @@ def _meminfo(root: Path) -> dict[str, int]:
 
 def ram_cgroup_limit_bytes(root: Path = ROOT) -> int | None:
     """Smallest memory limit of the cgroups, None without one."""
-    return _smallest(_cgroup_texts(root, "memory", "memory.limit_in_bytes", "memory.max"))
+    limits = (limit for _, limit in _limited_groups(root, "memory", "memory.limit_in_bytes", "memory.max"))
+    return min(limits, default=None)
 
 
 def ram_available_bytes(root: Path = ROOT) -> int:
-    """Memory that can still be taken: the host's, or what the container's limit leaves.
+    """Memory that can still be taken: the host's, or what the limits of the cgroups leave of it.
 
     File cache that the kernel can drop (``inactive_file``) counts as available, as in ``MemAvailable``.
     """
     info = _meminfo(root)
     available = info.get("MemAvailable", info.get("MemFree", 0))
-    limit = ram_cgroup_limit_bytes(root)
-    if limit is None:
-        return available
-    used = next(_cgroup_texts(root, "memory", "memory.usage_in_bytes", "memory.current"), "")
-    if not used.isdigit():
-        return available
-    stat = next(_cgroup_texts(root, "memory", "memory.stat", "memory.stat"), "")
-    cached = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)
-    return max(0, min(available, limit - int(used) + (int(cached[1]) if cached else 0)))
+    for folder, limit in _limited_groups(root, "memory", "memory.limit_in_bytes", "memory.max"):
+        used = _number_in(f"{folder}/memory.current", f"{folder}/memory.usage_in_bytes")
+        if used is not None:
+            available = min(available, limit - used + _droppable_bytes(folder))
+    return max(0, available)
+
+
+def _droppable_bytes(folder: str) -> int:
+    """File cache of a cgroup."""
+    cached = re.search(r"^(?:total_)?inactive_file (\d+)", read_text(f"{folder}/memory.stat") or "", re.MULTILINE)
+    return int(cached[1]) if cached else 0
 
 
 def pressure(resource: str, root: Path = ROOT) -> float | None:
@@ -265,13 +276,17 @@ def _pids(root: Path) -> tuple[int | None, int | None]:
 
     RLIMIT_NPROC does not bind the superuser (getrlimit(2)).
     """
-    group = _smallest(_cgroup_texts(root, "pids", "pids.max", "pids.max"))
+    groups = [
+        (limit, _number_in(f"{folder}/pids.current"))
+        for folder, limit in _limited_groups(root, "pids", "pids.max", "pids.max")
+    ]
+    group, used = min(groups, key=lambda pair: pair[0] - (pair[1] or 0), default=(None, None))
     files = (root / "proc/sys/kernel" / name for name in ("pid_max", "threads-max"))
     wider = [int(text) for path in files if (text := read_text(path) or "").isdigit()]
     own = resource.getrlimit(resource.RLIMIT_NPROC)[0] if root == ROOT and os.geteuid() else resource.RLIM_INFINITY
     wider += [own] if own != resource.RLIM_INFINITY else []
     if group is not None and group <= min(wider, default=group):
-        return group, _smallest(itertools.islice(_cgroup_texts(root, "pids", "pids.current", "pids.current"), 1))
+        return group, used
     everybody = re.search(r"/(\d+) \d+$", read_text(root / "proc/loadavg") or "")
     return min(wider, default=None), int(everybody[1]) if everybody else None
 
