@@ -92,6 +92,16 @@ def test_what_a_limit_leaves_is_counted_in_the_group_that_has_it(tmp_path: Path)
     assert (info.pids_limit, info.pids_used) == (300, 280)
 
 
+def test_cgroup_v1_counts_the_cache_of_the_groups_below(tmp_path: Path) -> None:
+    """Its usage counts them, ``inactive_file`` does not: workers in groups of their own seemed to hold their cache."""
+    files = CGROUP_V1 | {
+        "sys/fs/cgroup/memory/job/memory.limit_in_bytes": f"{4 * GIB}\n",
+        "sys/fs/cgroup/memory/job/memory.usage_in_bytes": f"{3 * GIB}\n",
+        "sys/fs/cgroup/memory/job/memory.stat": f"inactive_file 4096\ntotal_rss 1\ntotal_inactive_file {GIB}\n",
+    }
+    assert inspect_host(tmp_path, root=write_tree(tmp_path, files), affinity=8).ram_available_bytes == 2 * GIB
+
+
 def test_cgroup_v2_in_a_container_shows_its_own_group_at_the_top(tmp_path: Path) -> None:
     files = {
         "proc/self/cgroup": "0::/\n",

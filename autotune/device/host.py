@@ -214,9 +214,9 @@ def ram_available_bytes(root: Path = ROOT) -> int:
 
 
 def _droppable_bytes(folder: str) -> int:
-    """File cache of a cgroup."""
-    cached = re.search(r"^(?:total_)?inactive_file (\d+)", read_text(f"{folder}/memory.stat") or "", re.MULTILINE)
-    return int(cached[1]) if cached else 0
+    """File cache of a cgroup; of version 1, with that of the groups below it, which its usage counts."""
+    cached = re.findall(r"^(?:total_)?inactive_file (\d+)", read_text(f"{folder}/memory.stat") or "", re.MULTILINE)
+    return max(map(int, cached), default=0)
 
 
 def pressure(resource: str, root: Path = ROOT) -> float | None:
