@@ -28,6 +28,7 @@ from autotune.runs import create_run, open_run
 from autotune.search.learning import concerns, sentences, unchecked
 from autotune.search.result import StudyResult
 from autotune.train.silence import Patience
+from autotune.worker.checkpoint import load_checkpoint, save_checkpoint
 from autotune.workloads.learning import Learning, LearningChange
 
 T_95_2 = 2.919985580
@@ -311,7 +312,11 @@ def test_a_stopped_guard_goes_on_where_it_was(tmp_path, device):
     assert '"kind": "resumed"' in events
 
 
-def test_a_pilot_whose_files_are_damaged_is_no_evidence(tmp_path, device):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [("damaged", r"tuned-seed-7 .*no valid checkpoint"), ("foreign", r"tuned-seed-7 .*it is of format 99")],
+)
+def test_a_pilot_that_cannot_go_on_from_its_files_is_no_evidence(tmp_path, device, wrong, words):
     seen = []
 
     def stop():
@@ -323,11 +328,16 @@ def test_a_pilot_whose_files_are_damaged_is_no_evidence(tmp_path, device):
     assert learning is None
     (arm,) = (run.path / "guard").glob("tuned-*")
     kept = next((arm / "train/jobs/tuned-seed-7/checkpoints").glob("*.safetensors"))
-    whole = kept.read_bytes()
-    kept.write_bytes(whole[:-1])
-    with pytest.raises(FileError, match=r"tuned-seed-7 .*no valid checkpoint") as told:
+    whole, spoilt = kept.read_bytes(), kept
+    if wrong == "damaged":
+        kept.write_bytes(whole[:-1])
+    else:
+        state = load_checkpoint(kept)
+        spoilt = save_checkpoint(kept.parent, replace(state, meta={**state.meta, "format": 99}), env_steps=999)
+    with pytest.raises(FileError, match=words) as told:
         guarded(tmp_path, device, point, slow, run=run)
     assert f"remove {arm}" in str(told.value)
+    spoilt.unlink()
     kept.write_bytes(whole)
     _, learning = guarded(tmp_path, device, point, slow, run=run)
     assert learning.status == "passed"

@@ -20,6 +20,8 @@ from autotune.train.supervisor import supervise
 from autotune.worker.metrics import read_metrics
 
 FOLDER = "guard"
+_NO_EVIDENCE = ("file", "busy", "misuse")
+"""Kinds of a worker's errors that say nothing of the point: of its files, another worker, a foreign checkpoint."""
 
 
 def run_guard(
@@ -89,7 +91,7 @@ def _refuse_broken_files(arm: Run, result: TrainResult) -> None:
     events = read_events(arm)
     for job in result.jobs:
         crash = last_event(events, {"crashed"}, job.id) if job.status == "crashed" else None
-        if crash and crash.get("error") in ("file", "busy"):
+        if crash and crash.get("error") in _NO_EVIDENCE:
             raise FileError(
                 f"the guard's pilot {job.id} cannot go on: {job.detail.rstrip('.')}. Or remove {arm.path}: its pilots "
                 "then begin anew. The same command goes on with the guard"
