@@ -470,6 +470,23 @@ def test_training_beside_the_prediction(tmp_path: Path) -> None:
     assert gather(run).game_lengths["Game1-v5"].steps == pytest.approx(724500 / 20)
 
 
+def test_a_job_that_crashed_before_its_first_row_is_counted(tmp_path: Path) -> None:
+    """It was in no table, and its crash in no rate: 'no crash'."""
+    run = make_run(tmp_path)
+    totals = {"total_env_steps": 0, "total_episodes": 0, "total_seconds": 0.0, "mean_return": None}
+    crashes = [{"kind": kind, "job": "game-2", **totals} for kind in ("started", "crashed", "started", "crashed")]
+    gone = {"kind": "crashed", "job": "game-3", **totals, "total_env_steps": 5000, "total_seconds": 50.5}
+    train_files(run, ["t,10,20000,0,2000,,"], {"kind": "started", "job": "game-1", **totals}, *crashes, gone)
+    markdown = report(run)
+    assert "In training: 3 crashes in 1m summed" in markdown
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in markdown.splitlines() if "| game-" in row]
+    assert [(row[0], row[1], row[-1]) for row in rows[-3:]] == [
+        ("game-1", "20,000", "0"),
+        ("game-2", "0", "2"),
+        ("game-3", "5,000", "1"),
+    ]
+
+
 def test_only_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = create_run(tmp_path, "train-1", command="train")
     train_files(run, ["t,10,20000,0,2000,,"])

@@ -15,11 +15,20 @@ from autotune.runs import Run
 from autotune.search.episodes import GameLength
 from autotune.train.events import Event, read_events
 from autotune.train.status import JobSnapshot, read_snapshot
-from autotune.worker.metrics import cell_number, read_metrics, untimed_steps
+from autotune.worker.metrics import UNTIMED, cell_number, read_metrics, untimed_steps
 from autotune.worker.totals import MEAN_RETURN
 
 _FIRST = ("edited", "opened")
 """Kinds of the events with which a supervisor begins: before them nobody had the machine."""
+_FACTS = {
+    "env_steps": "total_env_steps",
+    "episodes": "total_episodes",
+    "seconds": "total_seconds",
+    MEAN_RETURN: "mean_return",
+    "best_return": "best_return",
+    UNTIMED: UNTIMED,
+}
+"""By column of `metrics.csv`, the same in an event."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +138,8 @@ def load_training(run: Run) -> Training | None:
     if not rows and not events:
         return None
     crashes = [event.get("job") for event in events if event.get("kind") == "crashed"]
-    jobs = tuple(_trained(job, own[-1] if own else {}, crashes.count(job)) for job, own in rows.items())
+    last = _told(events) | {job: own[-1] for job, own in rows.items() if own}
+    jobs = tuple(_trained(job, last.get(job, {}), crashes.count(job)) for job in sorted({*rows, *last}))
     curves = {job: curve for job, own in rows.items() if len(curve := _curve(own))}
     return Training(jobs=jobs, curves=curves, events=events, unfinished=_unfinished(run))
 
@@ -138,6 +148,19 @@ def _unfinished(run: Run) -> tuple[JobSnapshot, ...]:
     with contextlib.suppress(FileError, UsageError):  # damaged, or never written: the disk was full
         return tuple(job for job in read_snapshot(run).jobs if job.status != "done")
     return ()
+
+
+def _told(events: Sequence[Event]) -> dict[str, Mapping[str, str]]:
+    """By job, what its last event with totals tells of it, by the columns of `metrics.csv`.
+
+    A job that crashed before its first row has none of these, and one whose folder was removed no more.
+    """
+    told: dict[str, Mapping[str, str]] = {}
+    for event in events:
+        if (job := event["job"]) is not None:
+            totals = {column: str(event[fact]) for column, fact in _FACTS.items() if event.get(fact) is not None}
+            told[job] = totals or told.get(job, {})
+    return told
 
 
 def _trained(job: str, row: Mapping[str, str], crashes: int) -> TrainedJob:
