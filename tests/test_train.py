@@ -711,6 +711,23 @@ def test_a_crash_of_a_worker_whose_log_is_gone_leaves_the_others_alone(tmp_path:
     assert result.jobs[0].detail == "its process ended with signal 9"
 
 
+def test_a_job_that_a_signal_to_its_process_stopped_says_so(tmp_path: Path, device: DeviceInfo) -> None:
+    """It was stopped for no reason, far from its budget."""
+    manifest, signalled, warnings = a_manifest(steps=60_000), list[int](), list[str]()
+    run = a_run(tmp_path, manifest)
+
+    def end(snapshot: Snapshot) -> None:
+        if not signalled and snapshot.jobs[0].env_steps:
+            signalled.append(events_of(run, "started")[0]["pid"])
+            os.kill(signalled[0], signal.SIGTERM)
+
+    result = go(manifest, run, device, on_event=end, warn=warnings.append)
+    assert [job.status for job in result.jobs] == ["stopped", "done"]
+    assert "a signal" in result.jobs[0].detail and "the same command goes on" in result.jobs[0].detail
+    assert warnings == [f"job-1 stopped: {result.jobs[0].detail}"]
+    assert read_snapshot(run).jobs[0].detail == events_of(run, "stopped")[0]["detail"] == result.jobs[0].detail
+
+
 def test_a_worker_that_dies_while_stopping_has_crashed(tmp_path: Path, device: DeviceInfo) -> None:
     manifest = a_manifest()
     run, warnings = a_run(tmp_path, manifest), list[str]()

@@ -33,6 +33,7 @@ _VIEW_PERIOD_S = 0.5
 _STATUS_PERIOD_S = 2.0
 _EXIT_S = 10.0
 _ABANDON_S = 5.0
+_SIGNALLED = "somebody sent its process a signal to end; the same command goes on"
 
 
 def supervise(
@@ -307,8 +308,10 @@ class Supervisor:
             job.end("done")
             self._events.record("finished", job=job.job.id, reason=reason, **job.counts())
         elif reason == "stopped":
-            job.end("stopped")
-            self._events.record("stopped", job=job.job.id, **job.counts())
+            job.end("stopped", "" if self._stopping else _SIGNALLED)
+            self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
+            if job.detail:
+                self._warn(f"{job.job.id} stopped: {job.detail}")
         elif late and not final:
             job.end("stopped", job.late_detail())
             self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
