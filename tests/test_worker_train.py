@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -393,6 +394,21 @@ def test_a_curve_that_was_moved_away_begins_anew_with_its_columns(tmp_path: Path
     metrics.append({"env_steps": 2})
     metrics.append({"env_steps": 3})
     assert [row["env_steps"] for row in read_metrics(metrics.path)] == ["2", "3"]
+
+
+def test_a_job_whose_folder_is_removed_goes_on_and_saves(tmp_path: Path, clock: Clock) -> None:
+    """It crashed at the next row, and all that it had learnt was lost with the checkpoints."""
+    folder, session, messages = tmp_path / "j", FakeSession(clock), list[dict[str, Any]]()
+
+    def send(message: dict[str, Any]) -> None:
+        messages.append(message)
+        if [m["type"] for m in messages].count("saved") == 2 and message["type"] == "saved":
+            shutil.rmtree(folder)
+
+    run(folder, session, interval_s=1.0, amount=200, send=send)
+    assert (messages[-1]["type"], messages[-1]["reason"]) == ("done", "budget")
+    assert load_checkpoint(generations(folder / "checkpoints")[-1].path).meta["progress"]["env_steps"] == 200
+    assert read_metrics(folder / "metrics.csv")[-1]["env_steps"] == "200"
 
 
 def test_metrics_file_survives_torn_lines_new_columns_and_lost_work(tmp_path: Path) -> None:

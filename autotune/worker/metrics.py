@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import FileError, remedy_for
-from autotune.store import durable_write, keep_copy, set_aside, sync_file
+from autotune.store import durable_write, keep_copy, make_folder, set_aside, sync_file
 
 UNTIMED = "untimed_steps"
 """Column of `metrics.csv` and fact of an event: env steps of a program that nothing says the seconds of."""
@@ -42,9 +42,13 @@ class MetricsFile:
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row and flush it; None becomes an empty field.
 
+        A folder that somebody removed is made again: only by going on is what was trained saved at all.
+
         Raises:
-            FileError: the folder is missing, read-only or full.
+            FileError: the folder is read-only or full.
         """
+        if not self.path.parent.is_dir():
+            make_folder(self.path.parent)
         stamped = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **row}
         new = [name for name in stamped if name not in self._columns]
         if new:
