@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import json
@@ -27,7 +28,8 @@ from autotune.cli import main
 from autotune.device.host import process_identity
 from autotune.device.inspect import inspect_device
 from autotune.device.live_gpu import PatientGpu
-from autotune.errors import DeviceError, FileError, UsageError
+from autotune.errors import DeviceError, FileError, UsageError, WorkerError
+from autotune.executors import process
 from autotune.machine import DeviceInfo, GpuInfo
 from autotune.manifest import Manifest, build_manifest, load_manifest, manifest_text, parse_manifest, save_manifest
 from autotune.records import (
@@ -726,6 +728,43 @@ def test_a_job_that_a_signal_to_its_process_stopped_says_so(tmp_path: Path, devi
     assert "a signal" in result.jobs[0].detail and "the same command goes on" in result.jobs[0].detail
     assert warnings == [f"job-1 stopped: {result.jobs[0].detail}"]
     assert read_snapshot(run).jobs[0].detail == events_of(run, "stopped")[0]["detail"] == result.jobs[0].detail
+
+
+def test_a_job_that_cannot_be_started_leaves_the_others_alone(tmp_path: Path, device: DeviceInfo) -> None:
+    """It stopped those that ran."""
+    manifest, warnings = a_manifest(jobs=4, steps=20_000), list[str]()
+    run = a_run(tmp_path, manifest)
+    run.jobs_folder.mkdir(parents=True)
+    (run.jobs_folder / "job-3").touch()
+    result = go(manifest, run, device, warn=warnings.append)
+    assert [job.status for job in result.jobs] == ["done", "done", "crashed", "done"]
+    assert "job-3: File exists" in result.jobs[2].detail and len(warnings) == 1
+    assert (run.state()["finished"], read_snapshot(run).state) == (False, "crashed")
+    (run.jobs_folder / "job-3").unlink()
+    assert {job.status for job in go(manifest, run, device).jobs} == {"done"}
+
+
+def test_a_process_that_the_system_refuses_waits_for_one_that_runs(
+    tmp_path: Path, device: DeviceInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the limit on processes was reached for a moment stopped the whole training."""
+    start, started = process._start, list[str]()
+
+    def refuse_one(task: Any, log: Path, *rest: Any) -> Any:
+        started.append(log.parent.name)
+        if started[-1].startswith("job-") and (patience == 0 or started.count("job-3") == 1):
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return start(task, log, *rest)
+
+    monkeypatch.setattr(process, "_start", refuse_one)
+    manifest, warnings, patience = a_manifest(jobs=3, steps=20_000), list[str](), 1
+    run = a_run(tmp_path, manifest)
+    assert {job.status for job in go(manifest, run, device, warn=warnings.append).jobs} == {"done"}
+    assert started[1:] == ["job-1", "job-2", "job-3", "job-3"] and len(warnings) == 1
+    assert re.search(r"^job-3 waits until another job has ended: no worker process .*: Resource temp", warnings[0])
+    patience = 0
+    with pytest.raises(WorkerError, match="`autotune doctor` shows the pids limit"):
+        go(manifest, a_run(tmp_path, manifest), device)
 
 
 def test_a_worker_that_dies_while_stopping_has_crashed(tmp_path: Path, device: DeviceInfo) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from autotune.codec import to_json
 from autotune.device.live_gpu import PatientGpu
 from autotune.device.mps import shared_if_possible
-from autotune.errors import FileError
+from autotune.errors import FileError, WorkerError
 from autotune.executors.listening import Listening
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.machine import DeviceInfo
@@ -129,6 +129,7 @@ class Supervisor:
         self._listening = Listening()
         self._status, self._stopping = StatusFile(run, warn), False
         self._notice_s: float | None = None
+        self._refused_at: int | None = None  # so many ran when the system refused another
         self._viewed_s = self._written_s = -_STATUS_PERIOD_S
 
     def run(self, on_event: Callable[[Snapshot], None], should_stop: Callable[[], bool]) -> TrainResult:
@@ -226,9 +227,30 @@ class Supervisor:
             write_json(self._run.device_file, to_json(self._device))
 
     def _fill(self) -> None:
+        """Start what waits, while there is room: a folder that is none is its job's affair alone.
+
+        Where the system refuses another process beside those that run, what waits does so until one has ended.
+
+        Raises:
+            WorkerError: the system refuses the only process.
+        """
+        if self._refused_at is not None and len(self._active()) >= self._refused_at:
+            return
+        self._refused_at = None
         for job in self._waiting()[: self._point.concurrency - len(self._active())]:
             task = training_task(self._manifest, self._device, job, retried=self._retried)
-            job.start(WorkerProcess(task, job.folder / "log", environment=self._environment))
+            try:
+                worker = WorkerProcess(task, job.folder / "log", environment=self._environment)
+            except FileError as error:
+                self._crash(job, str(error), error="folder")
+                continue
+            except WorkerError as error:
+                self._refused_at = len(self._active())
+                if not self._refused_at:
+                    raise
+                self._warn(f"{job.job.id} waits until another job has ended: {error}")
+                return
+            job.start(worker)
             self._events.record("started", job=job.job.id, **job.process(), **job.counts())
 
     def _stop(self) -> None:
@@ -322,12 +344,15 @@ class Supervisor:
                 job.end("stopped", f"the GPU was lost: {detail}")
                 self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
                 return
-            job.end("crashed", detail)
             kind = final.get("kind") or reason or ("hang" if hang else "crashed")
-            facts = {"error": kind, "exit_code": worker.returncode or 0, "detail": detail}
-            self._events.record("crashed", job=job.job.id, **facts, **job.counts())
-            others = ", the rest goes on" if len(self._jobs) > 1 else ""
-            self._warn(f"{job.job.id} crashed{others}: {detail}\n(log: {worker.log})")
+            self._crash(job, detail, error=kind, worker=worker)
+
+    def _crash(self, job: JobRun, detail: str, *, error: str, worker: WorkerProcess | None = None) -> None:
+        job.end("crashed", detail)
+        facts = {"error": error, "exit_code": (worker and worker.returncode) or 0, "detail": detail}
+        self._events.record("crashed", job=job.job.id, **facts, **job.counts())
+        others = ", the rest goes on" if len(self._jobs) > 1 else ""
+        self._warn(f"{job.job.id} crashed{others}: {detail}" + (f"\n(log: {worker.log})" if worker else ""))
 
     def _show(self, on_event: Callable[[Snapshot], None], *, state: State = "running") -> None:
         now_s = time.monotonic()
