@@ -135,6 +135,8 @@ def test_a_pilot_that_crashed_at_the_tuned_point_alone_fails_it():
 def test_without_evidence_nothing_is_claimed():
     flat = compared([line(1, 1)] * 3, [line(1, 1)] * 3)
     assert flat.verdict == "inconclusive" and flat.margin is None and "learnt nothing in 1,000" in flat.detail
+    better = compared([line(1, 9), line(1, 10), line(1, 11)], [line(1, 1)] * 3)
+    assert better.verdict == "passed" and better.margin is None, "the interval excludes 0: no margin is needed"
     silent = compared([Curve()] * 3, [Curve()] * 3)
     assert silent.verdict == "inconclusive" and "no game ended" in silent.detail and silent.difference is None
     one = compared([line(0, 10)] * 2, [line(0, 10), line(0, 1, failure="baseline-seed-1 crashed")])
@@ -365,6 +367,13 @@ def test_points_that_differ_in_speed_alone_need_no_pilots():
         "Learning not checked (each process trains as at the baseline, only speed differs): 1x samples per update, "
         "1x optimizer steps per env step of the baseline's."
     ]
+
+
+def test_a_better_point_passes_without_a_margin_and_says_so():
+    known = unchecked(found(Point(num_envs=16, batch_size=64)), a_recipe())
+    shown = {"status": "passed", "env": "x", "env_steps": 1000, "difference": 9.0, "margin_fraction": 0.1}
+    said = sentences(known.model_copy(update=shown))[0]
+    assert said.endswith("after 1,000 env steps of x, 0 seeds each: better than the baseline, which learnt nothing.")
 
 
 def test_a_large_move_is_loud_wherever_it_is_not_checked():

@@ -132,9 +132,9 @@ class Comparison:
 def compare(tuned: Sequence[Curve], baseline: Sequence[Curve], *, env_steps: int, margin_fraction: float) -> Comparison:
     """Whether the tuned point is not inferior to the baseline after equally many env steps.
 
-    Passed when the lower end of the interval of the paired differences lies above minus the margin, failed when
-    the upper end lies below it, or when a pilot at the tuned point crashed where the baseline's did not; else
-    inconclusive.
+    Passed when the lower end of the interval of the paired differences lies above minus the margin (above 0 where the
+    baseline learnt nothing, and there is none), failed when the upper end lies below it, or when a pilot at the tuned
+    point crashed where the baseline's did not; else inconclusive.
 
     Args:
         tuned: a curve of each seed.
@@ -154,17 +154,21 @@ def compare(tuned: Sequence[Curve], baseline: Sequence[Curve], *, env_steps: int
         verdict, detail = "failed", f"a pilot there did not get to its end: {crashed}"
     elif len(pairs) < PAIRS_MIN or difference is None:
         detail = _too_few(len(pairs), [*tuned, *baseline])
-    elif margin is None:
+    elif margin is None and not _above(difference, 0.0):
         detail = f"the baseline learnt nothing in {env_steps:,} env steps, so that nothing could be lost"
     else:
-        verdict, detail = _judge(difference, margin), ""
+        verdict, detail = _judge(difference, margin or 0.0), ""
     return Comparison(
         verdict=verdict, detail=detail, tuned=sides[0], baseline=sides[1], difference=difference, margin=margin
     )
 
 
+def _above(difference: Interval, value: float) -> bool:
+    return difference.low is not None and difference.low > value
+
+
 def _judge(difference: Interval, margin: float) -> Verdict:
-    if difference.low is not None and difference.low > -margin:
+    if _above(difference, -margin):
         return "passed"
     return "failed" if difference.high is not None and difference.high < -margin else "inconclusive"
 

@@ -70,7 +70,9 @@ def sentences(learning: LearningSection) -> list[str]:
     evidence, moved = _evidence(learning), loud or _fed_beside(learning)
     although = [f"The tuned point has {moved}."] if moved else []
     if learning.status == "passed":
-        return [f"Learning checked: {evidence}: not worse by more than the margin.", *although]
+        bound = "not worse by more than the margin"
+        found = bound if learning.margin is not None else "better than the baseline, which learnt nothing"
+        return [f"Learning checked: {evidence}: {found}.", *although]
     if learning.status == "failed":
         found = "an env step at the tuned point teaches less than at the baseline"
         if _crashed(learning):
