@@ -314,6 +314,15 @@ def test_a_stopped_guard_goes_on_where_it_was(tmp_path, device):
     assert '"kind": "resumed"' in events
 
 
+def test_a_baseline_that_crashed_is_not_settled_by_more_seeds(tmp_path, device):
+    recipe = a_recipe(fail="crash", fail_batch_size=64, fail_after_iterations=3)
+    _, learning = guarded(tmp_path, device, Point(num_envs=8, batch_size=32), recipe)
+    assert learning.status == "inconclusive"
+    first, *_, what = sentences(learning)
+    assert "pilots of the baseline did not get to their end: baseline-seed-7 crashed" in first
+    assert "guard-seeds" not in what and "--baseline" in what and "in guard/ of the run" in what
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [("damaged", r"tuned-seed-7 .*no valid checkpoint"), ("foreign", r"tuned-seed-7 .*it is of format 99")],

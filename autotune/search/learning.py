@@ -86,9 +86,20 @@ def sentences(learning: LearningSection) -> list[str]:
     return [
         f"LEARNING NOT SETTLED: {learning.detail or 'the interval reaches beyond the margin'}: {evidence}.",
         *although,
-        "What to do: more --guard-seeds narrow the interval, more --guard-steps let both learn more; "
-        "choose them once, for raising them until it passes is optional stopping.",
+        f"What to do: {_what_settles(learning)}.",
     ]
+
+
+def _what_settles(learning: LearningSection) -> str:
+    if learning.difference_low is None:  # too few pairs: no number of seeds mends that
+        return (
+            "read why in the pilot's log, in guard/ of the run, and compare with a baseline that gets to its end "
+            "(--baseline); where no game ended, train longer pilots (--guard-steps)"
+        )
+    return (
+        "more --guard-seeds narrow the interval, more --guard-steps let both learn more; choose them once, for raising "
+        "them until it passes is optional stopping"
+    )
 
 
 def remedy(learning: LearningSection) -> str:
