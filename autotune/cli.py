@@ -254,6 +254,7 @@ def train(**options: Any) -> int:
 def rollback(run_word: str | None, runs: Path, json: bool) -> int:
     """Undo what made a run with `train --resume-from`: the run before it is as it was, nothing is lost."""
     from autotune.train.migrate import rollback as roll_back
+    from autotune.units import typed
 
     run = chosen_run(runs, run_word)
     with run.hold():
@@ -262,7 +263,8 @@ def rollback(run_word: str | None, runs: Path, json: bool) -> int:
         show_json({"run": str(run.path), "source": str(source.path)})
     else:
         click.echo(
-            f"run {source.path} is as it was before the migration; go on: autotune train {source.manifest_file}\n"
+            f"run {source.path} is as it was before the migration; "
+            f"go on: autotune train {typed(source.manifest_file)}\n"
             f"what was trained since lies in {run.path / 'rolled-back'}"
         )
     return EXIT_OK

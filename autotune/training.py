@@ -21,6 +21,7 @@ from autotune.train.canary import train_run
 from autotune.train.folder import open_migrated_run, open_training_run
 from autotune.train.migrate import migrate
 from autotune.train.migration import BACKUP, load_migration
+from autotune.units import typed
 
 Say = Callable[[str], None]
 
@@ -96,4 +97,6 @@ def _take_over(
         say(f"{job.id} goes on at env step {job.env_steps:,} of run {source.name}")
     if done.fresh:
         say(f"from the beginning, since run {source.name} has no checkpoint of theirs: {', '.join(done.fresh)}")
-    say(f"backup of run {source.name}: {run.train_folder / BACKUP}; `autotune rollback {run.path}` returns to it")
+    say(
+        f"backup of run {source.name}: {run.train_folder / BACKUP}; `autotune rollback {typed(run.path)}` returns to it"
+    )

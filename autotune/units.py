@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
+from pathlib import PurePath
 
 from autotune.errors import UsageError
 
@@ -105,3 +107,9 @@ def format_usd(amount: float | None) -> str:
         return "unknown"
     digits = math.ceil(-math.log10(abs(amount))) if 0 < abs(amount) < 0.005 else 2
     return f"{amount:,.{digits}f} USD"
+
+
+def typed(path: PurePath) -> str:
+    """A path as one types it in a command: quoted where a shell asks for it, and never to be taken for a bare name."""
+    text = str(path)
+    return shlex.quote(text if "/" in text and not text.startswith("-") else f"./{text}")

@@ -18,7 +18,7 @@ from autotune.search.learning import sentences
 from autotune.search.result import StudyResult, contention, economy, failures, outran, sentence
 from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
-from autotune.units import counted, format_bytes, format_count, format_duration, shortened
+from autotune.units import counted, format_bytes, format_count, format_duration, shortened, typed
 
 _CELL_MAX = 80
 _DETAIL_MAX = 240
@@ -173,8 +173,8 @@ def search_text(found: StudyResult, run: Run, learning: LearningSection) -> str:
     if found.interrupted:
         lines.append("stopped early; the same command goes on")
     if run.manifest_file.exists():
-        lines.append(f"train with it:   autotune train {run.manifest_file}")
-    lines.append(f"time and cost:   autotune report {run.path}{price}")
+        lines.append(f"train with it:   autotune train {typed(run.manifest_file)}")
+    lines.append(f"time and cost:   autotune report {typed(run.path)}{price}")
     return "\n".join(lines)
 
 

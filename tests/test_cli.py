@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -854,3 +855,11 @@ def test_a_gpu_that_is_lost_already_is_no_reason_to_take_the_cpu_unasked(here, g
     if command == ["probe"]:
         one = ["--num-envs", "4", "--batch-size", "64", "--concurrency", "1"]
         assert run(*command, *one, "--device", "cpu") == 0
+
+
+@pytest.mark.parametrize("runs", [".", "-x", "my runs/o'clock"])
+def test_the_command_that_a_search_ends_with_can_be_typed_as_it_stands(here, capsys, runs):
+    command = [word for word in small_surface(here) if word != "--json"]
+    assert run(*command, f"--runs={runs}") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert run(*shlex.split(last.partition("autotune ")[2])) == 0, last

@@ -18,7 +18,7 @@ from autotune.train.migrate import accept_canary, rollback
 from autotune.train.migration import Canary, MigratedJob, Migration, load_migration
 from autotune.train.status import JobSnapshot, Snapshot
 from autotune.train.supervisor import supervise
-from autotune.units import counted, format_count, format_duration
+from autotune.units import counted, format_count, format_duration, typed
 from autotune.worker.checkpoint import load_training, newest_checkpoint
 
 GAMES_MIN = 10
@@ -95,7 +95,7 @@ def _decide(verdict: Verdict, run: Run, migration: Migration, warn: Callable[[st
     source = rollback(run, warn=warn)
     raise CanaryError(
         f"the canary failed: {'; '.join(verdict.faults)}. The migration was rolled back: run {source.path} is as it "
-        f"was before (`autotune train {source.manifest_file}` goes on), and what the canary did lies in "
+        f"was before (`autotune train {typed(source.manifest_file)}` goes on), and what the canary did lies in "
         f"{run.path / 'rolled-back'}"
     )
 

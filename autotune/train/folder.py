@@ -8,6 +8,7 @@ from autotune.errors import UsageError
 from autotune.manifest import Manifest, manifest_text, save_manifest
 from autotune.runs import Run, all_runs, check_name, create_run, numbered_run
 from autotune.train.migration import refuse_migrated, successor
+from autotune.units import typed
 
 
 def open_training_run(path: Path, manifest: Manifest, root: Path, *, name: str | None = None, new: bool = False) -> Run:
@@ -64,8 +65,8 @@ def open_migrated_run(
     if (own := _run_around(path)) and name is None and not new:
         if own.path.resolve() == source.path.resolve():
             raise UsageError(
-                f"{path} is the manifest of run {source.path} itself: `autotune train {path}` goes on with it, at any "
-                "point; to be able to return, copy the manifest elsewhere and change it there"
+                f"{path} is the manifest of run {source.path} itself: `autotune train {typed(path)}` goes on with "
+                "it, at any point; to be able to return, copy the manifest elsewhere and change it there"
             )
         return own
     for run in [] if new else reversed(all_runs(root)):

@@ -10,6 +10,7 @@ from autotune.codec import from_json, to_json
 from autotune.errors import FileError, UsageError
 from autotune.runs import Run
 from autotune.store import read_json, write_json
+from autotune.units import typed
 
 MARK = "migrated_to"
 """Fact of an old run: the new one's folder, relative to it. It means nothing until that has a migration."""
@@ -144,7 +145,7 @@ def refuse_other_source(run: Run, source: Run, backup: Path) -> None:
     if (new := successor(source)) and new.path != run.path.resolve():
         raise UsageError(
             f"run {source.path} was migrated to {new.path}, so {run.path} is a copy or an earlier migration of it: "
-            f"nothing was changed. To return, `autotune rollback {new.path}`"
+            f"nothing was changed. To return, `autotune rollback {typed(new.path)}`"
         )
     if _count_events(source) > _count_events(before):
         raise UsageError(
@@ -173,8 +174,8 @@ def refuse_migrated(run: Run) -> None:
         )
     if new := successor(run):
         raise UsageError(
-            f"run {run.path} was migrated to {new.path}: go on there with `autotune train {new.manifest_file}`, "
-            f"or return with `autotune rollback {new.path}`"
+            f"run {run.path} was migrated to {new.path}: go on there with "
+            f"`autotune train {typed(new.manifest_file)}`, or return with `autotune rollback {typed(new.path)}`"
         )
 
 

@@ -14,6 +14,7 @@ from autotune.device.host import process_identity, still_runs
 from autotune.errors import FileError, UsageError
 from autotune.runs import Run
 from autotune.store import read_json, write_json
+from autotune.units import typed
 
 State = Literal["running", "done", "stopped", "crashed", "killed"]
 
@@ -129,7 +130,9 @@ def read_snapshot(run: Run) -> Snapshot:
     """
     path = status_file(run)
     if not path.exists():
-        raise UsageError(f"run {run.path} has not trained yet: start it with `autotune train {run.manifest_file}`")
+        raise UsageError(
+            f"run {run.path} has not trained yet: start it with `autotune train {typed(run.manifest_file)}`"
+        )
     try:
         snapshot: Snapshot = from_json(Snapshot, read_json(path))
     except (TypeError, AttributeError, KeyError) as error:

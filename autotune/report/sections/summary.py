@@ -19,7 +19,7 @@ from autotune.report.wording import (
 from autotune.search.learning import remedy, sentences
 from autotune.search.result import contention, outran
 from autotune.stats import failure_rate_bound_per_hour
-from autotune.units import counted, format_count, format_duration, format_usd
+from autotune.units import counted, format_count, format_duration, format_usd, typed
 
 _MADE_UP = "a recorded surface plans no training, these jobs are made up"
 
@@ -163,7 +163,7 @@ def _ties(facts: Facts) -> str:
 
 
 def _next(facts: Facts) -> str:
-    train = code(f"autotune train {facts.run.manifest_file}")
+    train = code(f"autotune train {typed(facts.run.manifest_file)}")
     if facts.training and facts.training.events and (last := facts.training.events[-1]).get("kind") == "ended":
         if (state := last.get("state")) != "done":
             why = "in which jobs crashed" if state == "crashed" else "which was stopped"
