@@ -22,7 +22,7 @@ from autotune.device.inspect import usable_device
 from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, EXIT_UNFINISHED, InfeasibleError, UsageError
 from autotune.locks import hold_device
 from autotune.machine import DeviceInfo
-from autotune.probe.grid import grid_points, run_grid
+from autotune.probe.grid import grid_points, left_out, run_grid
 from autotune.probe.recipe import missing_placeholders
 from autotune.probe.recipe_file import knob_points
 from autotune.records import KNOBS, Point, ProbeResult, Recipe
@@ -142,6 +142,9 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
     if stopped:
         on = "the same command goes on" if command == "record" else "a probe begins anew (`autotune record` goes on)"
         say(f"stopped after {len(rows)} of {counted(len(points), 'point')}; {on}")
+    elif heavier := left_out(points, rows):
+        why = "each asks for at least as much of every knob as one at which the machine went down"
+        say(f"{counted(len(heavier), 'point')} left out: {why}")
     measured = EXIT_OK if any(row.ok for row in rows) else EXIT_INFEASIBLE
     return MeasuredGrid(recipe=recipe, device=device, run=run, rows=rows, exit_code=stopped or measured)
 

@@ -795,6 +795,36 @@ def test_a_recorded_surface_is_searched_in_replay(here, capsys):
     assert not (here / "runs" / "surface-1" / "manifest.json").exists()  # a recorded machine cannot be trained on
 
 
+@pytest.mark.parametrize("reboot", [True, False])
+def test_a_recording_goes_on_beyond_the_point_at_which_the_machine_went_down(here, capsys, monkeypatch, reboot):
+    write_recipe(here)
+    grid = ["--num-envs", "4,8,16", "--batch-size", "64", "--concurrency", "1,2", "--knob", "noise_fraction=0.1"]
+    command = ["record", *grid, "--out", "surface.csv", "--json"]
+    measure, launched, state = IsolatedExecutor.run, [], here / "runs" / "fast-record-1" / "run.json"
+
+    def go_down_at_the_third(executor, request):
+        launched.append(request.point.label())
+        if len(launched) != 3:
+            return measure(executor, request)
+        here.joinpath("as_it_was").write_text(state.read_text().replace(executor.device.host.boot_id, boot_id))
+        raise KeyboardInterrupt
+
+    boot_id = "before" if reboot else inspect_device("cpu").host.boot_id
+    monkeypatch.setattr(IsolatedExecutor, "run", go_down_at_the_third)
+    run(*command)
+    here.joinpath("as_it_was").rename(state)
+    capsys.readouterr()
+    assert run(*command) == 0
+    told = capsys.readouterr()
+    found = {(row["num_envs"], row["concurrency"]): row["status"] for row in json.loads(told.out)["rows"]}
+    if not reboot:
+        assert found == dict.fromkeys([(4, 1), (4, 2), (8, 1), (8, 2), (16, 1), (16, 2)], "ok") and len(launched) == 7
+        return
+    assert found == {(4, 1): "ok", (4, 2): "ok", (8, 1): "host_lost"} and len(launched) == 3
+    assert "3 points left out: each asks for at least as much of every knob as one at which the machine" in told.err
+    assert ",host_lost," in (here / "surface.csv").read_text()
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """The one GPU of this machine, which can be lost."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -15,6 +16,9 @@ from autotune.probe.run import run_probe
 from autotune.records import SHARING, Grade, KnobValue, Point, ProbeResult, Recipe
 from autotune.runs import Run
 from autotune.workloads.command_argv import placeholders
+
+_RUNNING = "probing"
+"""Fact of a run: the point that is being measured, and the boot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,14 @@ def run_grid(
     on_event: Callable[[GridEvent], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[ProbeResult]:
-    """Measure every point that is not `done`; rows are recorded as they are measured. Returns all there are."""
+    """Measure every point that is not `done`; rows are recorded as they are measured. Returns all there are.
+
+    The point at which the machine went down has its row, and what dominates it is left out (`left_out`).
+    """
+    boot_id = executor.device.host.boot_id
+    if (lost := _lost(run, boot_id, grade)) is not None and lost.requested not in done:
+        record(lost)
+        done = {**done, lost.requested: lost}
     rows: list[ProbeResult] = []
     for number, point in enumerate(points):
         if should_stop():
@@ -110,23 +121,55 @@ def run_grid(
         if point in done:
             rows.append(done[point])
             continue
+        if _brings_down(point, done.values()):
+            continue
         on_event(GridEvent(number=number, total=len(points), point=point))
         label, optional = f"{number:04d}", bool(point.extra) and recipe.workload != "command"  # whose progress counts
         try:
-            result = run_probe(
-                recipe,
-                point,
-                executor,
-                grade=grade,
-                run=run,
-                label=label,
-                optional=optional,
-                earlier=[*done.values(), *rows],
-            )
+            with _noted(run, point, boot_id):
+                result = run_probe(
+                    recipe,
+                    point,
+                    executor,
+                    grade=grade,
+                    run=run,
+                    label=label,
+                    optional=optional,
+                    earlier=[*done.values(), *rows],
+                )
+                record(result)
         except KeyboardInterrupt:
             break
-        record(result)
         rows.append(result)
         on_event(GridEvent(number=number, total=len(points), point=point, result=result))
-    run.update(finished=len(rows) == len(points))
+    run.update(finished=len(rows) + len(left_out(points, rows)) == len(points))
     return rows
+
+
+def left_out(points: Iterable[Point], rows: Sequence[ProbeResult]) -> list[Point]:
+    """Points that are not measured since the machine went down at one of these rows, which they dominate."""
+    measured = {row.requested for row in rows}
+    return [point for point in points if point not in measured and _brings_down(point, rows)]
+
+
+def _brings_down(point: Point, rows: Iterable[ProbeResult]) -> bool:
+    return any(row.status == "host_lost" and point.dominates(row.requested) for row in rows)
+
+
+@contextmanager
+def _noted(run: Run, point: Point, boot_id: str) -> Iterator[None]:
+    """Keep it on the disk that a point is being measured; a machine that goes down leaves it there, as does a kill."""
+    run.update(**{_RUNNING: {"point": point.knobs(), "boot_id": boot_id}})
+    try:
+        yield
+    finally:
+        run.update(**{_RUNNING: None})
+
+
+def _lost(run: Run, boot_id: str, grade: Grade) -> ProbeResult | None:
+    """The probe during which the machine went down, if it did; after a killed command the point is measured anew."""
+    noted = run.state().get(_RUNNING)
+    if not isinstance(noted, dict) or noted["boot_id"] == boot_id:
+        return None
+    point = Point.from_knobs(noted["point"])
+    return ProbeResult(requested=point, status="host_lost", grade=grade, detail="the machine restarted while this ran")
