@@ -33,8 +33,8 @@ def describe(result: ProbeResult) -> str:
 
 
 def brief(detail: str) -> str:
-    """The first line, and the last where a program's own output follows."""
-    lines = detail.splitlines()
+    """The first line, and the last that is no mere frame or rule where a program's own output follows."""
+    lines = [line for line in detail.splitlines() if any(map(str.isalnum, line))]
     return " ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
 
 

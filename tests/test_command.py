@@ -492,6 +492,18 @@ traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/err
 ============================================================"""
 
 
+HYDRA = """Could not override 'envs'.
+To append to your config use +envs=8
+Key 'envs' is not in struct
+
+Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."""
+
+TYPER = """Usage: train.py [OPTIONS]
+╭─ Error ──────────────────────╮
+│ No such option: --envs       │
+╰──────────────────────────────╯"""
+
+
 @pytest.mark.parametrize(
     ("output", "first"),
     [
@@ -504,6 +516,12 @@ traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/err
         ("ValueError: tried another game\nsteps: 5\nSegmentation fault", "exit code 1; the last lines were:"),
         ("ChildFailedError: worker 3\n====", "exit code 1 (ChildFailedError: worker 3); the last lines were:"),
         ("no such game", "exit code 1; the last lines were:"),
+        (HYDRA, "exit code 1 (Could not override 'envs'.); the last lines were:"),
+        (TYPER, "exit code 1 (No such option: --envs); the last lines were:"),
+        (
+            "FATAL Flags parsing error: Unknown command line flag 'envs'\nPass --helpshort to see help.",
+            "exit code 1 (FATAL Flags parsing error: Unknown command line flag 'envs'); the last lines were:",
+        ),
     ],
 )
 def test_the_exception_is_told_first_where_it_is_not_in_the_last_line(start, output, first):

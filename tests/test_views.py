@@ -6,7 +6,7 @@ from autotune.records import Budget, Job, JobResult, Point, TrainResult
 from autotune.runs import Run, create_run
 from autotune.store import make_folder
 from autotune.train.status import JobSnapshot, Snapshot, write_snapshot
-from autotune.views import probe_table, probe_text, show_status, status_text, train_text
+from autotune.views import brief, probe_table, probe_text, show_status, status_text, train_text
 
 GIB = 2**30
 SMALL, LARGE = Point(num_envs=8, batch_size=256), Point(num_envs=16, batch_size=256)
@@ -125,3 +125,9 @@ def test_a_long_training_in_which_too_few_ran_at_once_is_not_called_short(tmp_pa
     job = JobResult(id="a", status="done", **counts)
     result = TrainResult(run="r", jobs=(job,), sps=None, predicted_sps=10.0, seconds=3600.0)
     assert "or fewer ran than the point has places" in train_text(result, create_run(tmp_path, "r", command="train"))
+
+
+def test_a_detail_in_short_ends_with_a_line_that_says_something():
+    assert brief("it ended; the last lines were:\n╭─ Error ─╮\n│ No such option │\n╰─────────╯\n====") == (
+        "it ended; the last lines were: │ No such option │"
+    )

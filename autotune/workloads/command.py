@@ -24,7 +24,7 @@ from autotune.units import counted, format_duration, shortened
 from autotune.workloads.command_argv import fill, placeholders, values_at
 from autotune.workloads.command_child import Child, describe_exit
 from autotune.workloads.command_progress import ProgressRule, make_rule, preset_of
-from autotune.workloads.memory_words import said_exception, tells_out_of_memory
+from autotune.workloads.memory_words import said_exception, said_why, tells_out_of_memory
 from autotune.workloads.protocol import (
     LAST_LINES,
     SEVERAL_TOTALS,
@@ -338,7 +338,7 @@ class CommandSession:
                 f"the program ended well, but {missing}; {self._remedy()}. {LAST_LINES}{self._last_lines()}"
             )
         message = (
-            f"the program ended with {describe_exit(code)}{self._why()}; the last lines were:\n{self._last_lines()}"
+            f"the program ended with {describe_exit(code)}{self._why(code)}; the last lines were:\n{self._last_lines()}"
         )
         if starved:
             return OutOfMemoryError(message)
@@ -346,10 +346,10 @@ class CommandSession:
         refused = refused and not _EXHAUSTED.search(self._child.tail())
         return RefusedError(message) if refused else WorkerError(message)
 
-    def _why(self) -> str:
-        """Which of its lines since it last told its progress names an exception, unless that is the very last."""
+    def _why(self, code: int) -> str:
+        """Which of its lines since it last told its progress says why it failed, unless that is the very last."""
         lines = self._child.tail().splitlines()[-max(1, self._child.progress.unmatched) :]
-        said = said_exception(lines)
+        said = said_why(lines) if 0 < code < _BY_SIGNAL else said_exception(lines)
         return f" ({shortened(said, _SAID_MAX)})" if said and said != lines[-1].strip() else ""
 
     def _last_lines(self) -> str:

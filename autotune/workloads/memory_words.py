@@ -25,6 +25,12 @@ _OF_ANOTHER |= {"EOFError"}
 """Exceptions that tell of the end of another process, which has said why."""
 _CHAINED = ("another exception occurred:", "the direct cause of the following exception:")
 _END_LINES = 20
+_FAILURE = re.compile(
+    r"\b(?:error|fatal|failed|invalid|unknown|unrecogni[sz]ed|missing|required|could not|can(?:not|'t)|no such|"
+    r"not found)\b",
+    re.IGNORECASE,
+)
+_FRAME = re.compile(r"^[\s│┃|]+|[\s│┃|]+$")
 
 
 def tells_out_of_memory(output: str) -> bool:
@@ -56,3 +62,13 @@ def said_exception(lines: Sequence[str]) -> str | None:
     named = [(match[1], line.strip()) for line in lines if (match := _EXCEPTION.match(line))]
     told = [line for name, line in named if name not in _OF_ANOTHER] or [line for _, line in named]
     return told[-1] if told else None
+
+
+def said_why(lines: Sequence[str]) -> str | None:
+    """The line that says why a program failed: of an exception, else the last in words of failure.
+
+    Parsers of arguments and configurations end with advice or with the frame around what they say; None where no line
+    says why.
+    """
+    told = [_FRAME.sub("", line) for line in lines[-_END_LINES:] if _FAILURE.search(line)]
+    return said_exception(lines) or (told[-1] if told else None)
