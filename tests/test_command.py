@@ -530,6 +530,25 @@ def test_the_exception_is_told_first_where_it_is_not_in_the_last_line(start, out
     assert str(error).splitlines()[-1] == output.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("code", "options"),
+    [
+        ("input('Overwrite? ')", {"counter": COUNTER}),
+        ("import sys; print('Overwrite? [y/N]', end=' '); sys.stdin.readline() or sys.exit('Aborted!')", {}),
+        ("import sys; print('Overwrite? (yes/no)', end=' '); sys.stdin.readline()", {"counter": COUNTER}),
+    ],
+)
+def test_a_question_that_nobody_answers_is_told_as_such(start, code, options):
+    told = str(step_to_the_end(start(python(code), **options))[1])
+    words = "it asked a question, and its standard input is empty here: let an option or a variable of it answer"
+    assert words in told.splitlines()[0]
+
+
+def test_a_question_long_ago_is_no_reason(start):
+    code = "print('Go on? [y/n]'); print('building'); print('compiling'); raise ValueError('no such game')"
+    assert "a question" not in str(step_to_the_end(start(python(code), counter=COUNTER))[1])
+
+
 def test_killed_by_the_kernel_for_memory(start, monkeypatch):
     counts = iter([5, 6])
     monkeypatch.setattr("autotune.workloads.command_child.count_oom_kills", lambda: next(counts))

@@ -24,7 +24,7 @@ from autotune.units import counted, format_duration, shortened
 from autotune.workloads.command_argv import fill, placeholders, values_at
 from autotune.workloads.command_child import Child, describe_exit
 from autotune.workloads.command_progress import ProgressRule, make_rule, preset_of
-from autotune.workloads.memory_words import said_exception, said_why, tells_out_of_memory
+from autotune.workloads.memory_words import asked_for_input, said_exception, said_why, tells_out_of_memory
 from autotune.workloads.protocol import (
     LAST_LINES,
     SEVERAL_TOTALS,
@@ -46,6 +46,7 @@ _TOLD_S = 2.0
 """Before a probe is cut, a program that told no progress so far is told of."""
 _BY_SIGNAL = 128
 """Exit codes from here on are a shell's: of a signal, or of a program that it cannot run."""
+_ASKED = "it asked a question, and its standard input is empty here: let an option or a variable of it answer"
 _SAID_MAX = 200
 """Characters of a line that says why a program failed."""
 _MIN_STEP_S = 0.02  # a program may tell its progress at every step: more would only make work for the parent
@@ -318,6 +319,8 @@ class CommandSession:
     def _remedy(self) -> str:
         if self._child.ticked_unheard:
             return "autotune.tick was called and counts only without --counter, --rate and --progress: leave that out"
+        if asked_for_input(self._child.tail().splitlines()):
+            return _ASKED
         preset = preset_of(self._child.tail())
         if preset is not None and preset != self._settings.progress:
             return f"its lines match --progress {preset}: give that"
@@ -349,6 +352,8 @@ class CommandSession:
     def _why(self, code: int) -> str:
         """Which of its lines since it last told its progress says why it failed, unless that is the very last."""
         lines = self._child.tail().splitlines()[-max(1, self._child.progress.unmatched) :]
+        if asked_for_input(lines):
+            return f" ({_ASKED})"
         said = said_why(lines) if 0 < code < _BY_SIGNAL else said_exception(lines)
         return f" ({shortened(said, _SAID_MAX)})" if said and said != lines[-1].strip() else ""
 

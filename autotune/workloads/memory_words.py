@@ -31,6 +31,8 @@ _FAILURE = re.compile(
     re.IGNORECASE,
 )
 _FRAME = re.compile(r"^[\s│┃|]+|[\s│┃|]+$")
+_ASKED = re.compile(r"EOF when reading a line|[\[(]y(?:es)?/no?[\])]", re.IGNORECASE)
+_ASKED_LINES = 3
 
 
 def tells_out_of_memory(output: str) -> bool:
@@ -72,3 +74,8 @@ def said_why(lines: Sequence[str]) -> str | None:
     """
     told = [_FRAME.sub("", line) for line in lines[-_END_LINES:] if _FAILURE.search(line)]
     return said_exception(lines) or (told[-1] if told else None)
+
+
+def asked_for_input(lines: Sequence[str]) -> bool:
+    """Whether a program's last lines are those of one that asked a question and read no answer."""
+    return any(_ASKED.search(line) for line in lines[-_ASKED_LINES:])
