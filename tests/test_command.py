@@ -356,6 +356,36 @@ def test_missing_program_and_folder_are_refused(tmp_path):
     workload.check(POINT, [JOB])
 
 
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("train.py", r"write its interpreter before it \(python train.py\), or check"),
+        ("./train.py", r"write its interpreter before it \(python ./train.py\), or check"),
+        ("ENVS={num_envs}", r"no shell is involved, so write env before it \(env ENVS=4 \.\.\.\), or check"),
+        ("python train.py", "without quotes around all of it; check"),
+    ],
+)
+def test_what_is_no_program_is_told_how_to_start(tmp_path, program, words):
+    (tmp_path / "train.py").touch()
+    with pytest.raises(UsageError, match=words):
+        CommandWorkload({"argv": [program], "cwd": str(tmp_path)}).check(POINT, [JOB])
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("python train.py\n", "its first line names no interpreter: write '#!/bin/sh'"),
+        ("#!/bin/sh\r\necho\r\n", "interpreter .* is not there .*#!/bin/sh.*, of which the carriage return is a part"),
+        ("#!/no/such/python\n", "the interpreter that its first line names is not there .*'#!/no/such/python'"),
+    ],
+)
+def test_a_script_whose_interpreter_is_not_found_is_told_so(start, tmp_path, script, words):
+    (tmp_path / "train.sh").write_bytes(script.encode())
+    (tmp_path / "train.sh").chmod(0o755)
+    with pytest.raises(UsageError, match=words):
+        start(["./train.sh"], cwd=str(tmp_path))
+
+
 # --- running programs
 
 

@@ -21,8 +21,8 @@ from pydantic import Field
 from autotune.errors import UsageError, WorkerError
 from autotune.records import Job, Point, Work
 from autotune.units import counted, format_duration, shortened
-from autotune.workloads.command_argv import fill, placeholders, values_at
-from autotune.workloads.command_child import Child, describe_exit
+from autotune.workloads.command_argv import fill, how_to_start, placeholders, values_at
+from autotune.workloads.command_child import Child, describe_exit, describe_start_error
 from autotune.workloads.command_progress import ProgressRule, make_rule, preset_of
 from autotune.workloads.memory_words import asked_for_input, said_exception, said_why, tells_out_of_memory
 from autotune.workloads.protocol import (
@@ -130,9 +130,8 @@ class CommandWorkload:
         path = self.settings.environment.get("PATH", os.environ.get("PATH"))
         local = str(Path(self.settings.cwd or ".") / program)  # a path is relative to the command's folder
         if shutil.which(local if "/" in program else program, path=path) is None:
-            quoted = "write the command without quotes around all of it; " if " " in program else ""
             raise UsageError(
-                f"the program {program!r} cannot be found or executed: {quoted}"
+                f"the program {program!r} cannot be found or executed: {how_to_start(program, local)}"
                 "check its spelling, its permissions, and that its environment is active"
             )
 
@@ -177,7 +176,8 @@ class CommandSession:
         try:
             self._child = Child(argv, cwd=settings.cwd, environment=environment, rule=rule)
         except OSError as error:
-            raise UsageError(f"the program {argv[0]!r} cannot be started: {error.strerror or error}") from error
+            why = describe_start_error(error, Path(settings.cwd or ".") / argv[0])
+            raise UsageError(f"the program {argv[0]!r} cannot be started: {why}") from error
 
     def step(self, parts: int = 1) -> Work:
         """Wait for the next sign of progress; slices are the program's own affair.

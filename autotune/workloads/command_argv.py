@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from autotune.errors import UsageError
 from autotune.records import Job, KnobValue, Point
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}|[{}]")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 
 
 def placeholders(argv: Sequence[str]) -> set[str]:
@@ -60,3 +62,15 @@ def fill(argv: Sequence[str], values: Mapping[str, KnobValue]) -> list[str]:
 def values_at(point: Point, job: Job) -> dict[str, KnobValue]:
     """Every placeholder's value."""
     return {**point.knobs(), "seed": job.seed, "env": job.env, "job": job.id}
+
+
+def how_to_start(program: str, local: str) -> str:
+    """What else to write for a program that is not found, by its looks and whether a file is at the path `local`."""
+    if Path(local).is_file():
+        interpreter = "python" if program.endswith(".py") else "sh"
+        return f"it is a file that is no program yet: write its interpreter before it ({interpreter} {program}), or "
+    if _ASSIGNMENT.match(program):
+        return f"no shell is involved, so write env before it (env {program} ...), or "
+    if " " in program:
+        return "write the command without quotes around all of it; "
+    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import threading
@@ -237,6 +238,20 @@ def descendants(pid: int) -> list[psutil.Process]:
 def describe_exit(code: int) -> str:
     """``exit code 3``, or ``signal 9`` for a negative one."""
     return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def describe_start_error(error: OSError, program: Path) -> str:
+    """Why the system starts no program that is there and executable; a script's first line is what it goes by."""
+    if error.errno == errno.ENOEXEC:
+        return "its first line names no interpreter: write '#!/bin/sh' there, or the interpreter before it (sh SCRIPT)"
+    if error.errno == errno.ENOENT and program.is_file():
+        with contextlib.suppress(OSError), program.open("rb") as file:
+            first = file.readline(_KEPT_LIMIT_BYTES).rstrip(b"\n").decode(errors="replace")
+            ends = (
+                ", of which the carriage return is a part: let its lines end in newlines only" if "\r" in first else ""
+            )
+            return f"the interpreter that its first line names is not there ({first!r}{ends})"
+    return error.strerror or str(error)
 
 
 def count_oom_kills() -> int:
