@@ -22,7 +22,7 @@ from autotune.device.inspect import usable_device
 from autotune.errors import EXIT_INFEASIBLE, EXIT_OK, EXIT_UNFINISHED, InfeasibleError, UsageError
 from autotune.locks import hold_device
 from autotune.machine import DeviceInfo
-from autotune.probe.grid import grid_points, left_out, run_grid
+from autotune.probe.grid import grid_points, left_out, refuse_unreached, run_grid
 from autotune.probe.recipe import missing_placeholders
 from autotune.probe.recipe_file import knob_points
 from autotune.records import KNOBS, Point, ProbeResult, Recipe
@@ -117,6 +117,7 @@ def measure_grid(command: str, argv: list[str], options: dict[str, Any], say: Sa
     standard = {name: recipe.knobs[name] for name in KNOBS}  # a surface has no further knobs
     every = replace(recipe, grid={**recipe.grid, **standard}) if command == "record" else recipe
     points = grid_points(every, grid_values(options))
+    refuse_unreached(recipe, {name: sorted({point.knobs()[name] for point in points}) for name in KNOBS})
     if command == "record" and len({point.extra for point in points}) > 1:
         raise UsageError("a surface has num_envs, batch_size and concurrency only: give each --knob one value")
     stop = StopSignals()
@@ -173,6 +174,7 @@ def run_search(argv: list[str], options: dict[str, Any], say: Say) -> FinishedSe
     stop = StopSignals()
     executor, recipe = choose_executor(argv, options, stop.requested, say)
     say_recipe(say, recipe, bool(options["recipe"] or argv or recipe.workload == "replay"))
+    refuse_unreached(recipe, recipe.knobs)
     recipe = begin_where_trained(recipe, options, say)
     plan = _guard_plan(recipe, options, simulated=executor.simulated)
     tries = tried_points(recipe, options, say)

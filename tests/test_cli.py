@@ -253,6 +253,17 @@ def write_own(folder, budget="steps = 1000"):
     return folder / "own.toml"
 
 
+@pytest.mark.parametrize("command", [["search", "--budget", "1m"], ["probe"], ["record", "--out", "surface.csv"]])
+def test_a_recipe_with_several_values_of_a_knob_that_the_command_has_no_place_for_is_refused(here, capsys, command):
+    write_own(here)
+    recipe = (here / "own.toml").read_text()
+    (here / "own.toml").write_text(recipe.replace('"{batch_size}"', "").replace("[32]", "[32, 64]"))
+    assert run(*command, "own.toml", *(["--batch-size", "32,64"] if command == ["probe"] else [])) == 2
+    told = "batch_size=32 or 64 has no effect: the command has no {batch_size}; write it where the value belongs"
+    assert told in capsys.readouterr().err
+    assert not list(here.glob("runs/*"))
+
+
 def test_a_program_of_ones_own_has_no_budget_in_episodes(here, capsys):
     recipe = load_recipe(str(write_own(here, "episodes = 100")))
     save_manifest(here / "own.json", build_manifest(recipe, recipe.baseline))

@@ -13,7 +13,7 @@ from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
 from autotune.probe.recipe_file import batch_size_max, more_jobs
 from autotune.probe.run import run_probe
-from autotune.records import SHARING, Grade, KnobValue, Point, ProbeResult, Recipe
+from autotune.records import KNOBS, SHARING, Grade, KnobValue, Point, ProbeResult, Recipe
 from autotune.runs import Run
 from autotune.workloads.command_argv import placeholders
 
@@ -57,6 +57,21 @@ def check_knob(recipe: Recipe, name: str, values: Sequence[KnobValue]) -> None:
                 f"{name}={value} is outside what recipe {recipe.name!r} allows ({shown}{jobs}): "
                 f"{more}choose another value, or widen [knobs] in a recipe of your own"
             )
+
+
+def refuse_unreached(recipe: Recipe, values: Mapping[str, Sequence[KnobValue]]) -> None:
+    """Refuse several values of a knob that has no place in the user's own command: all would measure the same.
+
+    Args:
+        recipe: of any workload.
+        values: what is to be measured, by knob.
+
+    Raises:
+        UsageError: names the knob and the remedy.
+    """
+    for name in KNOBS:
+        if len(values[name]) > 1:
+            _refuse_unreached(recipe, name, " or ".join(map(str, values[name])))
 
 
 def _refuse_unreached(recipe: Recipe, name: str, value: KnobValue) -> None:
