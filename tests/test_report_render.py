@@ -288,6 +288,11 @@ def test_asked_for_and_effective_differ(tmp_path: Path) -> None:
     assert "probe 0: num\\_envs=16 batch\\_size=512 took effect instead of what was asked for" in markdown
 
 
+def test_a_knob_that_a_command_has_no_place_for_was_not_asked_for(tmp_path: Path) -> None:
+    odd = result(Point(num_envs=8, batch_size=1), 500.0, effective={"num_envs": 8, "batch_size": None})
+    assert "took effect instead" not in report(make_run(tmp_path, [("baseline", odd)]))
+
+
 def test_learning_uses_what_took_effect(tmp_path: Path) -> None:
     base = result(Point(num_envs=8, batch_size=256), 500.0)
     capped = result(Point(num_envs=64, batch_size=256), 900.0, effective={"num_envs": 8})

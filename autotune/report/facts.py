@@ -280,9 +280,12 @@ def _row(record: TrialRecord) -> dict[str, Any]:
 
 
 def changed_knobs(result: ProbeResult) -> str:
-    """What took effect other than asked for, such as ``num_envs=16``; empty when all did."""
+    """What took effect other than asked for, such as ``num_envs=16``; empty when all did.
+
+    A knob that a user's own command has no place for (None) has one value, and nothing was asked for.
+    """
     asked, got = result.requested.knobs(), result.effective
-    return " ".join(f"{name}={got[name]}" for name in asked if name in got and got[name] != asked[name])
+    return " ".join(f"{name}={got[name]}" for name in asked if got.get(name) not in (None, asked[name]))
 
 
 def measure_role(role: str, point: Point | None, history: Sequence[ProbeResult]) -> Measured | None:
