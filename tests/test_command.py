@@ -1013,6 +1013,15 @@ def test_probe_of_the_own_script_running_out_of_memory(tmp_path):
     assert result.status == "oom" and "CUDA out of memory" in result.detail + result.log_tail
 
 
+def test_the_log_of_a_program_that_failed_ends_with_its_own_lines(tmp_path):
+    """What raised the answer in the worker says nothing to the program's owner, and a report shows the log's end."""
+    result = probe(
+        tmp_path, POINT, python("print('building'); raise ValueError('no such game')"), PLAN, counter=COUNTER
+    )
+    assert result.log_tail.endswith("ValueError: no such game")
+    assert "autotune/w" not in result.log_tail and "RefusedError" not in result.log_tail
+
+
 def test_probe_of_a_third_party_trainer(tmp_path):
     pytest.importorskip("stable_baselines3")
     plan = MeasurePlan(discard_s=0.0, discard_iterations=1, window_s=1.0, window_iterations=2, timeout_s=120.0)

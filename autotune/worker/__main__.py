@@ -167,13 +167,16 @@ def close(ending: contextlib.ExitStack) -> None:
     try:
         ending.close()
     except Exception as error:  # noqa: BLE001 - of an environment or a framework, and this process ends anyway
-        log_traceback(error)
+        log_error(error)
 
 
-def log_traceback(error: Exception) -> None:
-    """Write it to the log, if that takes anything."""
+def log_error(error: Exception) -> None:
+    """Write it to the log, if that takes anything; one of ours that nothing else caused says all that matters."""
     with contextlib.suppress(OSError):  # its disk is full
-        traceback.print_exception(error)
+        if isinstance(error, AutotuneError) and error.__cause__ is None:
+            sys.stderr.write(f"autotune: {error}\n")
+        else:
+            traceback.print_exception(error)
 
 
 def main(arguments: list[str]) -> int:
@@ -197,7 +200,7 @@ def main(arguments: list[str]) -> int:
     except Finished as end:
         send({"type": "done", "reason": "finished", "detail": str(end)})
     except Exception as error:  # noqa: BLE001 - the process boundary: every failure becomes a message
-        log_traceback(error)
+        log_error(error)
         detail = (
             str(error) if isinstance(error, AutotuneError) else f"{type(error).__name__}: {error}".removesuffix(": ")
         )
