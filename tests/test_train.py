@@ -882,6 +882,8 @@ def test_an_event_of_another_kind_of_file_is_named(tmp_path: Path) -> None:
         ("total_env_steps", "total_env_stepr"),
         ("total_episodes", "Total_episodes"),
         (": 42", ': "42"'),
+        (": 42", ": NaN"),
+        (": 42", ": 1e999"),
         ('"job-1"', "[]"),
     ],
 )
@@ -1030,9 +1032,18 @@ def test_a_snapshot_whose_writer_is_gone_is_killed(tmp_path: Path) -> None:
         assert found.jobs[0].status == "stopped" and "resumes" in found.jobs[0].detail
         write_snapshot(run, a_snapshot(writer=writer, state="done"))
         assert read_snapshot(run).state == "done"
-    status_file(run).write_text('{"state": "running"}')
-    with pytest.raises(FileError, match=r"status\.json is damaged, it is no whole snapshot: the next `autotune train`"):
-        read_snapshot(run)
+    write_snapshot(run, a_snapshot())
+    written = status_file(run).read_text()
+    for damage in [
+        (written, '{"state": "running"}'),
+        ('"env_steps": ', '"env_steps": "x'),
+        ('"detail": ""', '"detail": null'),
+        ('"fraction": ', '"fraction": NaN, "f": '),
+        ('"jobs": [', '"jobs": [3, '),
+    ]:
+        status_file(run).write_text(re.sub(r'"x[\d.]+', '"x"', written.replace(*damage, 1)))
+        with pytest.raises(FileError, match=r"status\.json is damaged, it is no whole snapshot: the next `autotune tr"):
+            read_snapshot(run)
 
 
 def test_the_run_of_a_manifest(tmp_path: Path) -> None:

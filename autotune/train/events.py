@@ -14,6 +14,7 @@ from autotune.store import append_line, make_folder, read_lines
 Event = Mapping[str, Any]
 
 _COUNTS = ("total_env_steps", "total_episodes", "total_seconds")
+_MOST = 2**63
 
 
 def make_event(kind: str, *, job: str | None = None, **facts: Any) -> dict[str, Any]:
@@ -60,12 +61,13 @@ def read_events(run: Run) -> list[Event]:
 
 
 def _is_event(event: Any) -> bool:
-    """Whether it has what every event has, and all totals of a job, in numbers, where it carries any."""
+    """Whether it has what every event has, and all totals of a job, in finite numbers, where it carries any."""
     if not isinstance(event, dict) or not {"kind", "job"} <= set(event):
         return False
     named = isinstance(event["kind"], str) and isinstance(event["job"], str | None)
     counts = [event.get(name) for name in _COUNTS]
-    return named and (not any(name in event for name in _COUNTS) or all(isinstance(n, int | float) for n in counts))
+    whole = all(isinstance(count, int | float) and abs(count) < _MOST for count in counts)
+    return named and (whole or not any(name in event for name in _COUNTS))
 
 
 def last_event(events: list[Event], kinds: set[str], job: str | None = None) -> Event | None:

@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from autotune.codec import from_json, to_json
+from pydantic import TypeAdapter
+
+from autotune.codec import to_json
 from autotune.device.host import process_identity, still_runs
 from autotune.errors import FileError, UsageError
 from autotune.runs import Run
-from autotune.store import read_json, write_json
+from autotune.store import canonical_json, read_json, write_json
 from autotune.units import typed
 
 State = Literal["running", "done", "stopped", "crashed", "killed"]
@@ -134,8 +136,9 @@ def read_snapshot(run: Run) -> Snapshot:
             f"run {run.path} has not trained yet: start it with `autotune train {typed(run.manifest_file)}`"
         )
     try:
-        snapshot: Snapshot = from_json(Snapshot, read_json(path))
-    except (TypeError, AttributeError, KeyError) as error:
+        snapshot = TypeAdapter(Snapshot).validate_python(read_json(path))
+        canonical_json(to_json(snapshot))  # has no NaN
+    except ValueError as error:
         raise FileError(
             f"{path} is damaged, it is no whole snapshot: the next `autotune train` writes it anew"
         ) from error
