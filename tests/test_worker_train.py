@@ -173,6 +173,19 @@ def test_checkpoints_by_interval_keep_and_best(tmp_path: Path, clock: Clock) -> 
     assert best is not None and best[1] == pytest.approx(sum(range(26, 126)) / 100)
 
 
+def test_a_disk_slower_than_the_interval_leaves_time_to_train(tmp_path: Path, clock: Clock) -> None:
+    """It saved after every iteration."""
+
+    class Slow(FakeSession):
+        def state(self) -> SessionState:
+            self.clock.now_s += 10
+            return super().state()
+
+    messages = run(tmp_path / "j", Slow(clock), interval_s=1.0, amount=100)
+    saved = [m for m in messages if m["type"] == "saved"]
+    assert [m["env_steps"] for m in saved] == [40, 80, 100] and {m["seconds"] for m in saved} == {10}
+
+
 def test_a_checkpoint_tells_where_it_comes_from(tmp_path: Path, clock: Clock) -> None:
     run(tmp_path, FakeSession(clock))
     meta = load_checkpoint(generations(tmp_path / "checkpoints")[-1].path).meta

@@ -277,9 +277,10 @@ class _Training:
         """Write a checkpoint; a program that keeps its own (an empty state) has none here.
 
         The row that is being counted is part of it, and the rows before it are on the disk first: whatever
-        happens, a resumed `metrics.csv` has neither duplicates nor holes.
+        happens, a resumed `metrics.csv` has neither duplicates nor holes. The next one is an interval after the end
+        of this one, so that a slow disk leaves time to train.
         """
-        self._saved_s = time.monotonic()
+        began_s = self._saved_s = time.monotonic()
         state, progress = self._session.state(), self._progress
         if not state.arrays and not state.meta:
             return
@@ -304,7 +305,8 @@ class _Training:
             warn=self._warn,
         )
         self._saved_steps = self._kept_steps = progress.env_steps
-        took_s = time.monotonic() - self._saved_s
+        self._saved_s = time.monotonic()
+        took_s = self._saved_s - began_s
         self._tell("saved", path=str(path), env_steps=progress.env_steps, seconds=took_s, **self._counts(progress))
 
     def _flush(self) -> None:
