@@ -445,6 +445,20 @@ def test_a_damaged_study_is_a_message(surface, run):
         load_trials(run)
 
 
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [("v3.0.0.d", r"`optuna storage upgrade --storage sqlite:///\S*/study\.db`"), ("v9.0.0.a", "updating optuna")],
+)
+def test_a_study_of_another_version_of_optuna_is_a_message(surface, run, version, remedy):
+    search(surface, run)
+    with sqlite3.connect(run.study_file) as database:
+        assert database.execute("UPDATE alembic_version SET version_num = ?", [version]).rowcount == 1
+    database.close()
+    for use in (load_trials, lambda run: search(surface, run)):
+        with pytest.raises(FileError, match=rf"cannot use .*study\.db: .*{remedy}.* Or leave it alone"):
+            use(run)
+
+
 @pytest.mark.parametrize("left", [None, b""])
 def test_a_study_that_is_gone_is_not_begun_anew_in_silence(surface, run, left):
     search(surface, run, Watched(surface, raise_at=3))

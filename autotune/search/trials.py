@@ -97,7 +97,10 @@ def open_study(run: Run, sampler: BaseSampler | None = None) -> optuna.Study:
         return sqlite3.connect(run.study_file, timeout=_BUSY_S, check_same_thread=False)
 
     with storage_errors(run):
-        storage = RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
+        try:
+            storage = RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
+        except RuntimeError as error:
+            raise _other_version(run, error) from error
         sqlalchemy.event.listen(storage.engine, "connect", _synchronous)
         storage.engine.dispose()
         there = [study.study_name for study in storage.get_all_studies()]
@@ -106,6 +109,12 @@ def open_study(run: Run, sampler: BaseSampler | None = None) -> optuna.Study:
         return optuna.create_study(
             study_name=run.name, storage=storage, direction="maximize", load_if_exists=True, sampler=sampler
         )
+
+
+def _other_version(run: Run, error: RuntimeError) -> FileError:
+    """What Optuna says of tables that another version of it has made."""
+    advice = str(error).replace("`$ ", "`").replace("$STORAGE_URL", f"sqlite:///{run.study_file}")
+    return FileError(f"cannot use {run.study_file}: {advice} Or leave it alone, and search anew with --new.")
 
 
 def describe_study(study: optuna.Study, metric: str, **facts: str) -> None:
