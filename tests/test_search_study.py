@@ -560,6 +560,7 @@ def test_a_recorded_probe_takes_what_the_others_took_however_slow_its_steps(tmp_
         "UPDATE trial_params SET distribution_json = '{}'",
         "UPDATE trial_values SET value_type = 'FINITF'",
         "UPDATE trials SET datetime_start = 'yesterday'",
+        "UPDATE trial_values SET value = NULL",
     ],
 )
 def test_a_study_with_a_flipped_bit_is_a_message(surface, run, damage):

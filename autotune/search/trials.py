@@ -75,7 +75,7 @@ def storage_errors(run: Run) -> Iterator[None]:
         yield
     except (StorageInternalError, sqlalchemy.exc.DatabaseError, _DamagedTrialError) as error:
         cause = error.__cause__ or error
-        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+        reason = str(getattr(cause, "orig", None) or cause).partition("\n")[0] or "no reason given"
         if isinstance(error, _DamagedTrialError):
             reason = f"a trial in it is damaged ({type(cause).__name__}: {reason})"
         raise FileError(
@@ -173,7 +173,7 @@ def records_of(study: optuna.Study) -> tuple[TrialRecord, ...]:
     try:
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return tuple(_record(trial) for trial in trials if RESULT in trial.user_attrs)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:  # whatever a flipped bit makes of JSON
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:  # of a flipped bit
         raise _DamagedTrialError from error
 
 
