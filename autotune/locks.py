@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,15 +53,22 @@ def hold_device(device: DeviceInfo) -> Iterator[None]:
 
     Raises:
         BusyError: another process holds it; the message names it.
-        FileError: the private folder belongs to somebody else.
+        FileError: the private folder belongs to somebody else, or cannot be made.
     """
     if device.gpu is None or device.gpu.uuid is None:
         yield
         return
     folder = Path(tempfile.gettempdir()) / f"autotune-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise FileError(f"{folder} is not this user's own folder: remove it, or set TMPDIR to another place")
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        there = folder.lstat()
+        if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid():
+            raise FileError(
+                f"{folder} is not this user's own folder: remove it, or set TMPDIR to another place"
+            ) from None
+    except OSError as error:
+        raise FileError(f"cannot create {folder}: {error.strerror}. Set TMPDIR to a place where it can be") from error
     what = f"{device.name} ({device.gpu.uuid})"
     with hold(folder / f"{device.gpu.uuid}.lock", what, "Wait for it, or choose another GPU with --device cuda:N."):
         yield

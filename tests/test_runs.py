@@ -250,11 +250,16 @@ def test_a_gpu_is_held_by_one_process(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [f"autotune-{os.getuid()}"]
 
 
-def test_the_device_lock_refuses_a_planted_link(tmp_path, monkeypatch):
+@pytest.mark.parametrize("planted", ["link", "link to nothing", "file"])
+def test_the_device_lock_refuses_what_is_planted_in_its_place(tmp_path, monkeypatch, planted):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / f"autotune-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    place = tmp_path / f"autotune-{os.getuid()}"
+    if planted == "file":
+        place.touch()
+    else:
+        (tmp_path / "link").mkdir()
+        place.symlink_to(tmp_path / planted)
     with pytest.raises(FileError, match="not this user's own folder"), hold_device(gpu_machine("GPU-1")):
         pass
 
@@ -263,3 +268,9 @@ def test_numbered_runs_of_commands_that_start_together_differ(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         runs = list(pool.map(lambda _: numbered_run(tmp_path, "my surface (1)"), range(24)))
     assert {run.name for run in runs} == {f"my-surface-1-{n}" for n in range(1, 25)}
+
+
+def test_a_device_lock_that_has_no_place_says_which_is_to_be_set(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(FileError, match=r"cannot create .*gone.*Set TMPDIR"), hold_device(gpu_machine("GPU-1")):
+        pass
