@@ -590,8 +590,9 @@ def test_hang_before_any_progress_names_the_pattern(start):
     session = start(
         python("import time; print('epoch one'); time.sleep(600)"), counter=r"stpes (\d+)", progress_timeout_s=0.5
     )
-    with pytest.raises(WorkerError, match=r"no line matched --counter 'stpes .*within 0.5s.*\nepoch one"):
+    with pytest.raises(WorkerError, match=r"no line matched --counter 'stpes .*within 0.5s.*\nepoch one") as told:
         session.step()
+    assert "(a bar may be drawn on a terminal only)" in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -624,8 +625,9 @@ def test_a_probe_takes_silence_for_a_hang_soon_and_a_training_does_not(start, mo
 
 def test_silence_before_the_first_line_is_told_as_such(start):
     session = start(python("import time; time.sleep(600)"), counter=COUNTER, progress_timeout_s=0.5)
-    with pytest.raises(WorkerError, match=r"printed no whole line within 0.5s.*progress_timeout_s"):
+    with pytest.raises(WorkerError, match=r"printed no whole line within 0.5s.*progress_timeout_s") as told:
         session.step()
+    assert "a bar that is drawn on a terminal only, print it or call autotune.tick(steps)" in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -667,8 +669,11 @@ def test_lines_that_match_no_more_are_told_as_such(start, option):
 
 def test_a_program_that_neither_prints_nor_ticks_is_told_of_the_tick(start):
     session = start(python("import time; time.sleep(600)"), progress_timeout_s=0.5)
-    with pytest.raises(WorkerError, match=r"autotune.tick\(steps\) was not called within 0.5s; .*\n.*printed nothing"):
+    with pytest.raises(
+        WorkerError, match=r"autotune.tick\(steps\) was not called within 0.5s; .*\n.*printed nothing"
+    ) as told:
         session.step()
+    assert "give or correct --counter, --rate or --progress" in str(told.value)
 
 
 @pytest.mark.parametrize("then", ["", "time.sleep(600)"])

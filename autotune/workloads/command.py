@@ -305,7 +305,10 @@ class CommandSession:
             if unended := self._child.unended().strip():
                 what = f"end each line, by a newline or carriage return, after {shortened(unended, _SAID_MAX)!r}"
             else:
-                what = "if it buffers its output, flush it"
+                what = (
+                    "if it buffers its output, flush it; if its progress goes to files, or to a bar that is drawn on a "
+                    "terminal only, print it or call autotune.tick(steps)"
+                )
             return f"the program printed no whole line within {waited}. {longer}; {what}"
         return f"{described} within {waited}; {self._remedy()}. {longer}. {LAST_LINES}{self._last_lines()}"
 
@@ -324,7 +327,12 @@ class CommandSession:
         preset = preset_of(self._child.tail())
         if preset is not None and preset != self._settings.progress:
             return f"its lines match --progress {preset}: give that"
-        return "correct --counter, --rate or --progress, or call autotune.tick(steps) in the program"
+        if self._rule.by_tick:
+            return "give or correct --counter, --rate or --progress, or call autotune.tick(steps) in the program"
+        return (
+            "correct --counter, --rate or --progress (a bar may be drawn on a terminal only), "
+            "or call autotune.tick(steps) in the program"
+        )
 
     def _ending(self) -> Exception:
         """What to raise now that the program has ended."""
