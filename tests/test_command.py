@@ -335,6 +335,7 @@ def test_ticks_of_several_processes_add_up():
         ({"argv": ["train", "a\0b"]}, "NUL"),
         ({"argv": ["train"], "environment": {"A=B": "x"}}, "'A=B'.*impossible name"),
         ({"argv": ["train"], "environment": {"A": "x\0"}}, "NUL"),
+        ({"argv": ["train"], "environment": {"N": "{num_envs}"}}, '"N={num_envs}"$'),
         ({"argv": ["train"], "shell": True}, "no hyperparameter 'shell'"),
     ],
 )

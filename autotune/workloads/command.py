@@ -103,6 +103,11 @@ class CommandWorkload:
         for name, value in settings.environment.items():
             if not name or "=" in name or "\0" in name + value:
                 raise UsageError(f"environment variable {name!r} = {value!r} has an impossible name or a NUL character")
+            if any(f"{{{knob}}}" in value for knob in ("num_envs", "batch_size")):
+                raise UsageError(
+                    f"environment variable {name} = {value!r} is passed on as it is, placeholders belong into argv: "
+                    f'let it begin with "env", "{name}={value}"'
+                )
 
     def check(self, point: Point, jobs: Sequence[Job]) -> None:
         """Refuse unknown placeholders, knobs without one, budgets in episodes, a missing folder or program.
