@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from autotune.errors import FileError, InfeasibleError, UsageError
 from autotune.executors.replay import ReplayExecutor, surface_recipe
-from autotune.records import PAUSED, Point, ProbeRequest, ProbeResult
+from autotune.records import PAUSED, REFUSED, Point, ProbeRequest, ProbeResult
 from autotune.runs import Run, create_run
 from autotune.search import trials
 from autotune.search.result import economy, sentence
@@ -219,6 +219,23 @@ def test_an_infeasible_surface_has_no_logs_but_a_recipe_does(tmp_path):
     recipe = replace(surface_recipe(path), workload="busywork")
     with pytest.raises(InfeasibleError, match=r"Look at the logs .*\(--baseline: a failed point forbids heavier ones"):
         run_study(recipe, ReplayExecutor(path), create_run(tmp_path, "run-2"), budget_s=600.0)
+
+
+def test_what_is_refused_everywhere_is_no_matter_of_settings(tmp_path):
+    """It was advised to begin with other settings, behind the last line that the program had printed."""
+    path = write_surface(tmp_path / "dead.csv", status=lambda *_: "crashed")
+
+    class Refusing(ReplayExecutor):
+        def run(self, request: ProbeRequest) -> ProbeResult:
+            detail = "the program ended with exit code 2; the last lines were:\nno such option"
+            return replace(super().run(request), flags=(REFUSED,), detail=detail)
+
+    recipe = replace(surface_recipe(path), workload="busywork")
+    with pytest.raises(InfeasibleError) as caught:
+        run_study(recipe, Refusing(path), create_run(tmp_path, "run-1"), budget_s=600.0)
+    told = str(caught.value)
+    assert "Each time the program ended by itself before it was measured: correct the command" in told
+    assert "--baseline" not in told and told.endswith("the last lines were:\nno such option")
 
 
 def test_tries_come_first_and_impossible_ones_are_refused(surface, run):

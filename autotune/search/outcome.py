@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from autotune.errors import InfeasibleError
 from autotune.machine import DeviceInfo
-from autotune.records import Job, Point, ProbeResult, Recipe
+from autotune.records import REFUSED, Job, Point, ProbeResult, Recipe
 from autotune.search import confirm, knobs
 from autotune.search.episodes import game_lengths, steps_of
 from autotune.search.memory import memory_limits
@@ -220,9 +220,14 @@ def _nothing(recipe: Recipe, account: Account) -> str:
         known = "The surface has no point that ran among those that the search may try. "
         why = known if account.ended == "known" else ""
         return f"{failed} ({counts}). {why}Begin with a row that ran (--baseline): {rule}."
-    last = history[-1]
-    return (
-        f"{failed}, the last one ({last.requested.label()}) with {last.status}: {last.detail or 'no detail'}. Look at "
-        f"the logs in the run's folder, begin with what you know to run (--baseline: {rule}), or allow lighter points "
-        "in the recipe."
+    remedy = (
+        f"Look at the logs in the run's folder, begin with what you know to run (--baseline: {rule}), or allow lighter "
+        "points in the recipe."
     )
+    if all(REFUSED in result.flags for result in history):
+        remedy = (
+            "Each time the program ended by itself before it was measured: correct the command by what it says, "
+            "and try it without autotune."
+        )
+    last = history[-1]
+    return f"{failed}. {remedy} The last one ({last.requested.label()}) {last.status}: {last.detail or 'no detail'}"
