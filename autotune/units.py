@@ -96,6 +96,12 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def brief(detail: str) -> str:
+    """The first line, and the last that is no mere frame or rule where a program's own output follows."""
+    lines = [line for line in detail.splitlines() if any(map(str.isalnum, line))]
+    return " ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
+
+
 def how_often(count: int) -> str:
     """``1`` -> ``once``; ``3`` -> ``3 times``."""
     return "once" if count == 1 else f"{count:,} times"

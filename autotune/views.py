@@ -18,7 +18,7 @@ from autotune.search.learning import sentences
 from autotune.search.result import StudyResult, contention, economy, failures, outran, sentence
 from autotune.search.trials import load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
-from autotune.units import counted, format_bytes, format_count, format_duration, shortened, typed
+from autotune.units import brief, counted, format_bytes, format_count, format_duration, shortened, typed
 
 _CELL_MAX = 80
 _DETAIL_MAX = 240
@@ -30,12 +30,6 @@ def describe(result: ProbeResult) -> str:
     if result.sps is None or result.status != "ok":
         return f"{result.requested.label()}: {result.status} ({brief(result.detail)})"
     return f"{result.requested.label()}: {format_sps(result)}"
-
-
-def brief(detail: str) -> str:
-    """The first line, and the last that is no mere frame or rule where a program's own output follows."""
-    lines = [line for line in detail.splitlines() if any(map(str.isalnum, line))]
-    return " ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
 
 
 def format_sps(result: ProbeResult) -> str:
@@ -205,7 +199,7 @@ def train_text(result: TrainResult, run: Run) -> str:
             format_duration(job.seconds),
             format_count(job.sps),
             "" if job.mean_return is None else f"{job.mean_return:.1f}",
-            shortened(job.detail.partition("\n")[0], _CELL_MAX),
+            shortened(brief(job.detail), _CELL_MAX),
         ]
         for job in result.jobs
     ]

@@ -143,6 +143,14 @@ def test_a_value_that_cannot_run_costs_one_launch_and_says_why():
     assert decision.sentence == "precision=fp16 was not measured (crashed: told to); precision=fp32 is kept"
 
 
+def test_of_a_program_that_refuses_a_value_its_own_words_are_told():
+    recipe = recipe_with({"precision": ("fp32", "fp16")})
+    said = "the program ended with exit code 2; the last lines were:\nusage: train.py\ntrain.py: error: no fp16"
+    tuning, _ = carried_out(recipe, at(recipe), lambda p, n: replace(launch(p, 1, status="crashed"), detail=said))
+    told = "(crashed: the program ended with exit code 2; the last lines were: train.py: error: no fp16)"
+    assert told in tuning.decisions[0].sentence
+
+
 def test_a_failing_incumbent_ends_the_comparison():
     recipe = recipe_with({"precision": ("fp32", "bf16")})
     tuning, order = carried_out(

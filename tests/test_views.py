@@ -6,7 +6,8 @@ from autotune.records import Budget, Job, JobResult, Point, TrainResult
 from autotune.runs import Run, create_run
 from autotune.store import make_folder
 from autotune.train.status import JobSnapshot, Snapshot, write_snapshot
-from autotune.views import brief, probe_table, probe_text, show_status, status_text, train_text
+from autotune.units import brief
+from autotune.views import probe_table, probe_text, show_status, status_text, train_text
 
 GIB = 2**30
 SMALL, LARGE = Point(num_envs=8, batch_size=256), Point(num_envs=16, batch_size=256)
@@ -125,6 +126,15 @@ def test_a_long_training_in_which_too_few_ran_at_once_is_not_called_short(tmp_pa
     job = JobResult(id="a", status="done", **counts)
     result = TrainResult(run="r", jobs=(job,), sps=None, predicted_sps=10.0, seconds=3600.0)
     assert "or fewer ran than the point has places" in train_text(result, create_run(tmp_path, "r", command="train"))
+
+
+def test_a_training_tells_of_a_crashed_job_what_the_program_said(tmp_path):
+    counts = {"env_steps": 0, "episodes": 0, "seconds": 0.0, "sps": None, "mean_return": None, "best_return": None}
+    said = "the program ended with exit code 2; the last lines were:\nUsage: x\nno such option"
+    job = JobResult(id="a", status="crashed", detail=said, **counts)
+    result = TrainResult(run="r", jobs=(job,), sps=None, predicted_sps=None, seconds=1.0)
+    told = train_text(result, create_run(tmp_path, "r", command="train"))
+    assert "the program ended with exit code 2; the last lines were: no such option" in told
 
 
 def test_a_detail_in_short_ends_with_a_line_that_says_something():

@@ -17,7 +17,7 @@ from autotune.records import KNOBS, SHARING, Job, KnobValue, Point, ProbeResult,
 from autotune.search import confirm
 from autotune.search.paired import ROUNDS_MAX, Comparison, compare
 from autotune.search.space import Space
-from autotune.units import format_duration
+from autotune.units import brief, format_duration, shortened
 from autotune.workloads.learning import rollout_of
 
 STAGE = "knobs"
@@ -27,6 +27,8 @@ HOPED_GAIN = 0.2
 RESERVE_SHARE = 0.25
 """Of the budget, at most, kept for these comparisons."""
 
+_FAILURE_MAX = 200
+"""Characters of why a value was not measured."""
 _SAID_S = 1.0
 """Compile seconds below this are not worth a word."""
 NEUTRAL = ("compile", "env_threads", "lanes", SHARING)
@@ -238,7 +240,8 @@ def _compare(
             if result.ok and result.sps:
                 launches[point].append(result)
             elif value is not None:
-                found[value] = Comparison(failure=": ".join([result.status, *result.detail.splitlines()[:1]])[:200])
+                said = f"{result.status}: {brief(result.detail)}" if result.detail else result.status
+                found[value] = Comparison(failure=shortened(said, _FAILURE_MAX))
             else:
                 return found | {v: Comparison(failure="the incumbent itself failed") for v in asked if v not in found}
         for value in asked:
