@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +10,17 @@ from rich.console import Console
 from tabulate import tabulate
 
 from autotune.codec import to_json
+from autotune.errors import AutotuneError
 from autotune.executors.stability import MARKS
 from autotune.export.rows import FIGURES, probe_row, trial_rows
 from autotune.manifest_schema import LearningSection
+from autotune.probe.recipe import load_recipe
 from autotune.records import Job, ProbeResult, TrainResult
-from autotune.runs import Run, is_held, running_runs
+from autotune.runs import Run, is_held, load_device, running_runs
 from autotune.search.learning import sentences
+from autotune.search.outcome import found_in
 from autotune.search.result import StudyResult, contention, economy, failures, outran, sentence
-from autotune.search.trials import load_trials
+from autotune.search.trials import TrialRecord, load_trials
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
 from autotune.units import brief, counted, format_bytes, format_count, format_duration, shortened, typed
 
@@ -266,15 +270,26 @@ def _jobs_table(jobs: Sequence[JobSnapshot]) -> str:
 
 
 def _search_status(run: Run, state: dict[str, Any]) -> str:
-    trials = [trial for trial in load_trials(run) if trial.counts]
+    records = load_trials(run)
+    trials = [trial for trial in records if trial.counts]
     stable = [trial.result for trial in trials if trial.result.ok]
     best = max(stable, key=lambda result: result.sps or 0.0, default=None)
     spent = f" in {format_duration(state['spent_s'])}" if "spent_s" in state else ""
     unfinished = "unfinished" if state["command"] == "probe" else "unfinished, resumable"  # a probe begins anew
     phase = "finished" if state.get("finished") else "running" if is_held(run.path) else unfinished
     none = "none stable" if state.get("finished") else "none stable yet"
-    fastest = none if best is None else f"fastest {describe(best)}"
-    return f"{state['command']}: {phase}, {counted(len(trials), 'probe')}{spent}, {fastest}"
+    found = _recommended(run, state, records) if state.get("finished") else None
+    told = f"recommended {describe(found)}" if found else none if best is None else f"fastest {describe(best)}"
+    return f"{state['command']}: {phase}, {counted(len(trials), 'probe')}{spent}, {told}"
+
+
+def _recommended(run: Run, state: dict[str, Any], records: tuple[TrialRecord, ...]) -> ProbeResult | None:
+    """What a search recommends, as its report states it: the fastest of its probes is usually a lucky one."""
+    with contextlib.suppress(AutotuneError):  # a recipe or device that cannot be read is the report's to tell
+        recipe, device = load_recipe(str(run.recipe_file)), load_device(run)
+        found = found_in(state, records, recipe, device, None) if device else None
+        return found.result if found else None
+    return None
 
 
 def status_json(run: Run) -> dict[str, Any]:

@@ -121,6 +121,15 @@ def test_a_finished_search_without_a_stable_point_has_none_yet_to_come(tmp_path)
     assert status_text(run).endswith("none stable yet")
 
 
+def test_a_finished_search_tells_what_it_recommends_and_not_its_luckiest_probe(tmp_path):
+    quick = [("baseline", result(SMALL, 100.0)), ("model", result(LARGE, 140.0))]
+    finals = [("final", result(LARGE, sps, width=0.02, grade="final", window_s=30.0)) for sps in (119.0, 121.0)]
+    run = make_run(tmp_path, [*quick, *finals])
+    assert f"recommended {LARGE.label()}: 120 SPS" in status_text(run)
+    run.update(finished=False)
+    assert f"fastest {LARGE.label()}: 140 SPS" in status_text(run)
+
+
 def test_a_long_training_in_which_too_few_ran_at_once_is_not_called_short(tmp_path):
     counts = {"env_steps": 9, "episodes": 1, "seconds": 3600.0, "sps": 9.0, "mean_return": None, "best_return": None}
     job = JobResult(id="a", status="done", **counts)
