@@ -196,6 +196,18 @@ def test_every_point_failed(tmp_path: Path) -> None:
     assert report_json(gather(run))["tuned"] is None
 
 
+def test_every_point_slowed_down(tmp_path: Path) -> None:
+    """It ran, so that neither the report nor the search may say that it failed."""
+    slow = result(Point(num_envs=8, batch_size=256), 500.0, grade="final", flags=("one launch", "slowing"))
+    run = make_run(tmp_path, [("baseline", slow), ("final", slow)])
+    run.manifest_file.unlink()
+    markdown = report(run)
+    assert "**No stable point** among 2 probes (2 ok).\n" in markdown
+    told = line(markdown, "- **Slowing down:**")
+    assert "`num_envs=8 batch_size=256 concurrency=1` ran, but slowed down within the window in two launches" in told
+    assert "No stable point measured in 2 probes." in markdown
+
+
 def test_price_none_asks_for_one(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     files = render_report(run)

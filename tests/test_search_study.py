@@ -210,6 +210,18 @@ def test_all_failed_is_infeasible(tmp_path):
     ]
 
 
+def test_points_that_slowed_down_are_not_said_to_have_failed(tmp_path, run):
+    path = write_surface(tmp_path / "hot.csv", baseline="num_envs=8 batch_size=64 concurrency=1")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if not line[0].isdigit() or line.startswith("8,64,1,")) + "\n")
+    executor = SlowsDown(path)
+    executor.victim = Point(num_envs=8, batch_size=64)
+    words = "no point of recipe 'hot' is stable: num_envs=8 batch_size=64 concurrency=1 slowed down within the window"
+    with pytest.raises(InfeasibleError, match=words) as caught:
+        search(path, run, executor, budget_s=1800.0)
+    assert "failed" not in str(caught.value)
+
+
 def test_an_infeasible_surface_has_no_logs_but_a_recipe_does(tmp_path):
     path = write_surface(tmp_path / "dead.csv", status=lambda envs, *_: "oom" if envs == 8 else "crashed")
     with pytest.raises(InfeasibleError) as caught:

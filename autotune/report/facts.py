@@ -17,7 +17,7 @@ from autotune.records import ENDED_EARLY, Job, Point, ProbeResult, Recipe
 from autotune.report.projection import Projection, Quantity, Savings, project, savings
 from autotune.report.training import Training, load_training
 from autotune.runs import Run, load_device
-from autotune.search.confirm import at_fewer, published, ran_s, stable_points, winner
+from autotune.search.confirm import at_fewer, published, ran_s, slowing_points, stable_points, winner
 from autotune.search.episodes import GameLength, game_lengths, steps_of, with_stand_ins
 from autotune.search.model import measured
 from autotune.search.outcome import found_in, sooner_than
@@ -91,6 +91,7 @@ class Facts:
         hyperparameters: likewise.
         tuned: the manifest's point, else the best measured; None without a measurement.
         points_measured: different points that were stable each time they were measured.
+        slowing: points that ran each time, and slowed down within the window in two launches or more.
         tied: points whose ratio to the tuned one has an interval that includes 1.
         soonest: the point that ends the jobs before the tuned one does (`search.outcome.sooner_than`).
         refused: points that were not run because the memory rule predicts a failure.
@@ -115,6 +116,7 @@ class Facts:
     baseline: Measured | None = None
     rule_of_thumb: Measured | None = None
     points_measured: int = 0
+    slowing: tuple[Point, ...] = ()
     tied: tuple[Point, ...] = ()
     soonest: Measured | None = None
     refused: int = 0
@@ -219,6 +221,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         hyperparameters=manifest.workload.hyperparameters if manifest else recipe.hyperparameters if recipe else {},
         tuned=tuned,
         points_measured=len(stable_points(history)),
+        slowing=slowing_points(history),
         tied=best[1] if best and best[0] == chosen else (),
         soonest=measure_role("soonest", sooner[0], history) if sooner else None,
         baseline=measure_role(

@@ -60,12 +60,21 @@ def stable_points(history: Sequence[ProbeResult]) -> dict[Point, list[ProbeResul
     One that slowed down within its window in two launches is not stable; one at which a program had too few steps to
     be measured once more is.
     """
+    return {point: results for point, results in _ran(history).items() if not confirmed_drift(results)}
+
+
+def slowing_points(history: Sequence[ProbeResult]) -> tuple[Point, ...]:
+    """Points that ran each time they were measured, and are not stable all the same, since they slow down."""
+    return tuple(point for point, results in _ran(history).items() if confirmed_drift(results))
+
+
+def _ran(history: Sequence[ProbeResult]) -> dict[Point, list[ProbeResult]]:
     failed = {result.requested for result in history if not result.ok and ENDED_EARLY not in result.flags}
     by_point: dict[Point, list[ProbeResult]] = {}
     for result in measured(history):
         if result.requested not in failed:
             by_point.setdefault(result.requested, []).append(result)
-    return {point: results for point, results in by_point.items() if not confirmed_drift(results)}
+    return by_point
 
 
 def outruns(history: Sequence[ProbeResult], point: Point) -> bool:

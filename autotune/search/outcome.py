@@ -212,10 +212,20 @@ def _nothing(recipe: Recipe, account: Account) -> str:
     if not history:
         reason = f" The last one: {account.records[-1].result.detail}" if account.records else ""
         return f"no probe of recipe {recipe.name!r} ended within the budget: give it a larger one (--budget).{reason}"
-    failed = f"no point of recipe {recipe.name!r} ran stably: {counted(len(history), 'probe')} failed"
+    failures = [result for result in history if not result.ok]
+    slowing = ", ".join(point.label() for point in confirm.slowing_points(history))
+    slowed = f"{slowing} slowed down within the window in two launches or more" if slowing else ""
+    if not failures and slowing:
+        return (
+            f"no point of recipe {recipe.name!r} is stable: {slowed}, so that what was measured promises nothing for a "
+            "long training. Find what slows it down (heat, memory that fills, other programs), or measure longer "
+            "windows ([final] window_s in the recipe)."
+        )
+    also = f"{slowed}, and " if slowing else ""
+    failed = f"no point of recipe {recipe.name!r} ran stably: {also}{counted(len(failures), 'probe')} failed"
     rule = "a failed point forbids heavier ones until one of them has run"
     if recipe.workload == "replay":
-        statuses = Counter(result.status for result in history)
+        statuses = Counter(result.status for result in failures)
         counts = ", ".join(f"{count} {status}" for status, count in statuses.items())
         known = "The surface has no point that ran among those that the search may try. "
         why = known if account.ended == "known" else ""
@@ -229,5 +239,5 @@ def _nothing(recipe: Recipe, account: Account) -> str:
             "Each time the program ended by itself before it was measured: correct the command by what it says, "
             "and try it without autotune."
         )
-    last = history[-1]
+    last = (failures or history)[-1]
     return f"{failed}. {remedy} The last one ({last.requested.label()}) {last.status}: {last.detail or 'no detail'}"

@@ -41,15 +41,28 @@ def _nothing_tuned(facts: Facts) -> str:
             f"no projection. `autotune probe` measures them, `autotune search` finds better ones."
         )
     if len(facts.trials):
-        failed = facts.trials["status"].value_counts()
-        shown = ", ".join(f"{count} {str(status).replace('_', ' ')}" for status, count in failed.items())
-        return f"- **No stable point** among {counted(len(facts.trials), 'probe')} ({shown}): see what failed below."
+        return _nothing_stable(facts)
     if facts.training:
         begun = "- **A training without probes of its own**: what it did stands below; nothing here was tuned."
         return f"{begun}\n- {_next(facts)}" if facts.manifest else begun
     if facts.state.get("training") == "rolled back":
         return f"- **Rolled back:** what was trained here lies in {code(facts.run.path / 'rolled-back')}."
     return "- **Nothing was measured yet** in this run: `autotune search --budget 30m` fills it."
+
+
+def _nothing_stable(facts: Facts) -> str:
+    counts = facts.trials["status"].value_counts()
+    shown = ", ".join(f"{count} {str(status).replace('_', ' ')}" for status, count in counts.items())
+    below = "" if set(counts.index) == {"ok"} else ": see what failed below"
+    line = f"- **No stable point** among {counted(len(facts.trials), 'probe')} ({shown}){below}."
+    if facts.slowing:
+        points = ", ".join(code(point.label()) for point in facts.slowing)
+        line += (
+            f"\n- **Slowing down:** {points} ran, but slowed down within the window in two launches or more, so that "
+            "what was measured promises nothing for a long training. Find what slows it down (heat, memory that fills, "
+            "other programs), or measure longer windows (`[final] window_s` in the recipe)."
+        )
+    return line
 
 
 def _what(facts: Facts, tuned: Measured) -> list[str]:

@@ -39,7 +39,8 @@ def _introduction(facts: Facts, probes: int) -> str:
         f" Bold: the {facts.tuned.role} point; a single figure above it is usually a lucky one." if facts.tuned else ""
     )
     return (
-        f"{counted(facts.points_measured, 'point')} measured in {counted(probes, 'probe')}. "
+        f"{counted(facts.points_measured, 'point') if facts.points_measured else 'No stable point'} measured in "
+        f"{counted(probes, 'probe')}. "
         "SPS are agent decisions per second, summed over the jobs that run at once; rows that an environment spends on "
         f"resets do not count. Quick windows rank, final ones are published.{bold} "
         f"Start: from launch to ready, then the first iteration.{_spent(facts)}"
