@@ -194,6 +194,13 @@ def test_every_point_failed(tmp_path: Path) -> None:
     assert "**No stable point** among 2 probes (1 oom, 1 host lost)" in markdown
     assert "## Time and cost" not in markdown
     assert report_json(gather(run))["tuned"] is None
+    told = line(markdown, "- **What the search cost:**")
+    assert "29m 10s, 0.97 USD at 2.00 USD per hour (given with --price)." in told
+    unpriced = render_report(run).markdown.read_text()
+    assert "29m 10s; what an hour costs is given with `--price`." in line(unpriced, "- **What the search cost:**")
+    assert "with what you know to run" in line(markdown, "- **Next:**")
+    run.update(finished=False)
+    assert line(report(run), "- **Next:**").endswith("the same `autotune search` command goes on.")
 
 
 def test_every_point_slowed_down(tmp_path: Path) -> None:

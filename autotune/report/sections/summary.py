@@ -11,6 +11,7 @@ from autotune.report.wording import (
     against,
     code,
     games,
+    money,
     plan_dollars,
     plan_hours,
     speed,
@@ -62,7 +63,26 @@ def _nothing_stable(facts: Facts) -> str:
             "what was measured promises nothing for a long training. Find what slows it down (heat, memory that fills, "
             "other programs), or measure longer windows (`[final] window_s` in the recipe)."
         )
-    return line
+    return "\n".join([line, *_in_vain(facts)])
+
+
+def _in_vain(facts: Facts) -> list[str]:
+    """What a search without a result cost, and what to do next."""
+    if facts.state.get("command") != "search":
+        return []
+    lines = []
+    if facts.spent_s:
+        at = "; what an hour costs is given with `--price`"
+        if facts.price:
+            usd = facts.spent_s / HOUR_S * facts.price.usd_per_hour
+            at = f", {money(usd)} at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})"
+        lines.append(f"- **What the search cost:** {format_duration(facts.spent_s)}{at}.")
+    if not facts.state.get("finished"):
+        return [*lines, "- **Next:** the same `autotune search` command goes on."]
+    if facts.slowing:
+        return lines
+    known = "`autotune search --baseline KNOB=VALUE,...` with what you know to run: a failed point forbids heavier ones"
+    return [*lines, f"- **Next:** {known}, until one of them has run."]
 
 
 def _what(facts: Facts, tuned: Measured) -> list[str]:
