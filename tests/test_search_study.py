@@ -250,6 +250,21 @@ def test_what_is_refused_everywhere_is_no_matter_of_settings(tmp_path):
     assert "--baseline" not in told and told.endswith("the last lines were:\nno such option")
 
 
+def test_a_sampler_that_proposes_only_what_is_refused_ends_the_search_but_not_its_finals(tmp_path, run):
+    """Most of the surface is forbidden soon: all of the budget was said to be spent, and nothing was confirmed."""
+    surface = write_surface(
+        tmp_path / "narrow.csv",
+        status=lambda envs, batch, processes: "ok" if envs * processes <= 8 and batch <= 256 else "oom",
+        baseline="num_envs=8 batch_size=64 concurrency=1",
+    )
+    executor = Watched(surface)
+    found = search(surface, run, executor, budget_s=1800.0, sampler="random")
+    assert sum(record.stage == "refused" for record in found.trials) >= 30
+    assert found.spent_s == executor.clock_s()
+    assert found.result.grade == "final"
+    assert found.ended == "known"
+
+
 def test_tries_come_first_and_impossible_ones_are_refused(surface, run):
     tried = Point(num_envs=16, batch_size=128, concurrency=2)
     found = search(surface, run, tries=[tried], budget_s=300.0)

@@ -83,6 +83,7 @@ class Search:
         self.opening = plan.opening(self.recipe, self.space, device, self.tries)
         self._refuse_short_budget()
         self.optuna_sampler: BaseSampler = samplers.make(self.sampler, self.problem, self.seed)
+        self._exhausted = False  # the sampler proposes nothing any more that may be run
         spent_s = float(self.run.state().get("spent_s", 0.0))
         if not self.study:
             trials.refuse_lost_study(self.run, spent_s)
@@ -164,6 +165,8 @@ class Search:
     def _search_step(self, now: Situation, left_s: float) -> Step | Ending:
         """What the sampler proposes for these seconds, or why it proposes nothing."""
         predicted_s = now.quick_s()
+        if self._exhausted:
+            return "known"
         if not isinstance(self.optuna_sampler, HistorySampler):
             return Step(stage="model", point=None, predicted_s=predicted_s) if predicted_s <= left_s else "budget"
         self.optuna_sampler.limit_cost(left_s)
@@ -206,7 +209,7 @@ class Search:
     def _probe(self, step: Step) -> None:
         asked = self._ask(step)
         if asked is None:
-            self.deadline_s = min(self.deadline_s, self.executor.clock_s())
+            self._exhausted = True
             return
         trial, point = asked
         left_s = self.left_s()
