@@ -126,16 +126,31 @@ def blamed(kind: Kind, name: str, what: str = "be made") -> Iterator[None]:
 class Watched:
     """Somebody else's part, as it is but for what its methods raise: an error of its package (`blamed`)."""
 
-    def __init__(self, kind: Kind, name: str, part: Any, answers: Mapping[str, Callable[[Any], Any]]) -> None:
-        """Watch `part`, which is installed under that name; `answers` has what takes or refuses a method's answer."""
-        self._kind, self._name, self._part, self._answers = kind, name, part, answers
+    def __init__(
+        self,
+        kind: Kind,
+        name: str,
+        part: Any,
+        answers: Mapping[str, Callable[[Any], Any]] | None = None,
+        what: str = "",
+    ) -> None:
+        """Watch `part`, which is installed under that name.
+
+        Args:
+            kind: of the part.
+            name: of the part.
+            part: whose methods are called.
+            answers: by method, what takes or refuses its answer.
+            what: it cannot do when one of them fails, ``propose a point``; by default carry that one out.
+        """
+        self._kind, self._name, self._part, self._answers, self._what = kind, name, part, answers or {}, what
 
     def __getattr__(self, attribute: str) -> Any:
         value = getattr(self._part, attribute)
         return functools.partial(self._call, attribute, value) if callable(value) else value
 
     def _call(self, attribute: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        with blamed(self._kind, self._name, f"carry out {attribute}()"):
+        with blamed(self._kind, self._name, self._what or f"carry out {attribute}()"):
             answer = method(*arguments, **named)
             return self._answers[attribute](answer) if attribute in self._answers else answer
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -232,48 +231,38 @@ class SnappedSampler(BaseSampler):
         make: called with a seed, returns the sampler.
         space: whose levels are allowed.
         seed: of the search; a resumed one proposes what an uninterrupted one would.
-        blame: a context in which the sampler is asked, which says whose it is when it fails.
     """
 
-    def __init__(
-        self, make: Any, space: Space, seed: int, blame: Callable[[], AbstractContextManager[None]] = nullcontext
-    ) -> None:
-        self._make, self._seed, self._blame = make, seed, blame
+    def __init__(self, make: Any, space: Space, seed: int) -> None:
+        self._make, self._seed = make, seed
         self._levels = dict(zip(KNOBS, space.levels, strict=True))
         self._sampler: BaseSampler = make(seed=seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Seed the sampler for this trial."""
-        with self._blame():
-            self._sampler = self._make(seed=seed_of(self._seed, trial.number))
-            self._sampler.before_trial(study, trial)
+        self._sampler = self._make(seed=seed_of(self._seed, trial.number))
+        self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """As the other sampler has it."""
-        with self._blame():
-            return self._sampler.infer_relative_search_space(study, trial)
+        return self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The other sampler's values, moved to allowed ones."""
-        with self._blame():
-            values = self._sampler.sample_relative(study, trial, search_space)
-            return {name: self._snap(name, value) for name, value in values.items()}
+        values = self._sampler.sample_relative(study, trial, search_space)
+        return {name: self._snap(name, value) for name, value in values.items()}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """The other sampler's value, moved to an allowed one."""
-        with self._blame():
-            return self._snap(
-                param_name, self._sampler.sample_independent(study, trial, param_name, param_distribution)
-            )
+        return self._snap(param_name, self._sampler.sample_independent(study, trial, param_name, param_distribution))
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """As the other sampler has it."""
-        with self._blame():
-            self._sampler.after_trial(study, trial, state, values)
+        self._sampler.after_trial(study, trial, state, values)
 
     def _snap(self, name: str, value: Any) -> Any:
         levels = self._levels.get(name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import random as random_numbers
 from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import cast
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -28,9 +29,7 @@ def gp(*, seed: int) -> BaseSampler:
     Raises:
         UsageError: torch is not installed.
     """
-    import importlib.util
-
-    if importlib.util.find_spec("torch") is None:
+    if find_spec("torch") is None:
         raise UsageError("--sampler gp needs torch: pip install 'gpu-autotune[torch]', or take the default sampler")
     return optuna.samplers.GPSampler(seed=seed)
 
@@ -87,5 +86,7 @@ def make(name: str, problem: Problem, seed: int) -> BaseSampler:
     with registry.blamed("sampler", name):
         if isinstance(factory, type) and issubclass(factory, HistorySampler):
             return factory(problem=problem, seed=seed)
-        blame = functools.partial(registry.blamed, "sampler", name, "propose a point")
-        return SnappedSampler(factory, problem.space, seed, blame)
+        snapped = SnappedSampler(factory, problem.space, seed)
+    if name in registry.BUNDLED["sampler"]:
+        return snapped
+    return cast(BaseSampler, registry.Watched("sampler", name, snapped, what="propose a point"))
