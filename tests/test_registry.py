@@ -16,6 +16,7 @@ from autotune.executors.answers import ANSWERS
 from autotune.executors.isolated import IsolatedExecutor
 from autotune.meters.base import SampledMeter
 from autotune.records import Point, ProbeResult
+from autotune.search.sampler import GoodputSampler
 
 POINT = Point(num_envs=1, batch_size=32)
 
@@ -96,6 +97,18 @@ def test_a_plugin_whose_methods_fail_ends_a_search_in_words(monkeypatch, tmp_pat
     assert "sampler 'sampler' (mine, of the package unknown) cannot propose a point: TypeErr" in capsys.readouterr().err
     assert main([*command, "busywork", "--executor", "executor"]) == 1
     assert "executor 'executor' (mine, of the package unknown) cannot carry out run(): Runt" in capsys.readouterr().err
+
+
+def test_a_sampler_made_of_ours_that_fails_ends_a_search_in_words(monkeypatch, tmp_path, capsys):
+    """It chooses whole points, and is asked in another way than Optuna's: the search ended in a traceback."""
+    own = type("Own", (GoodputSampler,), {"propose": lambda *_: 1 / 0})
+    monkeypatch.setattr(EntryPoint, "load", lambda self: own)
+    entry = EntryPoint("mine", "mine", "autotune.sampler")
+    monkeypatch.setattr(registry, "_installed", lambda kind: {"mine": entry} if kind == "sampler" else {})
+    surface = resources.folder("reports/reference/surfaces") / "cartpole-cpu-2-cores.csv"
+    command = ["search", "--runs", str(tmp_path), "--executor", f"replay:{surface}", "--sampler", "mine"]
+    assert main(command) == 1
+    assert "sampler 'mine' (mine, of the package unknown) cannot propose a point: Zero" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
+from autotune import registry
 from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
 from autotune.probe.run import build_request, run_probe
@@ -170,7 +171,8 @@ class Search:
         if not isinstance(self.optuna_sampler, HistorySampler):
             return Step(stage="model", point=None, predicted_s=predicted_s) if predicted_s <= left_s else "budget"
         self.optuna_sampler.limit_cost(left_s)
-        proposal = self.optuna_sampler.upcoming(self.study)
+        with registry.blamed("sampler", self.sampler, "propose a point"):
+            proposal = self.optuna_sampler.upcoming(self.study)
         if proposal is None:
             return "known" if left_s >= cost_limit_s(self.problem, self.history) else "budget"
         predicted_s = proposal.predicted_s or predicted_s
