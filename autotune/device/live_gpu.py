@@ -25,7 +25,7 @@ from autotune.device.nvml import (
     scaled,
     throttle_reasons,
 )
-from autotune.machine import GpuInfo
+from autotune.machine import DeviceInfo, GpuInfo
 
 T = TypeVar("T")
 MPS_SERVER = "nvidia-cuda-mps-server"
@@ -180,6 +180,12 @@ class PatientGpu:
         gpu, self._gpu = self._gpu, None
         if gpu is not None:
             bounded(gpu.close, self._timeout_s)
+
+
+def lost_words(device: DeviceInfo, detail: str = "") -> str:
+    """What to say when the GPU in use is lost, and of what it said last."""
+    last = f" ({detail})" if detail else ""
+    return f"GPU {device.gpu_index} ({device.name}) does not answer any more{last}: reset it or reboot the machine"
 
 
 def memory_of(pids: Collection[int], listed: Mapping[int, int | None]) -> int | None:

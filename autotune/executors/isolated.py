@@ -14,6 +14,7 @@ from typing import Any
 from autotune import registry
 from autotune.device.host import ram_available_bytes
 from autotune.device.inspect import child_environment
+from autotune.device.live_gpu import lost_words
 from autotune.device.mps import shared_device, sharing_in_effect
 from autotune.errors import DeviceError, UsageError, WorkerError
 from autotune.executors import evidence, window
@@ -203,10 +204,7 @@ class IsolatedExecutor:
 
     def _stop_if_lost(self, meters: Sequence[Meter], detail: str) -> None:
         if _lost(meters):
-            gpu = f"GPU {self.device.gpu_index} ({self.device.name})"
-            self.lost = (
-                f"{gpu} does not answer any more ({detail.partition(chr(10))[0]}): reset it or reboot the machine"
-            )
+            self.lost = lost_words(self.device, detail.partition("\n")[0])
             raise KeyboardInterrupt(self.lost)
 
     def _run(self, request: ProbeRequest, workers: list[WorkerProcess], meters: Sequence[Meter]) -> ProbeResult:

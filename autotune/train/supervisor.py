@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.codec import to_json
-from autotune.device.live_gpu import PatientGpu
+from autotune.device.live_gpu import PatientGpu, lost_words
 from autotune.device.mps import shared_if_possible
 from autotune.errors import FileError, WorkerError
 from autotune.executors.listening import Listening
@@ -263,10 +263,7 @@ class Supervisor:
         """Whether the GPU has fallen away, which it says: what runs fails or hangs there, and what waits would."""
         if self._gpu is None or not self._gpu.lost:
             return False
-        self._warn(
-            f"GPU {self._device.gpu_index} ({self._device.name}) does not answer any more: reset it or reboot the "
-            "machine, then the same command goes on from the last checkpoints"
-        )
+        self._warn(f"{lost_words(self._device)}, then the same command goes on from the last checkpoints")
         return True
 
     def _notice_stop(self) -> None:
