@@ -22,7 +22,7 @@ from autotune.codec import to_json
 from autotune.device.inspect import inspect_device
 from autotune.device.live_gpu import LiveGpu
 from autotune.executors.ending import side_by_side, start_meters, stop_all
-from autotune.machine import DeviceInfo
+from autotune.machine import DeviceInfo, GpuInfo
 from autotune.meters import summary
 from autotune.meters.base import SampledMeter
 from autotune.meters.health import HealthMeter
@@ -256,6 +256,16 @@ def test_what_a_gpu_does_not_tell_is_none() -> None:
     values = last(meter.stop())
     assert [values[name] for name in ("gpu_utilisation", "energy_j", "power_w")] == [None, None, None]
     assert values["throttle_thermal"] == 0.0
+
+
+@pytest.mark.parametrize("fault", ["lost", "denied"])
+def test_a_gpu_that_cannot_be_opened_leaves_nvml_as_it_was(fault: str) -> None:
+    """Each meter of each probe left NVML initialised once more."""
+    nvml = FakeNvml(fake_nvml.t4(**{fault: True}))
+    gpu = LiveGpu(GpuInfo(index=0, name="Tesla T4"), nvml)
+    assert gpu.used_bytes() is None and gpu.lost == (fault == "lost")
+    gpu.close()
+    assert nvml.opened == 0
 
 
 def test_a_gpu_that_gets_lost_silences_and_does_not_raise() -> None:

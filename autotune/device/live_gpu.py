@@ -5,6 +5,7 @@ Events: https://docs.nvidia.com/deploy/nvml-api/group__nvmlEvents.html
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
@@ -46,11 +47,12 @@ class LiveGpu:
         """Open the GPU; a refusal makes every reading None."""
         self._nvml = pynvml if pynvml is not None else load_pynvml()
         self._board = self._part = self._events = None
-        self.lost = False
+        self.lost = self._opened = False
         if self._nvml is None:
             return
         try:
             self._nvml.nvmlInit()
+            self._opened = True
             self._board = self._nvml.nvmlDeviceGetHandleByIndex(gpu.index)
             by_uuid = ask(self._nvml, "nvmlDeviceGetHandleByUUID", gpu.uuid) if gpu.uuid else None
             divided = gpu.board_uuid is not None
@@ -59,7 +61,7 @@ class LiveGpu:
                 self._memory_version = memory_version(self._nvml, self._part)  # one throughout: they count differently
         except (self._nvml.NVMLError, GpuLostError) as error:
             self.lost = is_lost(error)
-            self._board = self._part = None
+            self.close()
 
     def _quietly(self, query: Callable[[Any, Any, Any], T | None]) -> T | None:
         """`query(nvml, board, part)`, None when the GPU never opened or is lost."""
@@ -143,8 +145,11 @@ class LiveGpu:
         if self._events is not None:
             events, self._events = self._events, None
             self._quietly(lambda nvml, *_: ask(nvml, "nvmlEventSetFree", events))
-        self._quietly(lambda nvml, *_: ask(nvml, "nvmlShutdown"))
         self._board = self._part = None
+        if self._opened:
+            self._opened = False
+            with contextlib.suppress(GpuLostError):
+                ask(self._nvml, "nvmlShutdown")
 
 
 class PatientGpu:
