@@ -108,6 +108,18 @@ def test_a_crash_by_the_limit_on_memory_is_oom(tmp_path: Path, kills: int, statu
     assert state.status == status
 
 
+def test_a_program_that_waits_for_what_the_limit_on_memory_killed_is_oom(tmp_path: Path) -> None:
+    """Its environments were killed, and it hung: a timeout may have other causes, and forbids less."""
+    (tmp_path / "memory.events").write_text("oom_kill 1\n")
+    state = Evidence(workers=[], steps=[], started_s=0.0)
+    state.expire("no complete window after 300 s", -1.0, 0.0)
+    state.blame_limit(MemoryGroup(folder=tmp_path, version=2))
+    assert (state.status, state.detail) == (
+        "oom",
+        "the limit on host memory was exceeded: no complete window after 300 s",
+    )
+
+
 def test_steps_carry_what_the_session_counts() -> None:
     work = Work(env_steps=1, metrics={"alloc_retries": 2.0})
     assert Step.from_message(step_message([work], 1.0, 0.0)).metrics == {"alloc_retries": 2.0}

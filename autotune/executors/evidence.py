@@ -83,8 +83,8 @@ class Evidence:
             self.ram_limit = "cgroup"
 
     def blame_limit(self, group: MemoryGroup | None) -> None:
-        """Name the memory limit as the reason of a crash that it caused."""
-        if self.status == "crashed" and group is not None and group.oom_kills():
+        """Name the memory limit as the reason of a crash that it caused, or of a wait for what it killed."""
+        if self.status in ("crashed", "timeout") and group is not None and group.oom_kills():
             self.fail("oom", f"the limit on host memory was exceeded: {self.detail}", self.culprit)
 
     def blame_idle(self) -> None:
