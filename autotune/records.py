@@ -328,6 +328,11 @@ class ProbeResult:
         """Whether the point was measured and is stable."""
         return self.status == "ok"
 
+    @property
+    def measured(self) -> bool:
+        """Whether it is stable and says how fast; one that is under way does not."""
+        return self.ok and self.sps is not None and self.sps > 0
+
     def goodput_per_usd(self, price: float | None) -> float | None:
         """Env steps per dollar, 3600 * sps / price; None where it is not stable, or without a price per hour."""
         return 3600 * self.sps / price if price and self.sps and self.ok else None

@@ -39,16 +39,12 @@ def epochs_of(history: Sequence[ProbeResult], sentinel: Point) -> tuple[int, ...
     """
     epochs, current, seen = [], 0, list[ProbeResult]()
     for result in history:
-        if result.requested == sentinel and _known(result):
+        if result.requested == sentinel and result.measured:
             if seen and _shifted(seen, result):
                 current, seen = current + 1, []
             seen.append(result)
         epochs.append(current)
     return tuple(epochs)
-
-
-def _known(result: ProbeResult) -> bool:
-    return result.ok and result.sps is not None and result.sps > 0
 
 
 def _shifted(seen: Sequence[ProbeResult], result: ProbeResult) -> bool:
@@ -74,7 +70,7 @@ def comparable(history: Sequence[ProbeResult], epochs: Sequence[int]) -> list[Pr
     if last == 0:
         return list(history)
     sentinel = history[list(epochs).index(last)].requested
-    own = [number for number, result in enumerate(history) if result.requested == sentinel and _known(result)]
+    own = [number for number, result in enumerate(history) if result.requested == sentinel and result.measured]
     levels = {epoch: _pooled([history[n] for n in own if epochs[n] == epoch]) for epoch in set(epochs)}
     changes = {epoch: max(n for n in own if epochs[n] == epoch) for epoch in levels}
     now, now_variance = levels[last]

@@ -237,7 +237,7 @@ def _compare(
                 break
             point = before if value is None else arms[value]
             result = yield point
-            if result.ok and result.sps:
+            if result.measured:
                 launches[point].append(result)
             elif value is not None:
                 said = f"{result.status}: {brief(result.detail)}" if result.detail else result.status

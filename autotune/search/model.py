@@ -43,7 +43,7 @@ class Belief:
 
 def measured(history: Sequence[ProbeResult]) -> list[ProbeResult]:
     """The stable results with a throughput."""
-    return [result for result in history if result.ok and result.sps is not None and result.sps > 0]
+    return [result for result in history if result.measured]
 
 
 def _terms(rows: Array) -> Array:

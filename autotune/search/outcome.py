@@ -200,7 +200,7 @@ def learning_change(recipe: Recipe, tuned: ProbeResult, baseline: ProbeResult | 
 def _stated(history: Sequence[ProbeResult], point: Point) -> ProbeResult | None:
     """The published result of a point, or its failure; None when it was not measured."""
     own = [result for result in history if result.requested == point]
-    if any(result.ok for result in own):
+    if any(result.measured for result in own):
         return confirm.published(history, point)
     return own[-1] if own else None
 
