@@ -83,7 +83,10 @@ class Space:
         return self.points[nearest_by_ratio(rows, [max(1.0, float(knobs.get(knob, 1))) for knob in KNOBS])]
 
     def neighbours(self, point: Point) -> list[int]:
-        """Points one level away along one knob, or along num_envs and batch_size together."""
+        """Points one level away along one knob, along num_envs and batch_size, or along num_envs and concurrency.
+
+        Of the former pair either way, of the latter one up and the other down.
+        """
         here = [_level(levels, getattr(point, knob)) for levels, knob in zip(self.levels, KNOBS, strict=True)]
         steps = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1), (1, 1, 0), (-1, -1, 0)]
         steps += [(1, -1, 0), (-1, 1, 0), (1, 0, -1), (-1, 0, 1)]
