@@ -205,8 +205,7 @@ def recipe_of(surface: Surface) -> Recipe:
     """The recipe that a surface stands for: its rows are the points, jobs as many as its highest concurrency."""
     points = tuple(sorted((row.point for row in surface.rows), key=lambda p: tuple(p.knobs().values())))
     knobs = {name: tuple(sorted({getattr(point, name) for point in points})) for name in KNOBS}
-    budget = Budget(unit="steps", amount=10_000_000)
-    most = max(knobs["concurrency"][-1], surface.baseline.concurrency)
+    budget, most = Budget(unit="steps", amount=10_000_000), knobs["concurrency"][-1]
     return Recipe(
         name=Path(surface.source).stem,
         workload="replay",
