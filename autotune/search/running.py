@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -115,7 +116,7 @@ class Search:
     def go(self, should_stop: Callable[[], bool]) -> Ending:
         """Probe until the plan ends; says why it did."""
         ended: Ending = "stopped"
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             self._measure_ceilings()
             while not should_stop():
                 now = self._situation()
@@ -124,8 +125,6 @@ class Search:
                     ended = step
                     break
                 self._probe(step)
-        except KeyboardInterrupt:
-            ended = "stopped"
         self.run.update(spent_s=self.budget_s - self.left_s(), ended=ended)
         return ended
 
