@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autotune.manifest_schema import Knobs, LearningSection, PilotReturns
-from autotune.records import KNOBS, Point, Recipe
+from autotune.records import Point, Recipe
 from autotune.search.knobs import NEUTRAL
 from autotune.search.result import StudyResult
 from autotune.units import format_count
@@ -22,7 +22,7 @@ def learns_alike(one: Point, other: Point) -> bool:
 
 
 def _fed(point: Point) -> dict[str, object]:
-    return {name: value for name, value in point.knobs().items() if name not in (*NEUTRAL, KNOBS[2])}
+    return {name: value for name, value in point.knobs().items() if name not in (*NEUTRAL, "concurrency")}
 
 
 def warning_of(change: LearningChange | None, workload: str, point: Point, baseline: Point) -> str | None:

@@ -29,8 +29,6 @@ from autotune.units import format_duration
 
 SHOWN = ("status", "sps", "detail")
 """Of a result, what stands beside it in attributes of their own, for tables of other programs (optuna-dashboard)."""
-
-
 _BUSY_S = 30.0
 """For how long another program that writes the study is waited for."""
 
