@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autotune.codec import to_json
+from autotune.errors import UsageError
 from autotune.executors import window
 from autotune.executors.cgroup import MemoryGroup, offer_as_victim
 from autotune.executors.process import Message, WorkerProcess
@@ -19,6 +20,15 @@ from autotune.meters.summary import energy_j, first, mean, peak, rate
 from autotune.records import ENDED_EARLY, PAUSED, REFUSED, ProbeRequest, ProbeResult, Reading, Status
 from autotune.stats import NOISE_WINDOW_S, estimate, game_steps, pooled_game_steps, summed_batch_rates, window_noise
 from autotune.store import canonical_json, durable_write, make_folder
+from autotune.workloads.protocol import LAST_LINES
+
+_ENDED_SHARE_MIN = 0.25
+"""A program may end when so much of its window is measured."""
+_MORE_STEPS = "while it is tuned let it do more steps (its own total), beyond a minute's work at its fastest"
+_NOTHING_LEFT = (
+    "the program ended well and without a step, though it told some before: one that goes on from a checkpoint of its "
+    "own may have had nothing left to do. While it is tuned let it begin anew each time, or do more steps. "
+)
 
 
 @dataclass
@@ -55,6 +65,43 @@ class Evidence:
     ended_early: bool = False
     paused: bool = False
     ram_limit: Literal["cgroup", "watch"] = "watch"
+
+    def take(self, request: ProbeRequest, index: int, message: Message) -> None:
+        """Take what a process says.
+
+        Raises:
+            UsageError: that the workload refuses a value.
+        """
+        kind = message.get("type")
+        if message.get("peak_memory_bytes") is not None:
+            self.peaks[index] = max(self.peaks.get(index, 0), int(message["peak_memory_bytes"]))
+        if kind == "ready":
+            self.ready[index] = message
+        elif kind == "step":
+            self.steps[index].append(Step.from_message(message))
+        elif kind == "error":
+            self._take_error(index, message, heard=request.steps_heard or any(self.steps))
+        elif kind == "done" and message.get("reason") == "finished":
+            plan = replace(request.plan, window_s=_ENDED_SHARE_MIN * request.plan.window_s)
+            self.opened = window.windows(self.steps, plan)
+            if self.opened is None:
+                detail = f"{message.get('detail') or 'the program ended'}, too early to be measured: {_MORE_STEPS}"
+                self.fail("crashed", detail, index, refused=True, ended_early=True)
+
+    def _take_error(self, index: int, message: Message, *, heard: bool) -> None:
+        """Take why a process failed; `heard` is whether any of the run has told steps: then its pattern is right."""
+        error, detail = message.get("kind"), str(message["detail"])
+        if error == "silent" and heard:
+            self.fail("timeout", detail, index)
+            return
+        if error == "silent" or (error == "misuse" and not (heard and index in self.ready)):
+            raise UsageError(detail)
+        _, printed, lines = detail.partition(LAST_LINES)
+        nothing_left = error == "misuse" and bool(printed) and not self.steps[index]
+        if nothing_left:  # of what it was told to correct only the lines are kept
+            detail = _NOTHING_LEFT + LAST_LINES + lines
+        refused = error in ("refused", "misuse")
+        self.fail("oom" if error == "oom" else "crashed", detail, index, refused=refused, ended_early=nothing_left)
 
     def fail(
         self,

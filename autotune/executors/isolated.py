@@ -32,15 +32,7 @@ from autotune.records import Job, Point, ProbeRequest, ProbeResult, Recipe, Stat
 from autotune.worker.checkpoint import load_training
 from autotune.worker.protocol import Mode, WorkerTask
 from autotune.workloads.command_child import describe_exit
-from autotune.workloads.protocol import LAST_LINES
 
-_ENDED_SHARE_MIN = 0.25
-"""A program may end when so much of its window is measured."""
-_MORE_STEPS = "while it is tuned let it do more steps (its own total), beyond a minute's work at its fastest"
-_NOTHING_LEFT = (
-    "the program ended well and without a step, though it told some before: one that goes on from a checkpoint of its "
-    "own may have had nothing left to do. While it is tuned let it begin anew each time, or do more steps. "
-)
 _POLL_S = 0.25  # messages are read in batches: waking for each would take time from what is measured
 _WATCH_S = 0.5
 _TYPICAL_START_S = 6.0
@@ -265,7 +257,7 @@ class IsolatedExecutor:
             if state.ready_s is not None:
                 time.sleep(_POLL_S)
             for worker, message in receive_all(state.workers, _POLL_S if state.ready_s is None else 0.0):
-                self._take(state, index[id(worker)], message, request)
+                state.take(request, index[id(worker)], message)
             if self._should_stop():
                 raise KeyboardInterrupt
             listening.look()
@@ -286,35 +278,6 @@ class IsolatedExecutor:
             elif now_s > watched_s + _WATCH_S:
                 watched_s = now_s
                 self._watch(request, state, meters)
-
-    def _take(self, state: Evidence, index: int, message: Message, request: ProbeRequest) -> None:
-        kind, error = message.get("type"), message.get("kind")
-        heard = request.steps_heard or any(state.steps)
-        if message.get("peak_memory_bytes") is not None:
-            state.peaks[index] = max(state.peaks.get(index, 0), int(message["peak_memory_bytes"]))
-        if kind == "ready":
-            state.ready[index] = message
-        elif kind == "step":
-            state.steps[index].append(Step.from_message(message))
-        elif kind == "error" and error == "silent" and heard:
-            state.fail("timeout", str(message["detail"]), index)
-        elif kind == "error" and (error == "silent" or (error == "misuse" and not (heard and index in state.ready))):
-            raise UsageError(message["detail"])
-        elif kind == "error":
-            status: Status = "oom" if error == "oom" else "crashed"
-            detail = str(message["detail"])
-            _, printed, lines = detail.partition(LAST_LINES)
-            nothing_left = error == "misuse" and bool(printed) and not state.steps[index]
-            if nothing_left:  # its pattern is right: of what it was told to correct only the lines are kept
-                detail = _NOTHING_LEFT + LAST_LINES + lines
-            refused = error in ("refused", "misuse")
-            state.fail(status, detail, index, refused=refused, ended_early=nothing_left)
-        elif kind == "done" and message.get("reason") == "finished":
-            plan = request.plan
-            state.opened = window.windows(state.steps, replace(plan, window_s=_ENDED_SHARE_MIN * plan.window_s))
-            if state.opened is None:
-                detail = f"{message.get('detail') or 'the program ended'}, too early to be measured: {_MORE_STEPS}"
-                state.fail("crashed", detail, index, refused=True, ended_early=True)
 
     def _watch(self, request: ProbeRequest, state: Evidence, meters: Sequence[Meter]) -> None:
         """Notice a worker that died silently, a lost device, and memory running out before the kernel has to."""
