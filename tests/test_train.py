@@ -767,6 +767,20 @@ def test_a_process_that_the_system_refuses_waits_for_one_that_runs(
         go(manifest, a_run(tmp_path, manifest), device)
 
 
+def test_a_crash_says_that_the_rest_goes_on_only_where_it_does(tmp_path: Path, device: DeviceInfo) -> None:
+    """It was said of the last of several jobs, too, and of one that crashed while the training was stopped."""
+    manifest, warnings = a_manifest(jobs=2), list[str]()
+    supervisor = Supervisor(manifest, a_run(tmp_path, manifest), device, warnings.append, PLAN, 1.0, shared=({}, {}))
+    worker = cast(Any, SimpleNamespace(returncode=1, starved=False, log_tail=lambda lines: "", log="x"))
+    for job in supervisor._jobs:
+        supervisor._conclude(job, worker, late=False)
+    assert ["the rest goes on" in said for said in warnings] == [True, False]
+    supervisor._jobs[1].end("waiting")
+    supervisor._stop()
+    supervisor._conclude(supervisor._jobs[0], worker, late=False)
+    assert "the rest goes on" not in warnings[2]
+
+
 def test_a_worker_that_dies_while_stopping_has_crashed(tmp_path: Path, device: DeviceInfo) -> None:
     manifest = a_manifest()
     run, warnings = a_run(tmp_path, manifest), list[str]()

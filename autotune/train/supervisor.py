@@ -149,7 +149,7 @@ class Supervisor:
 
     def _train(self, on_event: Callable[[Snapshot], None], should_stop: Callable[[], bool]) -> None:
         self._show(on_event)
-        while self._active() or (not self._stopping and self._waiting()):
+        while self._active() or self._goes_on():
             if not self._stopping and (should_stop() or self._say_lost()):
                 self._stop()
             if not self._stopping:
@@ -193,6 +193,10 @@ class Supervisor:
     def _waiting(self) -> list[JobRun]:
         waiting = [job for job in self._jobs if job.status == "waiting"]
         return [job for job in waiting if self._only is None or job.job.id in self._only]
+
+    def _goes_on(self) -> bool:
+        """Whether jobs run or wait, and nothing has told them to stop."""
+        return not self._stopping and bool(self._active() or self._waiting())
 
     def _open(self, should_stop: Callable[[], bool]) -> None:
         """Take up the run: what was done, what changed, whether the jobs can run here.
@@ -348,7 +352,7 @@ class Supervisor:
         job.end("crashed", detail)
         facts = {"error": error, "exit_code": (worker and worker.returncode) or 0, "detail": detail}
         self._events.record("crashed", job=job.job.id, **facts, **job.counts())
-        others = ", the rest goes on" if len(self._jobs) > 1 else ""
+        others = ", the rest goes on" if self._goes_on() else ""
         self._warn(f"{job.job.id} crashed{others}: {detail}" + (f"\n(log: {worker.log})" if worker else ""))
 
     def _show(self, on_event: Callable[[Snapshot], None], *, state: State = "running") -> None:
