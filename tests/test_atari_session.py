@@ -50,6 +50,16 @@ def make_environment(env, num_envs, **settings):
     return VectorEnvironment(environment_spec(env, PPOSettings(**settings)), num_envs, 1, seed=3)
 
 
+def test_jobs_of_neighbouring_seeds_play_no_game_in_common():
+    """Pilots and repetitions are taken for independent; EnvPool gives environment i the seed of its first plus i."""
+    starts = []
+    for seed in (1, 2):
+        session = open_session(num_envs=8, seed=seed)
+        starts.append({tuple(row) for row in session.environment.observations.tolist()})
+        session.close()
+    assert len(starts[0]) == 8 and not starts[0] & starts[1]
+
+
 def test_every_row_of_cartpole_is_a_step_or_a_reset_and_games_have_their_true_length():
     environment = make_environment("CartPole-v1", 3, env_options={"max_episode_steps": 12})
     rng = np.random.default_rng(0)

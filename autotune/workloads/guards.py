@@ -63,6 +63,15 @@ def refuse_foreign_state(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
         )
 
 
+def first_environment_seed(seed: int, env_steps: int) -> int:
+    """EnvPool's seed for a job's environments after so many env steps, below 2**31: environment i gets it plus i.
+
+    Scattered, so that jobs of neighbouring seeds, which count as independent, have no environment in common, and a
+    continued job sees other starts than its first steps did.
+    """
+    return int(np.random.SeedSequence([seed, env_steps]).generate_state(1)[0] >> 1)
+
+
 def environment_made(make_spec: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Any:
     """EnvPool's specification of an environment that one player plays.
 

@@ -27,7 +27,7 @@ from autotune.workloads.atari.learner import Learner
 from autotune.workloads.atari.precision import choose_device, choose_precision, native_precisions
 from autotune.workloads.atari.rollout import RolloutBuffer, Samples, bytes_per_env
 from autotune.workloads.atari.settings import PPOSettings
-from autotune.workloads.guards import check_memory, free_ram_bytes, refuse_foreign_state
+from autotune.workloads.guards import check_memory, first_environment_seed, free_ram_bytes, refuse_foreign_state
 from autotune.workloads.protocol import ALLOC_RETRIES, OPENMP, SessionState
 
 _SMALL_HIDDEN = 512
@@ -58,7 +58,7 @@ class PPOSession:
         lanes, actors = self._divide()
         self._learner = Learner(self._spec, settings, self._device, precision, job.seed, lanes, actors.count)
         self._lanes = lanes
-        self.environment = self._start_environment(job.seed, actors.count)
+        self.environment = self._start_environment(0, actors.count)
         self._collector = Collector(self.environment, self._learner, actors, self._device)
         self._buffers = [
             RolloutBuffer(settings.rollout, point.num_envs, self._spec, self._learner.channels_last, self._device)
@@ -152,11 +152,8 @@ class PPOSession:
         self._iterations = int(state.meta["iterations"])
         self._episodes = int(state.meta["episodes"])
         self.environment.close()
-        # The first seed again would replay the first games.
         self._next = None
-        self.environment = self._start_environment(
-            self._seed + 1_000_003 * (1 + self.env_steps), self._collector.lanes.count
-        )
+        self.environment = self._start_environment(self.env_steps, self._collector.lanes.count)
         self._collector.environment, self._counted_steps = self.environment, 0
 
     def close(self) -> None:
@@ -201,9 +198,9 @@ class PPOSession:
             return lanes, Lanes(min(acting, point.num_envs), 1)
         return lanes, Lanes(count, lanes.threads) if settings.overlap else lanes
 
-    def _start_environment(self, seed: int, lanes: int) -> EnvironmentGroup:
-        """Every lane's environments; the seeds of games are those of one lane."""
-        threads = self._env_threads()
+    def _start_environment(self, env_steps: int, lanes: int) -> EnvironmentGroup:
+        """Every lane's environments, after so many env steps; the seeds of games are those of one lane."""
+        threads, seed = self._env_threads(), first_environment_seed(self._seed, env_steps)
         if lanes == self._lanes.count:  # else they take turns, and each has all the threads
             threads = max(1, threads // lanes)
         columns = lane_columns(self._point.num_envs, lanes)

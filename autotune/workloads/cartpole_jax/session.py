@@ -23,6 +23,7 @@ from autotune.workloads.guards import (
     check_memory,
     checked_observations,
     checked_rewards,
+    first_environment_seed,
     free_ram_bytes,
     refuse_foreign_state,
 )
@@ -108,7 +109,7 @@ class CartpoleJaxSession:
         self.close()
         num_envs = self._point.num_envs
         threads = min(num_envs, int(os.environ.get("AUTOTUNE_THREADS") or len(os.sched_getaffinity(0))))
-        seed = int(np.random.SeedSequence([self._job.seed, self._env_steps]).generate_state(1)[0] >> 1)
+        seed = first_environment_seed(self._job.seed, self._env_steps)
         self._pool = envpool.make(
             self._job.env, env_type="gymnasium", num_envs=num_envs, num_threads=threads, seed=seed
         )
