@@ -341,11 +341,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(str(signalled) or "stopped", getattr(signalled, "exit_code", 130))
     except BrokenPipeError:
         return EXIT_ERROR
-    except OSError as error:
+    except (OSError, ImportError, MemoryError) as error:
         if context["debug"]:
             say(traceback.format_exc())
+        return fail(_refused(error), EXIT_ERROR)
+
+
+def _refused(error: OSError | ImportError | MemoryError) -> str:
+    """What to do about what the system refuses: a file, a package's libraries, or memory."""
+    if isinstance(error, OSError):
         otherwise = "Check permissions and free space of the folder, or choose another with --runs."
-        return fail(f"{error}. {remedy_for(error, otherwise)}", EXIT_ERROR)
+        return f"{error}. {remedy_for(error, otherwise)}"
+    more_memory = "raise the limit on this command's memory (ulimit -v, or the container's), or stop other programs"
+    if isinstance(error, MemoryError):
+        return f"memory ran out: {more_memory}"
+    broken = f"a package that autotune needs cannot be loaded: {error}. Install it anew"
+    return f"{broken}; where memory ran out, {more_memory}"
 
 
 def entry() -> None:

@@ -904,3 +904,19 @@ def test_the_command_that_a_search_ends_with_can_be_typed_as_it_stands(here, cap
     assert run(*command, f"--runs={runs}") == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert run(*shlex.split(last.partition("autotune ")[2])) == 0, last
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ImportError("libgfortran.so.5: failed to map segment"), "cannot be loaded: libgfortran.so.5: failed to map"),
+        (MemoryError(), "memory ran out: raise the limit"),
+    ],
+)
+def test_a_package_that_cannot_be_loaded_and_a_want_of_memory_are_messages(here, capsys, monkeypatch, error, told):
+    def fail(_want):
+        raise error
+
+    monkeypatch.setattr("autotune.device.inspect.inspect_device", fail)
+    assert run("doctor") == 1
+    assert told in capsys.readouterr().err
