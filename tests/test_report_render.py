@@ -716,3 +716,18 @@ def test_ceilings_give_the_share_of_the_serial_bound(tmp_path: Path) -> None:
     text = render_report(run, price=2.0).markdown.read_text()
     assert "env stepping 40,000, inference 80,000, learning 16,000; taking turns, 10,000." in text
     assert "reaches 80 % of that" in text  # 8,050 of 10,000, half to even
+
+
+@pytest.mark.parametrize(("left", "left_as"), [(None, "missing"), (b"", "empty")])
+def test_a_report_is_not_replaced_by_one_of_a_study_that_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], left: bytes | None, left_as: str
+) -> None:
+    run = make_run(tmp_path)
+    assert main(["report", str(run.path)]) == 0
+    before = run.report_file.read_text(encoding="utf-8")
+    run.study_file.unlink()
+    if left is not None:
+        run.study_file.write_bytes(left)
+    assert main(["report", str(run.path)]) == 1
+    assert f"is {left_as}, and 29m 10s were spent on it: restore it" in capsys.readouterr().err
+    assert run.report_file.read_text(encoding="utf-8") == before

@@ -23,7 +23,7 @@ from autotune.search.model import measured
 from autotune.search.outcome import found_in, sooner_than
 from autotune.search.result import StudyResult
 from autotune.search.space import space_of
-from autotune.search.trials import TrialRecord, comparable_history, load_trials
+from autotune.search.trials import TrialRecord, comparable_history, load_trials, refuse_lost_study
 from autotune.worker.checkpoint import trained_env_steps
 
 COLUMNS = (
@@ -192,7 +192,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
     """Read a run's folder: a search, a probe, a training, or any mixture.
 
     Raises:
-        FileError: a file of the run is damaged.
+        FileError: a file of the run is damaged, or its study is gone.
         ManifestError: its manifest or recipe is.
     """
     state, records = run.state(), load_trials(run)
@@ -200,6 +200,8 @@ def gather(run: Run, price: Price | None = None) -> Facts:
     manifest = load_manifest(run.manifest_file) if run.manifest_file.exists() else None
     device = load_device(run)
     training = load_training(run)
+    if training is None:
+        refuse_lost_study(run, finite(state.get("spent_s")) or 0.0)
     history = comparable_history(records)
     given = price.usd_per_hour if price else None
     found = found_in(state, records, recipe, device, given) if recipe and device else None
