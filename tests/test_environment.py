@@ -39,6 +39,16 @@ def test_compiled_programs_go_to_the_users_cache_folder(caches):
     assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(caches / "torchinductor")
 
 
+def test_a_cache_that_cannot_be_written_is_left_to_the_framework(caches, monkeypatch, tmp_path):
+    caches.mkdir(parents=True)
+    (caches / "torchinductor").touch()
+    assert set(CACHES) & set(worker_environment(task_of())) == {"JAX_COMPILATION_CACHE_DIR"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: "~/.cache/autotune")  # of a user without a home
+    assert not set(CACHES) & set(worker_environment(task_of()))
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_cache_that_the_user_chose_is_kept(caches, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
     environment = worker_environment(task_of())

@@ -60,14 +60,27 @@ def compile_caches() -> dict[str, str]:
 
     They lie in the user's cache folder, apart by kind of processor: programs for one need not run on another
     that shares the home. JAX would keep only what took a second to compile; a start is made of small programs.
+    Where a cache cannot be written (a container's user has no home) it is the framework's own: torch would fail.
     """
     folder = Path(platformdirs.user_cache_dir("autotune", appauthor=False)) / processor_tag()
-    return {
+    jax = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "jax"),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(_JAX_CACHE_BYTES),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "torchinductor"),
     }
+    torch = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "torchinductor")}
+    return (jax if _can_hold(folder / "jax") else {}) | (torch if _can_hold(folder / "torchinductor") else {})
+
+
+def _can_hold(folder: Path) -> bool:
+    """Whether files can be written there; a user without a home has his cache in ``~``, of the current folder."""
+    if not folder.is_absolute():
+        return False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def processor_tag(root: Path = ROOT) -> str:
