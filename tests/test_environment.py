@@ -49,6 +49,17 @@ def test_a_cache_that_cannot_be_written_is_left_to_the_framework(caches, monkeyp
     assert not (tmp_path / "~").exists()
 
 
+def test_a_user_without_a_home_has_no_caches(caches, monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(user):
+        raise KeyError(f"getpwuid(): uid not found: {user}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert not set(CACHES) & set(worker_environment(task_of()))
+
+
 def test_a_cache_that_the_user_chose_is_kept(caches, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
     environment = worker_environment(task_of())

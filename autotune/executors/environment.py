@@ -62,7 +62,10 @@ def compile_caches() -> dict[str, str]:
     that shares the home. JAX would keep only what took a second to compile; a start is made of small programs.
     Where a cache cannot be written (a container's user has no home) it is the framework's own: torch would fail.
     """
-    folder = Path(platformdirs.user_cache_dir("autotune", appauthor=False)) / processor_tag()
+    try:
+        folder = Path(platformdirs.user_cache_dir("autotune", appauthor=False)) / processor_tag()
+    except RuntimeError:  # a user whom the system does not know, and no HOME
+        return {}
     jax = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "jax"),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(_JAX_CACHE_BYTES),
@@ -73,7 +76,7 @@ def compile_caches() -> dict[str, str]:
 
 
 def _can_hold(folder: Path) -> bool:
-    """Whether files can be written there; a user without a home has his cache in ``~``, of the current folder."""
+    """Whether files can be written there; without a home it is ``~``, which would be made here."""
     if not folder.is_absolute():
         return False
     try:
