@@ -312,6 +312,13 @@ def test_a_knob_that_a_command_has_no_place_for_was_not_asked_for(tmp_path: Path
     assert "took effect instead" not in report(make_run(tmp_path, [("baseline", odd)]))
 
 
+def test_a_knob_that_the_command_does_not_name_is_not_said_to_take_effect_as_none(tmp_path: Path) -> None:
+    own = result(Point(num_envs=8, batch_size=256), 500.0, effective={"num_envs": 8, "batch_size": None})
+    markdown = report(make_run(tmp_path, [("baseline", own), ("final", own)]))
+    assert "None" not in markdown and "took effect instead" not in markdown
+    assert "Not named in the command, so that the program has values of its own: `batch_size`." in markdown
+
+
 def test_learning_uses_what_took_effect(tmp_path: Path) -> None:
     base = result(Point(num_envs=8, batch_size=256), 500.0)
     capped = result(Point(num_envs=64, batch_size=256), 900.0, effective={"num_envs": 8})

@@ -30,6 +30,7 @@ COLUMNS = (
     *("number", "stage", "num_envs", "batch_size", "concurrency", "extra", "status", "grade"),
     *("sps", "sps_low", "sps_high", "job_sps", "vram_peak_bytes", "ram_peak_bytes", "cost_s", "window_s"),
     *("startup_s", "first_iteration_s", "reset_fraction", "limited_by", "detail", "log_tail", "changed", "flags"),
+    "unused",
 )
 
 
@@ -279,6 +280,7 @@ def _row(record: TrialRecord) -> dict[str, Any]:
         "job_sps": tuple(result.job_sps),
         "flags": tuple(result.flags),
         "changed": changed_knobs(result),
+        "unused": tuple(name for name in point.knobs() if name in result.effective and result.effective[name] is None),
         **{name: getattr(result, name) for name in plain},
         **{name: finite(getattr(result, name)) for name in numbers},
     }

@@ -120,12 +120,14 @@ def _skipped(facts: Facts) -> list[str]:
 
 def _changed(rows: list[dict[str, Any]]) -> list[str]:
     changed = [row for row in rows if row["changed"]]
+    unused = ", ".join(dict.fromkeys(code(name) for row in rows for name in row["unused"]))
+    told = [f"Not named in the command, so that the program has values of its own: {unused}."] if unused else []
     if not changed:
-        return []
+        return told
     lines = [
         f"- probe {row['number']}: {text(row['changed'])} took effect instead of what was asked for" for row in changed
     ]
-    return ["**Asked for and taken effect differ:**\n\n" + "\n".join(lines)]
+    return ["**Asked for and taken effect differ:**\n\n" + "\n".join(lines), *told]
 
 
 def _refused(facts: Facts) -> list[str]:
