@@ -22,6 +22,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 NAMED = "a name has letters, digits, dots, dashes and underscores, and begins with a letter or a digit"
 _LEFTOVERS = (".run.json.", ".lock")
 """Begin the names of what a command that was killed can leave in a folder before it is a run."""
+_NAMES_MAX = 10
+"""Runs that a message names: of more the newest."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ def find_run(root: Path, word: str | None) -> Run:
     if word is not None:
         run = Run(Path(word) if "/" in word else root / word)
         if not run.state_file.is_file():
-            known = ", ".join(run.name for run in all_runs(root)) or "none"
+            names = [run.name for run in reversed(all_runs(root))]
+            more = f" and {len(names) - _NAMES_MAX} more" if len(names) > _NAMES_MAX else ""
+            known = ", ".join(names[:_NAMES_MAX]) + more or "none"
             raise UsageError(f"there is no run {word!r} in {root}/ (runs: {known})")
         return run
     runs = sorted(all_runs(root), key=_last_use)

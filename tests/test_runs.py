@@ -85,6 +85,14 @@ def test_runs_that_are_not_there(tmp_path):
         find_run(tmp_path, "b")
 
 
+def test_of_many_runs_a_message_names_the_newest(tmp_path):
+    """A list of hundreds hid the error, and so did the oldest of them."""
+    for number in range(1, 14):
+        create_run(tmp_path, f"r{number}").update(created=f"2026-01-01T00:00:{number:02d}")
+    with pytest.raises(UsageError, match=r"no run 'x' in .* \(runs: r13, r12, .*, r4 and 3 more\)$"):
+        find_run(tmp_path, "x")
+
+
 def test_a_folder_with_other_files_never_becomes_a_run(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
