@@ -99,6 +99,7 @@ def test_a_search_finds_confirms_and_says_so(surface, run):
     text = sentence(found)
     assert text.startswith(found.point.label())
     assert f"best of the {found.points_measured} points measured" in text
+    assert "launches), the only point measured in " in sentence(replace(found, points_measured=1))
     assert "x the baseline (num_envs=8 batch_size=256 concurrency=1;" in text
     assert found.spent_s == pytest.approx(executor.clock_s()) and found.spent_s <= 700
     assert run.state()["spent_s"] == pytest.approx(found.spent_s)

@@ -105,9 +105,11 @@ def sentence(found: StudyResult) -> str:
     """One sentence: what was found, against the baseline and the rule of thumb, with intervals."""
     best = found.result
     launches = next((flag for flag in best.flags if "launch" in flag), "one launch")
+    count = found.points_measured
+    which = "the only point" if count == 1 else f"best of the {counted(count, 'point')}"
     parts = [
         f"{found.point.label()} makes {format_count(best.sps)} steps/s"
-        f"{_interval(best)} ({launches}), best of the {counted(found.points_measured, 'point')} measured"
+        f"{_interval(best)} ({launches}), {which} measured"
         f" in {format_duration(found.spent_s)}"
     ]
     if (goodput := best.goodput_per_usd(found.price_usd_per_hour)) is not None:
