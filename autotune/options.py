@@ -108,7 +108,10 @@ def parse_counts(text: str) -> tuple[int, ...]:
         counts = (0,)
     if any(not 1 <= count <= COUNT_MAX for count in counts):
         shown = text if len(text) <= 100 else f"{text[:97]}..."
-        raise UsageError(f"{shown!r} must be whole numbers of at least 1, separated by commas, such as 8,32,128")
+        raise UsageError(
+            f"{shown!r} must be whole numbers of at least 1 and at most {COUNT_MAX:,}, separated by commas, "
+            "such as 8,32,128"
+        )
     return counts
 
 

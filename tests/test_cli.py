@@ -381,6 +381,7 @@ BAD = [
     (["search", "--baseline", "speed=4"], "unknown knob 'speed'"),
     (["search", "--try", "num_envs=8.5"], "whole number"),
     (["probe", "--num-envs", "9" * 30], "at least 1"),
+    (["probe", "--num-envs", "9" * 30], "at most 2,147,483,647"),
     (["probe", "--export", ""], "must end in .csv, .jsonl or .json"),
     (["probe", "--export", "rows.xlsx"], "must end in .csv, .jsonl or .json"),
     (["search", "--export", "rows"], "must end in .csv, .jsonl or .json"),
