@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +147,20 @@ def test_a_worker_that_the_kernel_killed_for_memory_is_oom(executor, tmp_path, m
     monkeypatch.setattr(IsolatedExecutor, "_ram_free", lambda self: 0.5)
     result = probe(KillsItsWorkers(executor.device), tmp_path)
     assert (result.status, result.detail) == (status, "process ended with signal 9")
+
+
+class LosesItsLogs(KillsItsWorkers):
+    """As a person who tidies up the run's folder does."""
+
+    def _launch(self, request, workers, environment):
+        super()._launch(request, workers, environment)
+        shutil.rmtree(request.log_folder)
+
+
+def test_a_failure_whose_log_was_removed_meanwhile_is_a_result(executor, tmp_path):
+    """Its last lines are nice to have: reading them ended the command in a traceback."""
+    result = probe(LosesItsLogs(executor.device), tmp_path)
+    assert (result.status, result.log_tail) == ("crashed", "")
 
 
 class Deaf:
