@@ -352,6 +352,13 @@ def test_a_meter_that_may_start_no_thread_of_its_own_makes_no_noise():
     assert ending.side_by_side([refuse, lambda: 1], 5.0) == [None, 1]
 
 
+def test_a_task_reaches_its_worker_whole_however_little_a_pipe_takes_at_once(executor, monkeypatch):
+    """A write of more than a pipe holds ends early when the command is suspended meanwhile (Ctrl-Z)."""
+    write = os.write
+    monkeypatch.setattr("autotune.executors.process.os.write", lambda file, data: write(file, data[:100]))
+    executor.check(load_recipe("busywork"))
+
+
 def test_questions_work_where_only_the_temporary_folder_is_writable(executor, monkeypatch):
     """A user who is not root may write neither to /dev nor to the current folder."""
     folders = []

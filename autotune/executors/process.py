@@ -91,8 +91,10 @@ class WorkerProcess:
     def _write(self, line: str) -> None:
         if self._commands is None:
             return
+        left = line.encode() + b"\n"
         try:
-            os.write(self._commands, line.encode() + b"\n")
+            while left:
+                left = left[os.write(self._commands, left) :]
         except BrokenPipeError:  # it has ended: the message pipe or the exit code says why
             return
 
