@@ -176,6 +176,19 @@ def test_trials_side_by_side_measure_whole_points_and_different_ones():
     assert pickle.loads(pickle.dumps(GoodputSampler(knobs=KNOBS))), "Optuna's way of keeping a sampler"
 
 
+def test_further_parameters_are_drawn_independently_of_each_other():
+    """All of a trial were the same quantile of their ranges: a low learning rate never met a high discount."""
+    study = optuna.create_study(direction="maximize", sampler=GoodputSampler(knobs=KNOBS))
+    drawn = []
+    for _ in range(20):
+        trial = study.ask()
+        drawn.append([trial.suggest_float(name, 0.0, 1.0) for name in ("lr", "gamma")])
+        study.tell(trial, objective(trial))
+    assert abs(np.corrcoef(np.transpose(drawn))[0, 1]) < 0.6
+    again = optuna.create_study(direction="maximize", sampler=GoodputSampler(knobs=KNOBS)).ask()
+    assert [again.suggest_float(name, 0.0, 1.0) for name in ("lr", "gamma")] == drawn[0]
+
+
 @pytest.mark.parametrize("most", [16, 64])
 def test_a_trial_under_way_is_no_evidence_that_a_failed_lighter_one_was_an_accident(most):
     """Of two side by side the lighter failed first, and what is heavier than it was proposed all the same."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -125,7 +126,8 @@ class HistorySampler(PointSampler):
         """
         point = self._point(study, trial) if param_name in KNOBS else None
         if point is None:
-            random = RandomSampler(seed=seed_of(self._seed, trial.number))
+            own_seed = self._seed + zlib.crc32(param_name.encode())  # else all are the same quantile of their ranges
+            random = RandomSampler(seed=seed_of(own_seed, trial.number))
             return random.sample_independent(study, trial, param_name, param_distribution)
         value = getattr(point, param_name)
         if not own_study.allows(param_distribution, value):
