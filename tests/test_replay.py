@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -252,3 +253,15 @@ def test_a_recorded_surface_can_be_replayed_however_slow_or_noisy_the_program_wa
     row = load_surface(written).row(recipe.baseline)
     assert row.sps == pytest.approx(sps, rel=1e-3)
     assert row.sd_fraction == min(noise, 1.0)
+
+
+def test_an_answer_is_to_the_point_that_was_asked_for(surface, tmp_path):
+    """An installed executor that told what took effect instead was asked for the same point until the budget ended."""
+
+    class Loose(ReplayExecutor):
+        def run(self, request):
+            return replace(super().run(request), requested=Point(num_envs=1, batch_size=1), grade="quick")
+
+    recipe, run = surface_recipe(surface), create_run(tmp_path, "small-1")
+    result = measure(Loose(surface), recipe.baseline, recipe, run, grade="final")
+    assert (result.requested, result.grade) == (recipe.baseline, "final")

@@ -84,4 +84,5 @@ def run_probe(
             raise
         result = ProbeResult(requested=point, status="crashed", grade=grade, detail=str(error))
     limit = limited_by(result, executor.device) if result.ok else result.limited_by
-    return replace(result, envs=tuple(job.env for job in request.jobs), limited_by=limit)
+    envs = tuple(job.env for job in request.jobs)
+    return replace(result, requested=point, grade=grade, envs=envs, limited_by=limit)
