@@ -563,7 +563,7 @@ def test_a_state_is_refused_without_a_session_too():
         AtariWorkload({"hidden": 32}).check_state(POINT, job(), meta)
     with pytest.raises(UsageError, match="hidden is 64 there and 32 here"):
         AtariWorkload({}).check_state(replace(POINT, extra=(("hidden", 32),)), job(), meta)
-    with pytest.raises(UsageError, match="workload is None there and 'atari' here"):
+    with pytest.raises(UsageError, match="this checkpoint is of another workload, and the job's is 'atari'"):
         AtariWorkload({}).check_state(POINT, job(), {})
 
 

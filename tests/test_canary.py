@@ -121,7 +121,10 @@ def test_a_canary_whose_workers_were_stopped_is_not_judged(tmp_path: Path, devic
 
     result = train_run(manifest, run, device=device, on_event=stop_worker, warn=said.append, plan=PLAN)
     assert [job.status for job in result.jobs] == ["stopped", "waiting"]
-    assert said == ["canary: stopped before 1h of training, so it is not judged; the same command goes on"]
+    assert said == [
+        "a stopped: somebody sent its process a signal to end; the same command goes on",
+        "canary: stopped before 1h of training, so it is not judged; the same command goes on",
+    ]
     migration = load_migration(run)
     assert migration is not None and migration.canary is not None and not migration.canary.passed
     assert successor(source) is not None
