@@ -297,18 +297,25 @@ def test_a_pilot_that_failed_promises_no_way_on(tmp_path, device, monkeypatch):
     assert "same command" not in learning.detail and not any("same command" in text for text in said)
 
 
-def test_a_stopped_guard_goes_on_where_it_was(tmp_path, device):
+SLOW, SLOW_POINT = {"step_overhead_s": 8e-3}, Point(num_envs=8, batch_size=32, concurrency=2)
+
+
+def stopped_guard(tmp_path, device):
+    """A run whose guard was stopped amid its first pilots, and its last snapshot."""
     seen = []
 
     def stop():
         return bool(seen) and any(job.env_steps > 200 for job in seen[-1].jobs)
 
-    slow = a_recipe(step_overhead_s=8e-3)
-    point = Point(num_envs=8, batch_size=32, concurrency=2)
-    run, learning = guarded(tmp_path, device, point, slow, on_event=seen.append, should_stop=stop)
+    run, learning = guarded(tmp_path, device, SLOW_POINT, a_recipe(**SLOW), on_event=seen.append, should_stop=stop)
     assert learning is None
-    assert all(0 < job.env_steps < 3000 for job in seen[-1].jobs)
-    _, learning = guarded(tmp_path, device, point, slow, run=run)
+    return run, seen[-1]
+
+
+def test_a_stopped_guard_goes_on_where_it_was(tmp_path, device):
+    run, last = stopped_guard(tmp_path, device)
+    assert all(0 < job.env_steps < 3000 for job in last.jobs)
+    _, learning = guarded(tmp_path, device, SLOW_POINT, a_recipe(**SLOW), run=run)
     assert learning.status == "passed"
     events = next((run.path / "guard").glob("tuned-*/train/events.jsonl")).read_text()
     assert '"kind": "resumed"' in events
@@ -323,34 +330,24 @@ def test_a_baseline_that_crashed_is_not_settled_by_more_seeds(tmp_path, device):
     assert "guard-seeds" not in what and "--baseline" in what and "in guard/ of the run" in what
 
 
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [("damaged", r"tuned-seed-7 .*no valid checkpoint"), ("foreign", r"tuned-seed-7 .*it is of format 99")],
-)
-def test_a_pilot_that_cannot_go_on_from_its_files_is_no_evidence(tmp_path, device, wrong, words):
-    seen = []
-
-    def stop():
-        return bool(seen) and any(job.env_steps > 200 for job in seen[-1].jobs)
-
-    slow = a_recipe(step_overhead_s=8e-3)
-    point = Point(num_envs=8, batch_size=32, concurrency=2)
-    run, learning = guarded(tmp_path, device, point, slow, on_event=seen.append, should_stop=stop)
-    assert learning is None
+def test_a_pilot_that_cannot_go_on_from_its_files_is_no_evidence(tmp_path, device):
+    run, _ = stopped_guard(tmp_path, device)
     (arm,) = (run.path / "guard").glob("tuned-*")
     kept = next((arm / "train/jobs/tuned-seed-7/checkpoints").glob("*.safetensors"))
-    whole, spoilt = kept.read_bytes(), kept
-    if wrong == "damaged":
-        kept.write_bytes(whole[:-1])
-    else:
-        state = load_checkpoint(kept)
-        spoilt = save_checkpoint(kept.parent, replace(state, meta={**state.meta, "format": 99}), env_steps=999)
-    with pytest.raises(FileError, match=words) as told:
-        guarded(tmp_path, device, point, slow, run=run)
-    assert f"remove {arm}" in str(told.value)
-    spoilt.unlink()
+    whole, state = kept.read_bytes(), load_checkpoint(kept)
+
+    def refused(words):
+        with pytest.raises(FileError, match=words) as told:
+            guarded(tmp_path, device, SLOW_POINT, a_recipe(**SLOW), run=run)
+        assert f"remove {arm}" in str(told.value)
+
+    kept.write_bytes(whole[:-1])
+    refused(r"tuned-seed-7 .*no valid checkpoint")
     kept.write_bytes(whole)
-    _, learning = guarded(tmp_path, device, point, slow, run=run)
+    foreign = save_checkpoint(kept.parent, replace(state, meta={**state.meta, "format": 99}), env_steps=999)
+    refused(r"tuned-seed-7 .*it is of format 99")
+    foreign.unlink()
+    _, learning = guarded(tmp_path, device, SLOW_POINT, a_recipe(**SLOW), run=run)
     assert learning.status == "passed"
 
 

@@ -77,17 +77,9 @@ def supervise(
     plan = plan or MeasurePlan()
     with shared_if_possible(device, manifest.point.record(), warn) as shared:
         supervisor = Supervisor(
-            manifest,
-            run,
-            device,
-            warn,
-            plan,
-            stop_grace_s,
-            shared=shared,
-            only=only,
-            patience=patience,
+            manifest, run, device, warn, plan, stop_grace_s, shared=shared, only=only, patience=patience,
             retried=retried,
-        )
+        )  # fmt: skip
         try:
             return supervisor.run(on_event, should_stop)
         finally:
