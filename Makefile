@@ -27,9 +27,9 @@ demo: $(STAMP)
 	$(BIN)/autotune search atari --games Breakout --budget 3m --price $(PRICE) --new
 	$(BIN)/autotune report --price $(PRICE)
 
-# Two at a time, a file's tests in one process; `pytest` alone runs them one by one, as tests on a GPU have to.
+# Three at a time, for many wait, a file's tests in one process; `pytest` alone runs them one by one, as on a GPU it has to.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
