@@ -111,6 +111,16 @@ def test_a_sampler_made_of_ours_that_fails_ends_a_search_in_words(monkeypatch, t
     assert "sampler 'mine' (mine, of the package unknown) cannot propose a point: Zero" in capsys.readouterr().err
 
 
+def error_of_a_search_with(executor, monkeypatch, tmp_path, capsys):
+    """What a search says that an installed executor ended."""
+    monkeypatch.setattr(EntryPoint, "load", lambda self: executor)
+    entry = EntryPoint("mine", "mine", "autotune.executor")
+    monkeypatch.setattr(registry, "_installed", lambda kind: {"mine": entry} if kind == "executor" else {})
+    command = ["search", "busywork", "--budget", "10m", "--runs", str(tmp_path), "--executor", "mine"]
+    assert main(command) == 1
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("method", "answer", "said"),
     [
@@ -127,12 +137,7 @@ def test_a_sampler_made_of_ours_that_fails_ends_a_search_in_words(monkeypatch, t
 def test_what_an_executor_answers_is_held_against_its_contract(method, answer, said, monkeypatch, tmp_path, capsys):
     """None of them raises within the executor, and each ended the search in a traceback."""
     odd = type("Odd", (IsolatedExecutor,), {method: lambda *_: answer, "ceilings": lambda *_, **__: {}})
-    monkeypatch.setattr(EntryPoint, "load", lambda self: odd)
-    entry = EntryPoint("mine", "mine", "autotune.executor")
-    monkeypatch.setattr(registry, "_installed", lambda kind: {"mine": entry} if kind == "executor" else {})
-    command = ["search", "busywork", "--budget", "10m", "--runs", str(tmp_path), "--executor", "mine"]
-    assert main(command) == 1
-    err = capsys.readouterr().err
+    err = error_of_a_search_with(odd, monkeypatch, tmp_path, capsys)
     assert f"executor 'mine' (mine, of the package unknown) cannot carry out {method}(): TypeError: " in err
     assert said in err
 
@@ -148,12 +153,7 @@ def test_what_an_executor_answers_is_held_against_its_contract(method, answer, s
 def test_the_ceilings_that_an_executor_tells_are_held_against_its_contract(answer, said, monkeypatch, tmp_path, capsys):
     """They are kept as JSON: NaN, or a number of numpy's, ended the search in a traceback."""
     odd = type("Odd", (IsolatedExecutor,), {"ceilings": lambda *_, **__: answer})
-    monkeypatch.setattr(EntryPoint, "load", lambda self: odd)
-    entry = EntryPoint("mine", "mine", "autotune.executor")
-    monkeypatch.setattr(registry, "_installed", lambda kind: {"mine": entry} if kind == "executor" else {})
-    command = ["search", "busywork", "--budget", "10m", "--runs", str(tmp_path), "--executor", "mine"]
-    assert main(command) == 1
-    err = capsys.readouterr().err
+    err = error_of_a_search_with(odd, monkeypatch, tmp_path, capsys)
     assert "executor 'mine' (mine, of the package unknown) cannot carry out ceilings(): TypeError: " in err
     assert said in err
     assert ANSWERS["ceilings"]({"env": np.float32(0.5)}) == {"env": 0.5}
