@@ -30,6 +30,8 @@ ENDED_EARLY = "ended early"
 """Flag of a crash that says nothing about the point: a program did all its steps before they could be measured."""
 PAUSED = "paused"
 """Flag of a timeout that says nothing about the point: this command itself stood still for that long (Ctrl-Z)."""
+RESTARTED = "the machine restarted while this ran"
+"""Detail of a probe that is `host_lost`."""
 COUNT_MAX = 2**31 - 1
 """Of a standard knob: what every framework's sizes hold."""
 JOBS_MAX = 10_000

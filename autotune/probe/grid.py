@@ -13,7 +13,7 @@ from autotune.errors import UsageError
 from autotune.executors.protocol import Executor
 from autotune.probe.recipe_file import batch_size_max, more_jobs
 from autotune.probe.run import run_probe
-from autotune.records import KNOBS, SHARING, Grade, KnobValue, Point, ProbeResult, Recipe
+from autotune.records import KNOBS, RESTARTED, SHARING, Grade, KnobValue, Point, ProbeResult, Recipe
 from autotune.runs import Run
 from autotune.workloads.command_argv import placeholders
 
@@ -187,4 +187,4 @@ def _lost(run: Run, boot_id: str, grade: Grade) -> ProbeResult | None:
     if not isinstance(noted, dict) or noted["boot_id"] == boot_id:
         return None
     point = Point.from_knobs(noted["point"])
-    return ProbeResult(requested=point, status="host_lost", grade=grade, detail="the machine restarted while this ran")
+    return ProbeResult(requested=point, status="host_lost", grade=grade, detail=RESTARTED)

@@ -17,7 +17,7 @@ from autotune.search.memory import memory_limits
 from autotune.search.plan import Ending, thumb_point
 from autotune.search.precision import launch_fraction
 from autotune.search.propose import Problem, too_costly
-from autotune.search.result import StudyResult
+from autotune.search.result import FORBIDS, SLOWED, StudyResult, what_slowing_means
 from autotune.search.sharing import sharing_gain
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, comparable_history
@@ -214,25 +214,19 @@ def _nothing(recipe: Recipe, account: Account) -> str:
         return f"no probe of recipe {recipe.name!r} ended within the budget: give it a larger one (--budget).{reason}"
     failures = [result for result in history if not result.ok]
     slowing = ", ".join(point.label() for point in confirm.slowing_points(history))
-    slowed = f"{slowing} slowed down within the window in two launches or more" if slowing else ""
     if not failures and slowing:
-        return (
-            f"no point of recipe {recipe.name!r} is stable: {slowed}, so that what was measured promises nothing for a "
-            "long training. Find what slows it down (heat, memory that fills, other programs), or measure longer "
-            "windows ([final] window_s in the recipe)."
-        )
-    also = f"{slowed}, and " if slowing else ""
+        return f"no point of recipe {recipe.name!r} is stable: {slowing} {what_slowing_means('[final] window_s')}"
+    also = f"{slowing} {SLOWED}, and " if slowing else ""
     failed = f"no point of recipe {recipe.name!r} ran stably: {also}{counted(len(failures), 'probe')} failed"
-    rule = "a failed point forbids heavier ones until one of them has run"
     if recipe.workload == "replay":
         statuses = Counter(result.status for result in failures)
         counts = ", ".join(f"{count} {status}" for status, count in statuses.items())
         known = "The surface has no point that ran among those that the search may try. "
         why = known if account.ended == "known" else ""
-        return f"{failed} ({counts}). {why}Begin with a row that ran (--baseline): {rule}."
+        return f"{failed} ({counts}). {why}Begin with a row that ran (--baseline): {FORBIDS}."
     remedy = (
-        f"Look at the logs in the run's folder, begin with what you know to run (--baseline: {rule}), or allow lighter "
-        "points in the recipe."
+        f"Look at the logs in the run's folder, begin with what you know to run (--baseline: {FORBIDS}), or allow "
+        "lighter points in the recipe."
     )
     if all(REFUSED in result.flags for result in history):
         remedy = (

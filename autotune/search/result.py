@@ -17,6 +17,11 @@ from autotune.stats import LAUNCH_FRACTION, failure_rate_bound_per_hour, log_rat
 from autotune.units import counted, format_count, format_duration, format_usd, how_often
 from autotune.workloads.learning import LearningChange
 
+SLOWED = "slowed down within the window in two launches or more"
+"""What points that ran did, and are not stable for it."""
+FORBIDS = "a failed point forbids heavier ones until one of them has run"
+"""Why a search that found nothing is to begin with a point that runs."""
+
 
 def failures(trials: Sequence[TrialRecord]) -> dict[str, int]:
     """Failed probes by status, of the trials that say something about their point."""
@@ -132,6 +137,14 @@ def contention(stated: Mapping[str, ProbeResult | None]) -> str:
         return ""
     amounts = " and ".join(f"{cores:.1f} CPU cores while {name} was measured" for name, cores in busy.items())
     return f"other programs took {amounts}: the machine alone may be faster, so measure again without them"
+
+
+def what_slowing_means(setting: str) -> str:
+    """The end of a sentence on points that slow down, and what to do; `setting` is how the window's is written."""
+    return (
+        f"{SLOWED}, so that what was measured promises nothing for a long training. Find what slows it down (heat, "
+        f"memory that fills, other programs), or measure longer windows ({setting} in the recipe)."
+    )
 
 
 def outran(found: StudyResult) -> str:

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autotune.codec import from_json, to_json
 from autotune.errors import FileError
-from autotune.records import KNOBS, Point, ProbeResult
+from autotune.records import KNOBS, RESTARTED, Point, ProbeResult
 from autotune.runs import Run
 from autotune.search.epochs import comparable
 from autotune.search.sampler import EPOCH, IGNORED, RESULT, STAGE
@@ -310,6 +310,6 @@ def _lost(frozen: FrozenTrial, boot_id: str, clock_s: float) -> ProbeResult:
         requested=Point.from_knobs(frozen.user_attrs["requested"]),
         status="crashed" if same_boot else "host_lost",
         grade="quick",
-        detail="the search ended while this ran" if same_boot else "the machine restarted while this ran",
+        detail="the search ended while this ran" if same_boot else RESTARTED,
         cost_s=min(started["predicted_s"], passed_s),
     )

@@ -18,7 +18,7 @@ from autotune.report.wording import (
     text,
 )
 from autotune.search.learning import remedy, sentences
-from autotune.search.result import contention, outran
+from autotune.search.result import FORBIDS, contention, outran, what_slowing_means
 from autotune.stats import failure_rate_bound_per_hour
 from autotune.units import counted, format_count, format_duration, format_usd, typed
 
@@ -58,11 +58,7 @@ def _nothing_stable(facts: Facts) -> str:
     line = f"- **No stable point** among {counted(len(facts.trials), 'probe')} ({shown}){below}."
     if facts.slowing:
         points = ", ".join(code(point.label()) for point in facts.slowing)
-        line += (
-            f"\n- **Slowing down:** {points} ran, but slowed down within the window in two launches or more, so that "
-            "what was measured promises nothing for a long training. Find what slows it down (heat, memory that fills, "
-            "other programs), or measure longer windows (`[final] window_s` in the recipe)."
-        )
+        line += f"\n- **Slowing down:** {points} ran, but {what_slowing_means(code('[final] window_s'))}"
     return "\n".join([line, *_in_vain(facts)])
 
 
@@ -81,8 +77,8 @@ def _in_vain(facts: Facts) -> list[str]:
         return [*lines, "- **Next:** the same `autotune search` command goes on."]
     if facts.slowing:
         return lines
-    known = "`autotune search --baseline KNOB=VALUE,...` with what you know to run: a failed point forbids heavier ones"
-    return [*lines, f"- **Next:** {known}, until one of them has run."]
+    known = "`autotune search --baseline KNOB=VALUE,...` with what you know to run"
+    return [*lines, f"- **Next:** {known}: {FORBIDS}."]
 
 
 def _what(facts: Facts, tuned: Measured) -> list[str]:
