@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from autotune.device.host import ROOT, busy_cpu_clock, pressure, read_text, shm_space_bytes
+from autotune.device.host import ROOT, busy_cpu_clock, listed_bytes, pressure, read_text, shm_space_bytes
 from autotune.machine import DeviceInfo
 from autotune.meters.base import SampledMeter
 
@@ -54,9 +53,9 @@ def pss_bytes(pid: int, root: Path = ROOT) -> int | None:
     Where the kernel does not tell it (no ``smaps_rollup``, another user), the resident size,
     which counts shared pages in full.
     """
-    match = re.search(r"^Pss:\s+(\d+) kB", read_text(f"{root}/proc/{pid}/smaps_rollup") or "", re.MULTILINE)
-    if match:
-        return int(match[1]) * 1024
+    size = listed_bytes(read_text(f"{root}/proc/{pid}/smaps_rollup") or "", "Pss")
+    if size is not None:
+        return size
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
@@ -73,16 +72,10 @@ def process_times(pid: int, root: Path = ROOT) -> tuple[float, int, int] | None:
 
 def resident(pid: int, root: Path = ROOT) -> Resident:
     """A process's resident memory; zeros when it cannot be read (``/proc/PID/status``, proc(5))."""
-    status = "\n" + (read_text(f"{root}/proc/{pid}/status") or "")
-    now, peak = _status_bytes(status, "VmRSS"), _status_bytes(status, "VmHWM")
-    backed = _status_bytes(status, "RssFile") + _status_bytes(status, "RssShmem")
+    status = read_text(f"{root}/proc/{pid}/status") or ""
+    now, peak, files, shared = (listed_bytes(status, name) or 0 for name in ("VmRSS", "VmHWM", "RssFile", "RssShmem"))
+    backed = files + shared
     return Resident(private_bytes=now - backed, file_bytes=backed, spike_bytes=max(0, peak - now))
-
-
-def _status_bytes(status: str, name: str) -> int:
-    """A size in ``/proc/PID/status``, 0 without it; searching for all of them at once takes twice as long."""
-    _, found, rest = status.partition(f"\n{name}:")
-    return int(rest.split(maxsplit=1)[0]) * 1024 if found else 0
 
 
 def pressures(root: Path = ROOT) -> dict[str, float | None]:
