@@ -16,7 +16,7 @@ LAYERS = [
     {"__version__", "errors", "machine", "progress"},
     {"records"},
     {"codec"},
-    {"registry", "signals", "stats", "store", "streams", "units"},
+    {"availability", "registry", "signals", "stats", "store", "streams", "units"},
     {"locks", "resources"},
     {"runs"},
     {"device", "workloads"},

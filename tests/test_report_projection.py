@@ -2,13 +2,13 @@ import math
 
 import pytest
 
-from autotune.errors import UsageError
-from autotune.records import Budget, Job, Point, ProbeResult
-from autotune.report.availability import (
+from autotune.availability import (
     availability,
     best_checkpoint_interval_s,
     effective_cost_usd,
 )
+from autotune.errors import UsageError
+from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.report.projection import (
     Quantity,
     job_hours,

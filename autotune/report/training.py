@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
 import pandas as pd
 
@@ -14,12 +13,11 @@ from autotune.records import Job
 from autotune.runs import Run
 from autotune.search.episodes import GameLength
 from autotune.train.events import Event, read_events
+from autotune.train.sessions import Session, sessions_of
 from autotune.train.status import JobSnapshot, read_snapshot
 from autotune.worker.metrics import UNTIMED, cell_number, read_metrics, untimed_steps
 from autotune.worker.totals import MEAN_RETURN
 
-_FIRST = ("edited", "opened")
-"""Kinds of the events with which a supervisor begins: before them nobody had the machine."""
 _FACTS = {
     "env_steps": "total_env_steps",
     "episodes": "total_episodes",
@@ -88,18 +86,17 @@ class Training:
 
         One that came to its end tells them itself, whatever the clock on the wall did meanwhile.
         """
-        past_s = present_s = 0.0
-        before: datetime | None = None
-        for event in self.events:
-            if event["kind"] in _FIRST:
-                past_s, present_s = past_s + present_s, 0.0
-            when = _time_of(event)
-            if when and before and event["kind"] not in _FIRST:
-                present_s += max(0.0, (when - before).total_seconds())
-            before = when or before
-            if event["kind"] == "ended" and (told_s := cell_number(str(event.get("seconds")))) is not None:
-                present_s = max(0.0, told_s)
-        return past_s + present_s
+        return sum(session.seconds for session in self.sessions)
+
+    @property
+    def down_s(self) -> float:
+        """Seconds from the machine's going down to the next start, of every time."""
+        return sum(session.down_s for session in self.sessions)
+
+    @property
+    def sessions(self) -> list[Session]:
+        """What each of its supervisors did."""
+        return sessions_of(self.events)
 
     @property
     def crashes(self) -> int:
@@ -117,14 +114,6 @@ class Training:
                 steps[env] = steps.get(env, 0.0) + job.env_steps
                 games[env] = games.get(env, 0.0) + job.episodes
         return {env: GameLength.of(steps[env] / games[env], int(games[env])) for env in games}
-
-
-def _time_of(event: Event) -> datetime | None:
-    """When it happened; None where it does not tell or that is damaged."""
-    with contextlib.suppress(ValueError):
-        when = datetime.fromisoformat(str(event.get("time")))
-        return when if when.tzinfo else None
-    return None
 
 
 def load_training(run: Run) -> Training | None:

@@ -27,8 +27,9 @@ class EventLog:
     """Appends events of a run; each is on the disk when `record` returns.
 
     Kinds: ``opened`` (a supervisor took the run), ``edited`` (the manifest is another one than
-    last time), ``warning``, ``ended``; of a job ``migrated`` (taken over from another run), ``started``,
-    ``ready`` (with what took effect), ``resumed``, ``saved``, ``finished``, ``crashed``, ``stopped``.
+    last time), ``stepped`` (down the ladder, to a lighter point), ``warning``, ``ended``; of a job
+    ``migrated`` (taken over from another run), ``started``, ``ready`` (with what took effect),
+    ``resumed``, ``saved``, ``finished``, ``crashed``, ``stopped``.
     """
 
     def __init__(self, run: Run) -> None:

@@ -20,6 +20,7 @@ from autotune.runs import Run
 from autotune.store import write_json
 from autotune.train.events import EventLog, last_event, read_events
 from autotune.train.job import JobRun
+from autotune.train.ladder import Step, at_rung, next_step
 from autotune.train.launch import check_jobs, describe_end, refuse_other_workload, training_task, tuned_elsewhere
 from autotune.train.migration import part_from_lost, refuse_migrated, say_emptied
 from autotune.train.silence import Patience
@@ -50,10 +51,12 @@ def supervise(
     patience: Patience | None = None,
     retried: bool = True,
 ) -> TrainResult:
-    """Train every unfinished job of a manifest at its point; the same call resumes.
+    """Train every unfinished job of a manifest at its point, or at a lighter rung of its ladder once that is unstable.
+
+    The same call resumes; it tries jobs again that crashed where it steps down, unless `only` some may run.
 
     Args:
-        manifest: what to train; its knobs are what runs.
+        manifest: what to train.
         run: where events, checkpoints, metrics and logs go; the caller holds it.
         device: what to train on.
         on_event: takes a snapshot about twice a second.
@@ -75,15 +78,20 @@ def supervise(
     part_from_lost(run, warn)
     say_emptied(run, warn)
     plan = plan or MeasurePlan()
-    with shared_if_possible(device, manifest.point.record(), warn) as shared:
-        supervisor = Supervisor(
-            manifest, run, device, warn, plan, stop_grace_s, shared=shared, only=only, patience=patience,
-            retried=retried,
-        )  # fmt: skip
-        try:
-            return supervisor.run(on_event, should_stop)
-        finally:
-            supervisor.close()
+    while True:
+        step = next_step(manifest, run, device)
+        with shared_if_possible(device, step.rung.point, warn) as shared:
+            supervisor = Supervisor(
+                manifest, run, device, warn, plan, stop_grace_s, shared=shared, only=only, patience=patience,
+                retried=retried, step=step,
+            )  # fmt: skip
+            try:
+                result = supervisor.run(on_event, should_stop)
+            finally:
+                supervisor.close()
+        crashed = any(job.status == "crashed" for job in result.jobs)
+        if only is not None or not crashed or should_stop() or not next_step(manifest, run, device).stepped:
+            return result
 
 
 class Supervisor:
@@ -102,20 +110,23 @@ class Supervisor:
         only: frozenset[str] | None = None,
         patience: Patience | None = None,
         retried: bool = True,
+        step: Step | None = None,
     ) -> None:
         """See `supervise`; `shared` is the environment of its workers, and how they share the device if they do."""
-        self._manifest, self._run, self._device, self._warn = manifest, run, device, warn
+        self._step = step = step or next_step(manifest, run, device)
+        self._content, self._manifest = manifest_hash(manifest), at_rung(manifest, step.rung)
+        self._run, self._device, self._warn = run, device, warn
         self._stop_grace_s = stop_grace_s
         self._environment, self._sharing = shared
         self._started_s = time.monotonic()
-        self._point = manifest.point.record()
+        self._point = step.rung.point
         self._events = EventLog(run)
         self._jobs = [JobRun(job, run.jobs_folder / job.id) for job in manifest.job_records()]
         self._only, self._retried = only, retried
         at_once = self._point.concurrency if only is None else min(self._point.concurrency, len(only))
         self._throughput = SharedThroughput(at_once, plan)
-        predicted = manifest.predicted() if at_once == self._point.concurrency else None  # it is of all at once
-        self._predicted_sps = predicted.sps if predicted else None
+        all_at_once = at_once == self._point.concurrency
+        self._predicted_sps = step.rung.predicted_sps if all_at_once else None
         self._gpu = PatientGpu(device.gpu) if device.gpu else None
         self._patience = patience or Patience()
         self._listening = Listening()
@@ -202,22 +213,25 @@ class Supervisor:
             job.recall(before)
         if elsewhere := tuned_elsewhere(self._manifest, self._device):
             self._warn(elsewhere)
-        content = manifest_hash(self._manifest)
         facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint, **self._sharing}
         facts["workload"] = self._manifest.workload.name
         last = last_event(before, {"opened"})
-        edited = last if last is not None and last.get("manifest") != content else None
+        edited = last if last is not None and last.get("manifest") != self._content else None
         checked = self._jobs if edited else self._waiting()
         if checked:  # done jobs, too: of another game now they would not be
             states = {job.job.id: meta for job in checked if edited and (meta := job.saved_meta()) is not None}
             check_jobs(self._manifest, self._device, [job.job for job in checked], states, should_stop)
         if edited:
-            self._events.record("edited", manifest=content, point_before=edited.get("point"), **facts)
+            self._events.record("edited", manifest=self._content, point_before=edited.get("point"), **facts)
             self._warn(f"the manifest was edited: training goes on at {self._point.label()}")
             if gone := sorted({event["job"] for event in before if event["job"]} - {job.job.id for job in self._jobs}):
                 folder = self._run.jobs_folder
                 self._warn(f"the manifest has no job {', '.join(gone)} any more: what it trained stays in {folder}")
-        self._events.record("opened", manifest=content, **facts)
+        if self._step.stepped:
+            self._events.record("stepped", point=self._point.knobs(), detail=self._step.why)
+        if self._step.why:
+            self._warn(self._step.why)
+        self._events.record("opened", manifest=self._content, **facts)
         self._run.update(training="running")
         if not self._run.device_file.exists():
             write_json(self._run.device_file, to_json(self._device))
@@ -337,7 +351,7 @@ class Supervisor:
                 job.end("stopped", f"the GPU was lost: {detail}")
                 self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
                 return
-            kind = final.get("kind") or reason or ("hang" if hang else "crashed")
+            kind = final.get("kind") or reason or ("hang" if hang else "oom" if worker.starved else "crashed")
             self._crash(job, detail, error=kind, worker=worker)
 
     def _crash(self, job: JobRun, detail: str, *, error: str, worker: WorkerProcess | None = None) -> None:

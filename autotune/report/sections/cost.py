@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from autotune.availability import effective_cost_usd
 from autotune.records import Budget
-from autotune.report.availability import effective_cost_usd
 from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S, Projection
 from autotune.report.wording import (

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from autotune.report.availability import availability, best_checkpoint_interval_s, effective_cost_usd
+import statistics
+
+from autotune.availability import (
+    CHECKPOINT_S,
+    RESTART_S,
+    availability,
+    best_checkpoint_interval_s,
+    effective_cost_usd,
+)
 from autotune.report.facts import Facts, Measured
 from autotune.report.projection import HOUR_S
-from autotune.report.wording import money, percent
+from autotune.report.training import Training
+from autotune.report.wording import money, percent, text
 from autotune.stats import failure_rate_bound_per_hour, failure_rate_mean_per_hour
 from autotune.units import counted, format_bytes, format_count, format_duration, how_often
 
-CHECKPOINT_S = 5.0
-RESTART_S = 60.0
 _USEFUL_AVAILABILITY = 0.5
 
 
@@ -63,7 +70,35 @@ def _training(facts: Facts) -> list[str]:
     bound = format_count(failure_rate_bound_per_hour(count, training.job_seconds / HOUR_S))
     crashes = counted(count, "crash", "crashes") if count else "no crash"
     seen = format_duration(training.job_seconds)
-    return [f"In training: {crashes} in {seen} summed over the jobs, so at most {bound} per hour of one job (95 %)."]
+    crashed = f"In training: {crashes} in {seen} summed over the jobs, so at most {bound} per hour of one job (95 %)."
+    stepped = [text(str(event.get("detail", "")), 1000) for event in training.events if event["kind"] == "stepped"]
+    return [crashed, *_hosts_lost(facts, training), *(f"Stepped down: {why}." for why in stepped)]
+
+
+def _hosts_lost(facts: Facts, training: Training) -> list[str]:
+    """What the machine's going down cost, and how often to save against it."""
+    lost = [session for session in training.sessions if session.host_lost]
+    if not lost or not training.machine_s:
+        return []
+    hours = training.machine_s / HOUR_S
+    rate, down = failure_rate_mean_per_hour(len(lost), hours), training.down_s / (training.machine_s + training.down_s)
+    told = (
+        f"The machine went down {how_often(len(lost))} in {format_duration(training.machine_s)} of training: about "
+        f"{format_count(rate)} times per hour, at most {format_count(failure_rate_bound_per_hour(len(lost), hours))} "
+        f"(95 %). Until training went on {format_duration(training.down_s)} passed, {percent(down)} of all the time"
+    )
+    plan = facts.projection(facts.tuned) if facts.tuned else None
+    if plan and plan.usd and down < 1:
+        told += f": losing as much, the jobs cost {money(effective_cost_usd(plan.usd.value, down))}"
+    saving_s = [seconds for session in training.sessions for seconds in session.saving_s]
+    best_s = best_checkpoint_interval_s(HOUR_S / rate, statistics.median(saving_s) if saving_s else CHECKPOINT_S)
+    return [f"{told}. What failures cost is least with a checkpoint every {format_duration(best_s)}{_interval(facts)}."]
+
+
+def _interval(facts: Facts) -> str:
+    if facts.manifest is None:
+        return ""
+    return f" (now {format_duration(facts.manifest.stability.checkpoint_interval_s)}: `checkpoint_interval_s`)"
 
 
 def _drift(facts: Facts) -> list[str]:

@@ -101,8 +101,14 @@ def _spent(facts: Facts) -> str:
     spent_s = facts.training.machine_s if facts.training else 0.0
     if not spent_s:
         return ""
-    usd = f", {money(spent_s / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
-    return f"In all the training had the machine for {format_duration(spent_s)}{usd}, each start to its last event."
+    down_s = facts.training.down_s if facts.training else 0.0
+    down = f"; the machine was down for {format_duration(down_s)}{_dollars(facts, down_s)} more" if down_s else ""
+    spent = f"{format_duration(spent_s)}{_dollars(facts, spent_s)}"
+    return f"In all the training had the machine for {spent}, each start to its last event{down}."
+
+
+def _dollars(facts: Facts, seconds: float) -> str:
+    return f", {money(seconds / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
 
 
 def _unfinished(facts: Facts) -> str:

@@ -8,6 +8,10 @@ from scipy import special
 
 from autotune.errors import UsageError
 
+CHECKPOINT_S = 5.0
+RESTART_S = 60.0
+"""What a checkpoint and a restart are taken to cost where neither was seen."""
+
 
 def effective_cost_usd(cost_usd: float, downtime_fraction: float) -> float:
     """What a cost becomes when a share u of the time is lost: cost / (1 - u).
