@@ -1,4 +1,4 @@
-"""At which of a manifest's points a training runs: the tuned one, or a lighter rung once that proves unstable."""
+"""At which of a manifest's points a training runs: the tuned one, or a lighter rung. One is left once it is unstable."""
 
 from __future__ import annotations
 
