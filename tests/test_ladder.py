@@ -248,4 +248,5 @@ def test_the_report_says_what_restarts_of_the_machine_cost(tmp_path: Path) -> No
         "had the machine for 50m, 1.67 USD, each start to its last event; the machine was down for 4m, 0.13 USD" in told
     )
     unstable = "batch\\_size=64 concurrency=1 is unstable: the machine went down 2 times in 20m of training at it"
+    assert "a part of it ran at a lighter point than the prediction's" in told
     assert f"- Stepped down: num\\_envs=32 {unstable}, which leaves 72% of its 1,000 SPS" in told

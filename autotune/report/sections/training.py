@@ -93,6 +93,8 @@ def _training(facts: Facts) -> str:
         "Against prediction: the job's speed over its whole training, warm-up and saving included, beside the "
         "measured speed of one job."
     )
+    if any(event["kind"] == "stepped" for event in training.events):
+        note += " It stepped down meanwhile, so that a part of it ran at a lighter point than the prediction's."
     return f"{shown}\n\n{note}" if predicted else shown
 
 
