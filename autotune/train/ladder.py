@@ -1,4 +1,4 @@
-"""At which of a manifest's points a training runs: the tuned one, or a lighter rung. One is left once it is unstable."""
+"""At which of a manifest's points a training runs: the tuned one, or a lighter rung. An unstable one is left."""
 
 from __future__ import annotations
 
