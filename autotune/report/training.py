@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -93,7 +94,7 @@ class Training:
         """Seconds from the machine's going down to the next start, of every time."""
         return sum(session.down_s for session in self.sessions)
 
-    @property
+    @functools.cached_property
     def sessions(self) -> list[Session]:
         """What each of its supervisors did."""
         return sessions_of(self.events)
