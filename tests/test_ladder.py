@@ -147,6 +147,17 @@ def test_the_faster_of_lighter_rungs_is_taken_whatever_their_order() -> None:
     assert story.step().rung.point == LIGHT
 
 
+def test_hours_until_somebody_came_back_are_no_fault_of_the_point() -> None:
+    """A rented session that ends every twelve hours, and goes on twelve later: slower training would change nothing."""
+    story = Story(a_manifest())
+    for _ in range(3):
+        story.run(12 * 60)
+        story.reboot(12 * 60)
+    step = story.step()
+    assert step.rung.failures == 3 and step.rung.point == HEAVY and not step.stepped
+    assert step.rung.kept == pytest.approx(availability(3600 / (3.5 / 36), 600.0, 1.0, 60.0))
+
+
 def test_failures_that_cost_less_than_a_lighter_rung_change_nothing() -> None:
     """Twice in 40 hours is 0.0625 an hour: nearly all the time is kept, a fifth of the speed would not be."""
     story = Story(a_manifest())

@@ -20,6 +20,8 @@ from autotune.units import format_count, format_duration, how_often
 LEAST_FAILURES = 2
 """So often a rung must have failed before it is judged: one failure may have come from outside."""
 
+_RESTART_MOST_S = 600.0
+"""What is longer was spent until somebody came to start the machine or the training again."""
 _HOUR_S = 3600.0
 
 
@@ -90,7 +92,7 @@ def rungs_of(manifest: Manifest, events: Sequence[Event], device: str) -> list[R
     sessions = [session for session in sessions_of(events) if session.device == device]
     downs_s = [session.down_s for session in sessions if session.host_lost]
     saving_s = [seconds for session in sessions for seconds in session.saving_s]
-    restart_s = statistics.median(downs_s) if downs_s else RESTART_S
+    restart_s = min(statistics.median(downs_s), _RESTART_MOST_S) if downs_s else RESTART_S
     checkpoint_s = statistics.median(saving_s) if saving_s else CHECKPOINT_S
     interval_s = manifest.stability.checkpoint_interval_s
     predicted = manifest.predicted()
