@@ -20,7 +20,7 @@ from autotune.train.events import Event, read_events
 from autotune.train.folder import open_training_run
 from autotune.train.ladder import choose_rung, rungs_of
 from autotune.train.sessions import sessions_of
-from autotune.train.supervisor import supervise
+from autotune.train.supervise import supervise
 
 HEAVY, MIDDLE, LIGHT = (Point(num_envs=n, batch_size=64, concurrency=1) for n in (32, 16, 8))
 QUICK = {"rollout": 8, "env_s": 1e-5, "step_overhead_s": 1e-3, "learn_s": 0.0, "minibatch_overhead_s": 0.0}

@@ -26,7 +26,7 @@ from autotune.train.folder import open_migrated_run, open_training_run
 from autotune.train.migrate import migrate, rollback, take_over
 from autotune.train.migration import load_migration, refuse_migrated, successor
 from autotune.train.migration_plan import plan_migration
-from autotune.train.supervisor import supervise
+from autotune.train.supervise import supervise
 from autotune.worker import lock
 from autotune.worker.checkpoint import best_checkpoint, generations, load_checkpoint
 from autotune.worker.metrics import read_metrics

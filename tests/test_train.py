@@ -48,7 +48,8 @@ from autotune.train.folder import open_training_run
 from autotune.train.job import JobRun
 from autotune.train.silence import Patience, Silence
 from autotune.train.status import Snapshot, read_snapshot, stamp, status_file, write_snapshot
-from autotune.train.supervisor import Supervisor, supervise
+from autotune.train.supervise import supervise
+from autotune.train.supervisor import Supervisor
 from autotune.train.throughput import SharedThroughput
 from autotune.worker.checkpoint import generations, load_checkpoint, newest_checkpoint
 from autotune.worker.metrics import read_metrics

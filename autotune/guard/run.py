@@ -16,7 +16,7 @@ from autotune.runs import Run, create_run
 from autotune.store import canonical_json, content_hash
 from autotune.train.events import last_event, read_events
 from autotune.train.status import Snapshot
-from autotune.train.supervisor import supervise
+from autotune.train.supervise import supervise
 from autotune.worker.metrics import read_metrics
 
 FOLDER = "guard"

@@ -17,7 +17,7 @@ from autotune.runs import Run
 from autotune.train.migrate import accept_canary, rollback
 from autotune.train.migration import Canary, MigratedJob, Migration, load_migration
 from autotune.train.status import JobSnapshot, Snapshot
-from autotune.train.supervisor import supervise
+from autotune.train.supervise import supervise
 from autotune.units import counted, format_count, format_duration, typed
 from autotune.worker.checkpoint import load_training, newest_checkpoint
 

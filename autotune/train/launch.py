@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from autotune.errors import UsageError
@@ -13,11 +14,12 @@ from autotune.manifest import Manifest
 from autotune.records import Job
 from autotune.runs import Run
 from autotune.train.events import Event, last_event
-from autotune.train.job import JobRun
+from autotune.train.job import JobRun, JobStatus
 from autotune.worker.protocol import TrainPlan, WorkerTask
 from autotune.workloads.command_child import describe_exit
 
 _LOG_LINES = 5
+_SIGNALLED = "somebody sent its process a signal to end; the same command goes on"
 
 
 def tuned_elsewhere(manifest: Manifest, device: DeviceInfo) -> str:
@@ -89,6 +91,66 @@ def training_task(manifest: Manifest, device: DeviceInfo, job: JobRun, *, retrie
         ),
         **share,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How a job's worker ended.
+
+    Attributes:
+        status: the job's from now on.
+        detail: why; empty where there is nothing to say.
+        event: kind of the event that tells of it.
+        facts: of that event, beside the job's totals.
+        told: what is said of the job; empty for nothing.
+        why: and for what reason.
+    """
+
+    status: JobStatus
+    detail: str = ""
+    event: str
+    facts: Mapping[str, Any]
+    told: str = ""
+    why: str = ""
+
+    @classmethod
+    def done(cls, reason: str) -> End:
+        """The budget is met, or the program has finished."""
+        return cls(status="done", event="finished", facts={"reason": reason})
+
+    @classmethod
+    def stopped(cls, detail: str, *, told: str = "") -> End:
+        """The same command goes on with it."""
+        return cls(status="stopped", detail=detail, event="stopped", facts={"detail": detail}, told=told, why=detail)
+
+    @classmethod
+    def crashed(cls, detail: str, *, error: str, worker: WorkerProcess | None = None) -> End:
+        """By a fault of its own, of the kind `error`."""
+        facts = {"error": error, "exit_code": (worker and worker.returncode) or 0, "detail": detail}
+        why = f": {detail}" + (f"\n(log: {worker.log})" if worker else "")
+        return cls(status="crashed", detail=detail, event="crashed", facts=facts, told="crashed", why=why)
+
+
+def how_ended(job: JobRun, worker: WorkerProcess, *, late: bool, hang: str, stopping: bool) -> End:
+    """How the worker of a job ended.
+
+    Args:
+        job: with what its worker said last.
+        worker: that has gone, or was killed.
+        late: whether it was killed since it did not save in time.
+        hang: why it was killed before, if it was.
+        stopping: whether it was told to end.
+    """
+    final = job.final or {}
+    reason = final.get("reason")  # of a worker that ended well
+    if reason in ("budget", "finished"):
+        return End.done(reason)
+    if reason == "stopped":
+        return End.stopped("") if stopping else End.stopped(_SIGNALLED, told="stopped: ")
+    if late and not final:
+        return End.stopped(job.late_detail(), told="was ")
+    kind = final.get("kind") or reason or ("hang" if hang else "oom" if worker.starved else "crashed")
+    return End.crashed(final.get("detail") or hang or describe_end(worker), error=kind, worker=worker)
 
 
 def describe_end(worker: WorkerProcess) -> str:

@@ -9,20 +9,18 @@ from typing import Any
 
 from autotune.codec import to_json
 from autotune.device.live_gpu import PatientGpu, lost_words
-from autotune.device.mps import shared_if_possible
 from autotune.errors import FileError, WorkerError
 from autotune.executors.listening import Listening
 from autotune.executors.process import Message, WorkerProcess, receive_all
 from autotune.machine import DeviceInfo
-from autotune.manifest import Manifest, check_manifest, manifest_hash
+from autotune.manifest import Manifest, manifest_hash
 from autotune.records import MeasurePlan, TrainResult
 from autotune.runs import Run
 from autotune.store import write_json
 from autotune.train.events import EventLog, last_event, read_events
 from autotune.train.job import JobRun
 from autotune.train.ladder import Step, at_rung, next_step
-from autotune.train.launch import check_jobs, describe_end, refuse_other_workload, training_task, tuned_elsewhere
-from autotune.train.migration import part_from_lost, refuse_migrated, say_emptied
+from autotune.train.launch import End, check_jobs, how_ended, refuse_other_workload, training_task, tuned_elsewhere
 from autotune.train.silence import Patience
 from autotune.train.status import Snapshot, State, StatusFile, stamp
 from autotune.train.throughput import SharedThroughput
@@ -34,64 +32,6 @@ _VIEW_PERIOD_S = 0.5
 _STATUS_PERIOD_S = 2.0
 _EXIT_S = 10.0
 _ABANDON_S = 5.0
-_SIGNALLED = "somebody sent its process a signal to end; the same command goes on"
-
-
-def supervise(
-    manifest: Manifest,
-    run: Run,
-    *,
-    device: DeviceInfo,
-    on_event: Callable[[Snapshot], None] = lambda _: None,
-    warn: Callable[[str], None] = lambda _: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    plan: MeasurePlan | None = None,
-    stop_grace_s: float = STOP_GRACE_S,
-    only: frozenset[str] | None = None,
-    patience: Patience | None = None,
-    retried: bool = True,
-) -> TrainResult:
-    """Train every unfinished job of a manifest at its point, or at a lighter rung of its ladder once that is unstable.
-
-    The same call resumes; it tries jobs again that crashed where it steps down, unless `only` some may run.
-
-    Args:
-        manifest: what to train.
-        run: where events, checkpoints, metrics and logs go; the caller holds it.
-        device: what to train on.
-        on_event: takes a snapshot about twice a second.
-        warn: takes sentences for the user.
-        should_stop: asked a few times a second; then workers save and end.
-        plan: what the measured rate leaves out as warm-up.
-        stop_grace_s: seconds that workers get to save before they are killed, beside those of their iteration.
-        only: ids of the jobs that may run, None for all.
-        patience: with workers that say nothing.
-        retried: whether the same call goes on with jobs that crashed, so that they say from where.
-
-    Raises:
-        UsageError: the workload refuses the point, a hyperparameter or a job, or another run goes on with this one.
-        DeviceError: the GPU admits fewer processes than the point has.
-        FileError: the run's folder is read-only or full.
-    """
-    refuse_migrated(run)
-    check_manifest(manifest)
-    part_from_lost(run, warn)
-    say_emptied(run, warn)
-    plan = plan or MeasurePlan()
-    while True:
-        step = next_step(manifest, run, device)
-        with shared_if_possible(device, step.rung.point, warn) as shared:
-            supervisor = Supervisor(
-                manifest, run, device, warn, plan, stop_grace_s, shared=shared, only=only, patience=patience,
-                retried=retried, step=step,
-            )  # fmt: skip
-            try:
-                result = supervisor.run(on_event, should_stop)
-            finally:
-                supervisor.close()
-        crashed = any(job.status == "crashed" for job in result.jobs)
-        if only is not None or not crashed or should_stop() or not next_step(manifest, run, device).stepped:
-            return result
 
 
 class Supervisor:
@@ -252,7 +192,7 @@ class Supervisor:
             try:
                 worker = WorkerProcess(task, job.folder / "log", environment=self._environment)
             except FileError as error:
-                self._crash(job, str(error), error="folder")
+                self._end(job, End.crashed(str(error), error="folder"))
                 continue
             except WorkerError as error:
                 self._refused_at = len(self._active())
@@ -331,35 +271,17 @@ class Supervisor:
             self._conclude(job, worker, late=late, hang=hang)
 
     def _conclude(self, job: JobRun, worker: WorkerProcess, *, late: bool, hang: str = "") -> None:
-        final = job.final or {}
-        reason = final.get("reason")  # of a worker that ended well
-        if reason in ("budget", "finished"):
-            job.end("done")
-            self._events.record("finished", job=job.job.id, reason=reason, **job.counts())
-        elif reason == "stopped":
-            job.end("stopped", "" if self._stopping else _SIGNALLED)
-            self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
-            if job.detail:
-                self._warn(f"{job.job.id} stopped: {job.detail}")
-        elif late and not final:
-            job.end("stopped", job.late_detail())
-            self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
-            self._warn(f"{job.job.id} was {job.detail}")
-        else:
-            detail = final.get("detail") or hang or describe_end(worker)
-            if self._gpu and self._gpu.gone():  # no fault of the job's
-                job.end("stopped", f"the GPU was lost: {detail}")
-                self._events.record("stopped", job=job.job.id, detail=job.detail, **job.counts())
-                return
-            kind = final.get("kind") or reason or ("hang" if hang else "oom" if worker.starved else "crashed")
-            self._crash(job, detail, error=kind, worker=worker)
+        end = how_ended(job, worker, late=late, hang=hang, stopping=self._stopping)
+        if end.status == "crashed" and self._gpu and self._gpu.gone():  # no fault of the job's
+            end = End.stopped(f"the GPU was lost: {end.detail}")
+        self._end(job, end)
 
-    def _crash(self, job: JobRun, detail: str, *, error: str, worker: WorkerProcess | None = None) -> None:
-        job.end("crashed", detail)
-        facts = {"error": error, "exit_code": (worker and worker.returncode) or 0, "detail": detail}
-        self._events.record("crashed", job=job.job.id, **facts, **job.counts())
-        others = ", the rest goes on" if self._goes_on() else ""
-        self._warn(f"{job.job.id} crashed{others}: {detail}" + (f"\n(log: {worker.log})" if worker else ""))
+    def _end(self, job: JobRun, end: End) -> None:
+        job.end(end.status, end.detail)
+        self._events.record(end.event, job=job.job.id, **end.facts, **job.counts())
+        if end.told:
+            others = ", the rest goes on" if end.status == "crashed" and self._goes_on() else ""
+            self._warn(f"{job.job.id} {end.told}{others}{end.why}")
 
     def _show(self, on_event: Callable[[Snapshot], None], *, state: State = "running") -> None:
         now_s = time.monotonic()

@@ -27,7 +27,7 @@ from pathlib import Path
 from autotune.device.inspect import inspect_device
 from autotune.manifest import load_manifest
 from autotune.runs import Run
-from autotune.train.supervisor import supervise
+from autotune.train.supervise import supervise
 
 run = Run(Path(sys.argv[1]))
 with run.hold():

@@ -25,7 +25,7 @@ from autotune.probe.run import run_probe
 from autotune.records import Budget, MeasurePlan, Point, ProbeResult
 from autotune.runs import create_run
 from autotune.store import read_lines
-from autotune.train.supervisor import supervise
+from autotune.train.supervise import supervise
 
 POINT = Point(num_envs=8, batch_size=256)
 WARM_UP_S = 20.0
