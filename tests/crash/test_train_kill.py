@@ -1,4 +1,4 @@
-"""SIGKILL of a training's supervisor: its workers save and end, and the same command goes on."""
+"""SIGKILL of a training's supervisor, or of all its processes with the machine: the same command goes on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 from waiting import comes_true
 
-from autotune.manifest import Manifest, build_manifest, load_manifest, save_manifest
+from autotune.manifest import Manifest, build_manifest, load_manifest, parse_manifest, save_manifest
 from autotune.records import Budget, Job, Point, Recipe
+from autotune.report.training import load_training
 from autotune.runs import Run
+from autotune.store import canonical_json
 from autotune.train.events import read_events
 from autotune.train.folder import open_training_run
 from autotune.train.status import read_snapshot, status_file
@@ -34,6 +37,7 @@ with run.hold():
     supervise(load_manifest(run.manifest_file), run, device=inspect_device("cpu"))
 """
 WAIT_FOR_ORPHANS = (True, False, True)
+BOOTED = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
 POINT = Point(num_envs=8, batch_size=32, concurrency=2)
 
 
@@ -141,3 +145,39 @@ def test_a_second_signal_ends_it_soon_and_the_run_says_so(tmp_path: Path) -> Non
     assert read_snapshot(run).state == run.state()["training"] == "stopped"
     assert [event["kind"] for event in read_events(run)][-3:] == ["stopped", "stopped", "ended"]
     assert not any(alive(pid) for pid in workers(run))
+
+
+def boot(folder: Path, number: int, *command: str) -> subprocess.Popen[bytes]:
+    """A process, and what it starts, for which the machine has booted so many times."""
+    own = folder / f"boot-{number}"
+    own.write_text(f"boot-{number}\n")
+    return subprocess.Popen(["unshare", "-m", "sh", "-c", BOOTED, str(own), *command], start_new_session=True)
+
+
+@pytest.mark.slow
+def test_a_machine_that_goes_down_twice_trains_on_at_a_lighter_rung(tmp_path: Path) -> None:
+    if boot(tmp_path, 0, "true").wait() != 0:
+        pytest.skip("needs the right to mount (root, and `unshare`)")
+    data = a_manifest(10**9).model_dump(mode="json", by_alias=True)
+    data["stability"]["checkpoint_interval_s"] = 1.0
+    data["ladder"] = [{"point": {**data["point"], "num_envs": 4}, "goodput_sps": None}]
+    run = open_training_run(tmp_path / "reboot.json", parse_manifest(canonical_json(data), "reboot"), tmp_path)
+    steps = list[int]()
+    for number in (1, 2, 3):
+        before = len(saved(run))
+        supervisor = boot(tmp_path, number, sys.executable, "-c", SUPERVISE, str(run.path))
+        wait_until(lambda before=before: len(saved(run)) >= before + 4, "two checkpoints of each job")  # type: ignore[misc]
+        for pid in (supervisor.pid, *workers(run)):
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+        supervisor.wait()
+        steps.append(max(event["total_env_steps"] for event in saved(run)))
+    assert steps == sorted(steps) and len(set(steps)) == 3
+    points = [event["point"]["num_envs"] for event in read_events(run) if event["kind"] == "opened"]
+    assert points == [8, 8, 4]
+    training = load_training(run)
+    assert training is not None and [session.host_lost for session in training.sessions] == [True, True, False]
+
+
+def saved(run: Run) -> list[dict[str, int]]:
+    return [dict(event) for event in read_events(run) if event["kind"] == "saved"]
