@@ -101,6 +101,32 @@ def test_breakout_counts_games_not_lives_and_unclipped_returns():
     environment.close()
 
 
+def test_a_game_that_is_over_within_the_reset_after_a_lost_life_is_counted(monkeypatch):
+    """RoadRunner's often are: EnvPool lets it go on without an action there, and starts it anew without a word."""
+    environment = VectorEnvironment(environment_spec("RoadRunner", PPOSettings()), 4, 1, seed=5)
+    told, step = [], environment._pool.step
+    monkeypatch.setattr(environment._pool, "step", lambda actions: told.append(step(actions)) or told[-1])
+    rng = np.random.default_rng(0)
+    expected, silent, length, previous = [], 0, np.zeros(4, int), None
+    while silent < 2 and len(told) < 1000:
+        rows = environment.step(rng.integers(0, 18, 4).astype(np.int32))
+        info = told[-1][4]
+        length += rows.valid
+        anew = np.zeros(4, bool) if previous is None else ~rows.valid & (previous["terminated"] == 0)
+        anew &= True if previous is None else info["lives"] == 3  # a whole game's, though one was lost just before
+        silent += int(anew.sum())
+        for index in np.flatnonzero(anew | (rows.valid & (info["terminated"] > 0))):
+            expected.append(int(length[index]))
+            length[index] = 0
+        previous = {name: info[name].copy() for name in ("terminated", "lives")}
+    returns, lengths = environment.take_games()
+    assert silent == 2
+    assert list(lengths) == expected
+    assert len(returns) == len(expected)
+    assert sum(lengths) + length.sum() == environment.executed_steps
+    environment.close()
+
+
 def test_truncated_episode_bootstraps_from_the_value_of_its_true_final_observation():
     session = open_session(num_envs=2, batch_size=8, rollout=12, env_options={"max_episode_steps": 5}, gae_lambda=1.0)
     session._collector.collect(session._buffers[0], 12)

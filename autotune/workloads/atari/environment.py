@@ -151,7 +151,9 @@ class VectorEnvironment:
     """`num_envs` copies of an EnvPool environment, stepped together.
 
     EnvPool resets by itself: after a row that ended an episode, the next row of that environment is
-    the reset, its action is ignored and its reward is 0.
+    the reset, its action is ignored and its reward is 0. Where a lost life ends an episode, the reset lets the game
+    go on without an action for a moment; a game that is over by then (of RoadRunner one in eight) starts anew in
+    silence, and only its lives tell.
 
     Attributes:
         spec: of one environment.
@@ -187,6 +189,7 @@ class VectorEnvironment:
         observations, info = self._pool.reset()
         self.observations = self._checked(observations)
         self._elapsed = info.get("elapsed_step")
+        self._lives = info.get("lives")
         self.elapsed_steps = None if self._elapsed is None else 0
 
     def step(self, actions: Array) -> Rows:
@@ -207,7 +210,7 @@ class VectorEnvironment:
         self.reset_rows += self.num_envs - executed
         self._count_elapsed(info)
         game_over = (info["terminated"] > 0) | truncated if "terminated" in info else done
-        self._count_games(info.get("reward", rewards), valid, game_over)
+        self._count_games(info.get("reward", rewards), valid, (game_over & valid) | self._restarted(info, valid))
         self._previous_done = done
         self.observations = self._checked(observations)
         return Rows(
@@ -237,10 +240,16 @@ class VectorEnvironment:
         self.elapsed_steps += int(np.maximum(elapsed - self._elapsed, 0).sum())
         self._elapsed = elapsed
 
+    def _restarted(self, info: Mapping[str, Any], valid: Array) -> Array:
+        """Where the game was over within the reset after a lost life: there are more lives than before."""
+        lives, before = info.get("lives"), self._lives
+        self._lives = lives
+        return np.zeros_like(valid) if lives is None else ~valid & (lives > before)
+
     def _count_games(self, rewards: Array, valid: Array, game_over: Array) -> None:
         self._game_return += np.where(valid, rewards, 0)
         self._game_length += valid
-        for index in np.flatnonzero(game_over & valid):
+        for index in np.flatnonzero(game_over & (self._game_length > 0)):
             self.returns.append(float(self._game_return[index]))
             self.lengths.append(int(self._game_length[index]))
             self._game_return[index] = 0
