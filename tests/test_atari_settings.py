@@ -60,6 +60,9 @@ def test_possible_points_pass_up_to_the_whole_rollout():
         ({"env_options": {"frame_skip": 0}}, "env_options"),
         ({"env_options": {"stack_num": -1}}, "stack_num = -1 must be at least 1"),
         ({"env_options": {"noop_max": 0}}, "noop_max = 0 must be at least 1"),
+        ({"env_options": {"repeat_action_probability": 25}}, "repeat_action_probability = 25 must be at least 0 and"),
+        ({"env_options": {"repeat_action_probability": 1.0}}, "repeat_action_probability = 1.0 must be at least 0 and"),
+        ({"env_options": {"repeat_action_probability": -0.1}}, "repeat_action_probability = -0.1 must be at least 0"),
     ],
 )
 def test_impossible_hyperparameters_are_refused(values, message):

@@ -17,6 +17,9 @@ Option = bool | int | float | str
 _COUNTS = ("frame_skip", "stack_num", "img_height", "img_width", "max_episode_steps", "noop_max")
 """EnvPool's options that it takes unseen: 0 ended the process with a segmentation fault."""
 
+_STICKY = "repeat_action_probability"
+"""EnvPool takes it unseen, too: at 1 and above a game repeats one action for ever, whatever the policy says."""
+
 _MOST_THREADS = 1024
 """More than the cores of any machine; where the host could not start so many, EnvPool aborted without a reason."""
 
@@ -101,11 +104,14 @@ class PPOSettings(LearningRule):
 
     @field_validator("env_options")
     @classmethod
-    def _refuse_impossible_counts(cls, options: dict[str, Option]) -> dict[str, Option]:
+    def _refuse_impossible_values(cls, options: dict[str, Option]) -> dict[str, Option]:
         for name in _COUNTS:
             value = options.get(name, 1)
             if isinstance(value, int | float) and value < 1:
                 raise ValueError(f"{name} = {value} must be at least 1")
+        chance = options.get(_STICKY, 0)
+        if isinstance(chance, int | float) and not 0 <= chance < 1:
+            raise ValueError(f"{_STICKY} = {chance} must be at least 0 and below 1; 0.25 is usual")
         return options
 
     @classmethod
