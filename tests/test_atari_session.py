@@ -545,6 +545,11 @@ def test_a_game_that_lacks_what_the_options_ask_for_is_refused():
         AtariWorkload({"env_options": {"task": "pong"}}).check_installed(POINT, [job("Freeway-v5")], "cpu")
 
 
+def test_images_that_no_memory_holds_are_refused_by_the_option_that_asks_for_them():
+    with pytest.raises(UsageError, match=r"cannot make Pong-v5 with the options .*'stack_num': 1000000000.*allocate"):
+        AtariWorkload({"env_options": {"stack_num": 10**9}}).check_installed(POINT, [job("Pong")], "cpu")
+
+
 def test_threads_come_from_the_share_of_cores(monkeypatch):
     monkeypatch.setenv("AUTOTUNE_THREADS", "3")
     assert environment_module.allowed_threads() == 3

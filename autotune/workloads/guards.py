@@ -81,12 +81,14 @@ def environment_made(make_spec: Callable[..., Any], name: str, options: Mapping[
         options: EnvPool options, its defaults for the others.
 
     Raises:
-        UsageError: EnvPool cannot make it, for want of a library or with these options, or it is for several players.
+        UsageError: EnvPool cannot make it, for want of a library or of memory or with these options, or it is for
+            several players.
         TypeError: an option is not of its type.
     """
     try:
         spec = make_spec(name, **options)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        _ = spec.observation_space  # made when it is asked for: what no memory holds shows here
+    except (ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
         chosen = f" with the options {dict(options)}" if options else ""
         raise UsageError(
             f"EnvPool cannot make {name}{chosen}: {str(error).rstrip('.')}. Mend that, or {OTHERWISE}"
