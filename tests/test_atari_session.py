@@ -543,6 +543,8 @@ def test_a_game_that_lacks_what_the_options_ask_for_is_refused():
         AtariWorkload({"env_options": {"mode": 77}}).check_installed(POINT, [job("Freeway-v5")], "cpu")
     with pytest.raises(UsageError, match="Freeway-v5 has no option 'task'"):  # it would be Pong by the name of Freeway
         AtariWorkload({"env_options": {"task": "pong"}}).check_installed(POINT, [job("Freeway-v5")], "cpu")
+    with pytest.raises(UsageError, match="MiniGrid-Empty-5x5-v0 has no option 'env_name'"):  # Procgen has it, too
+        AtariWorkload({"env_options": {"env_name": "x"}}).check_installed(POINT, [job("MiniGrid-Empty-5x5-v0")], "cpu")
 
 
 def test_images_that_no_memory_holds_are_refused_by_the_option_that_asks_for_them():

@@ -25,9 +25,9 @@ Array = np.ndarray[Any, Any]
 
 MINIMUM_IMAGE_SIDE = 36
 OWN_OPTIONS = {"num_envs", "batch_size", "num_threads", "seed", "env_seed", "max_num_players", "task"}
-OWN_OPTIONS |= {"base_path", "gym_reset_return_info"}
-"""EnvPool options that the point and the job decide (`task` would play another game under this one's name), and those
-that end the process, of a folder without its games or a form of answers that it gave up."""
+OWN_OPTIONS |= {"env_name", "base_path", "gym_reset_return_info"}
+"""EnvPool options that the point and the job decide (`task` and Procgen's `env_name` would play another game under this
+one's name), and those that end the process, of a folder without its games or a form of answers that it gave up."""
 HOST_BYTES = {"image": 1_300_000, "vector": 9_000}
 """EnvPool's own memory for an environment of a kind: Breakout and MsPacman with 128 to 1,024 environments took 1.24 to
 1.29 MB each, CartPole 9 kB."""
