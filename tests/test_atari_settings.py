@@ -51,6 +51,7 @@ def test_possible_points_pass_up_to_the_whole_rollout():
     ("values", "message"),
     [
         ({"learning_rat": 1e-3}, "'learning_rat'. Did you mean 'learning_rate'"),
+        ({"frame_skip": 2}, "An option of EnvPool's own belongs in a table: env_options = { frame_skip = ... }."),
         ({"gamma": 1.5}, "gamma"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"rollout": 12.5}, "rollout"),

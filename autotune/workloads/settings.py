@@ -11,6 +11,9 @@ from autotune.errors import UsageError
 from autotune.records import KNOBS, SHARING, KnobValue, Point
 from autotune.registry import did_you_mean
 
+_ENVIRONMENTS = "env_options"
+"""The hyperparameter, of workloads that have it, which takes options of the environment."""
+
 
 class Settings(BaseModel):
     """Base of a workload's hyperparameters: frozen, no unknown names, no conversions, no NaN."""
@@ -67,6 +70,9 @@ def _message(workload: str, problem: Mapping[str, Any], known: list[str]) -> str
     name = ".".join(str(part) for part in problem["loc"]) or "hyperparameters"
     if problem["type"] == "extra_forbidden":
         hint = did_you_mean(name, known)
-        return f"workload {workload!r} has no hyperparameter {name!r}.{hint} There are: {', '.join(known)}."
+        message = f"workload {workload!r} has no hyperparameter {name!r}.{hint} There are: {', '.join(known)}."
+        if _ENVIRONMENTS in known:
+            message += f" An option of EnvPool's own belongs in a table: {_ENVIRONMENTS} = {{ {name} = ... }}."
+        return message
     expectation = str(problem["msg"]).removeprefix("Value error, ")
     return f"hyperparameter {name!r} of workload {workload!r} is {problem['input']!r}: {expectation}."
