@@ -14,6 +14,7 @@ from autotune.manifest import load_manifest
 from autotune.manifest_schema import Manifest
 from autotune.probe.recipe import load_recipe, rule_of_thumb
 from autotune.records import ENDED_EARLY, Job, Point, ProbeResult, Recipe
+from autotune.report.left import Left, read_left
 from autotune.report.projection import Projection, Quantity, Savings, project, savings
 from autotune.report.training import Training, load_training
 from autotune.runs import Run, load_device
@@ -102,6 +103,7 @@ class Facts:
         game_lengths: by environment of the jobs, empty where too few games ended.
         trained_env_steps: by job, of the policy that its probes began with; empty when all were untrained.
         search: what it found as a whole; None for other runs, and where nothing was stable.
+        left: how far the training is; None where there is none, or its events do not tell.
         price: None when not known.
     """
 
@@ -128,6 +130,7 @@ class Facts:
     trained_env_steps: Mapping[str, int] = field(default_factory=dict)
     search: StudyResult | None = None
     training: Training | None = None
+    left: Left | None = None
     price: Price | None = None
 
     @property
@@ -174,9 +177,36 @@ class Facts:
             measured.job_sps,
             measured.point.concurrency,
             price_usd_per_hour=self.price.usd_per_hour if self.price else None,
-            steps_per_episode={env: _steps(each, exact=exact_games) for env, each in self.game_lengths.items()},
+            steps_per_episode=self._game_steps(exact=exact_games),
             fewer=measured.fewer,
         )
+
+    @property
+    def speed_before(self) -> Quantity | None:
+        """Env steps per second of one job, measured before the training at the point at which it goes on."""
+        if self.left is None:
+            return None
+        if self.tuned and self.tuned.point == self.left.point:
+            return self.tuned.job_sps
+        told = self.manifest.predicted() if self.manifest else None
+        if told is None or told.point.record() != self.left.point:
+            return None
+        return Quantity(value=told.sps, low=told.sps_low, high=told.sps_high).scaled(1 / self.left.point.concurrency)
+
+    @property
+    def plan_left(self) -> Projection | None:
+        """Hours and cost of what a training has left, None when it has nothing."""
+        if self.left is None:
+            return None
+        return self.left.plan(
+            self.speed_before,
+            steps_per_episode=self._game_steps(exact=False),
+            fewer=self.tuned.fewer if self.tuned and self.tuned.point == self.left.point else {},
+            price_usd_per_hour=self.price.usd_per_hour if self.price else None,
+        )
+
+    def _game_steps(self, *, exact: bool) -> dict[str, Quantity]:
+        return {env: _steps(each, exact=exact) for env, each in self.game_lengths.items()}
 
 
 def _steps(length: GameLength, *, exact: bool) -> Quantity:
@@ -239,6 +269,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         trained_env_steps=trained_env_steps(begun) if isinstance(begun := state.get("checkpoints"), dict) else {},
         search=found,
         training=training,
+        left=read_left(run, manifest, training) if manifest and training else None,
         price=price or given_price(manifest, state),
     )
 

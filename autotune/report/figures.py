@@ -33,6 +33,7 @@ def report_json(facts: Facts) -> dict[str, Any]:
             "rule_of_thumb": _savings(facts, facts.rule_of_thumb),
         },
         "learning": _learning(facts),
+        "training": _training(facts),
         "trials": [_trial(row, facts) for row in facts.trial_rows],
     }
 
@@ -41,6 +42,19 @@ def _learning(facts: Facts) -> dict[str, Any] | None:
     """What is known of learning at the tuned point, as the manifest says it."""
     known = facts.manifest.checked() if facts.manifest else None
     return known.model_dump(mode="json") if known else None
+
+
+def _training(facts: Facts) -> dict[str, Any] | None:
+    """What a training took so far, and what it has left; null where nothing was trained."""
+    if facts.training is None:
+        return None
+    spent_s, plan = facts.training.machine_s, facts.plan_left
+    return {
+        "machine_s": spent_s,
+        "usd": spent_s / HOUR_S * facts.price.usd_per_hour if facts.price else None,
+        "jobs_left": [each.job.id for each in facts.left.unfinished] if facts.left else None,
+        "left": _projection(plan) if plan else None,
+    }
 
 
 def _goodput_per_usd(sps: float | None, facts: Facts) -> float | None:

@@ -148,7 +148,7 @@ class Savings:
         return replace(self, hours=self.hours.less_sure(error_fraction), usd=usd)
 
 
-def job_hours(budget: Budget, job_sps: Quantity, steps_per_episode: Quantity | None) -> Quantity | None:
+def job_hours(budget: Budget, job_sps: Quantity | None, steps_per_episode: Quantity | None) -> Quantity | None:
     """Wall hours of one job at its own speed: steps / SPS / 3600; an hours budget is its own answer.
 
     The errors of the speed and of the length of a game are independent, see `ratio`. An interval of the speed that
@@ -157,7 +157,7 @@ def job_hours(budget: Budget, job_sps: Quantity, steps_per_episode: Quantity | N
     if budget.unit == "hours":
         return _exactly(budget.amount)
     steps = _steps(budget, steps_per_episode)
-    if steps is None or steps.value <= 0 or job_sps.value <= 0:
+    if steps is None or job_sps is None or steps.value <= 0 or job_sps.value <= 0:
         return None
     return ratio(steps, job_sps).scaled(1 / HOUR_S)
 
@@ -190,16 +190,39 @@ def project(
         steps_per_episode: measured, by environment.
         fewer: agent steps per second of fewer jobs together, by how many run.
     """
+    speeds = {**(fewer or {}), slots: job_sps.scaled(slots)}
+    each = {job.id: job_sps for job in jobs}
+    return project_each(jobs, each, speeds, price_usd_per_hour=price_usd_per_hour, steps_per_episode=steps_per_episode)
+
+
+def project_each(
+    jobs: Sequence[Job],
+    job_sps: Mapping[str, Quantity],
+    speeds: Mapping[int, Quantity],
+    *,
+    price_usd_per_hour: float | None = None,
+    steps_per_episode: Mapping[str, Quantity] | None = None,
+) -> Projection:
+    """Hours and cost of all jobs when each runs at a speed of its own.
+
+    Args:
+        jobs: in the order in which they start.
+        job_sps: agent steps per second of each while as many run as may, by id; one that is not there has no length.
+        speeds: of all jobs together, by how many run: the most that may, and those fewer that were measured.
+        price_usd_per_hour: of the whole machine.
+        steps_per_episode: measured, by environment.
+    """
     budgets = {job.id: job.budget for job in jobs}
     games = steps_per_episode or {}
-    hours = {job.id: job_hours(job.budget, job_sps, games.get(job.env)) for job in jobs}
+    hours: dict[str, Quantity | None] = {}
     steps: dict[str, float | None] = {}
     for job in jobs:
-        known = _steps(job.budget, games.get(job.env))
+        sps, known = job_sps.get(job.id), _steps(job.budget, games.get(job.env))
         if job.budget.unit == "hours":
-            known = job_sps.scaled(HOUR_S * job.budget.amount)
+            known = sps.scaled(HOUR_S * job.budget.amount) if sps else None
+        hours[job.id] = job_hours(job.budget, sps, games.get(job.env))
         steps[job.id] = known.value if known else None
-    return _projection(budgets, hours, steps, {**(fewer or {}), slots: job_sps.scaled(slots)}, price_usd_per_hour)
+    return _projection(budgets, hours, steps, speeds, price_usd_per_hour)
 
 
 def project_episode_rates(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from autotune.availability import effective_cost_usd
 from autotune.records import Budget
 from autotune.report.facts import Facts, Measured
-from autotune.report.projection import HOUR_S, Projection
+from autotune.report.left import Left
+from autotune.report.projection import HOUR_S, Projection, Quantity
 from autotune.report.wording import (
     MORE_GAMES,
     UNKNOWN,
@@ -35,11 +36,10 @@ _WHERE_TRAINED = {
 
 
 def render(facts: Facts) -> str:
-    """Totals at each measured point, then every job, then what the figures rest on."""
+    """Totals at each measured point, every job, what the figures rest on, and what a training has left of it."""
     plans = [(each, plan) for each in facts.measured if (plan := facts.projection(each))]
-    if not plans:
-        return ""
-    parts = [_totals(facts, plans), _jobs(plans), _notes(facts, plans)]
+    parts = [_totals(facts, plans), _jobs(plans), _notes(facts, plans)] if plans else []
+    parts.append(_left(facts))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -74,6 +74,38 @@ def _jobs(plans: list[tuple[Measured, Projection]]) -> str:
     rows.append(["**all**", "", "", *total, *([plan_dollars(tuned, interval=False)] if priced else [])])
     share = [f"cost, {roles[-1]}"] if priced else []
     return table(["job", "budget", "env steps", *(f"time, {role}" for role in roles), *share], rows)
+
+
+def _left(facts: Facts) -> str:
+    """What a training has left of each job, and at which speeds."""
+    plan = facts.plan_left
+    if plan is None or facts.left is None:
+        return ""
+    jobs = {each.job.id: each for each in facts.left.jobs}
+    priced = plan.price_usd_per_hour is not None
+    rows = []
+    for job in plan.jobs:
+        known = facts.left.speed(jobs[job.id], facts.speed_before)
+        amount = format_duration(job.budget.amount * HOUR_S) if job.budget.unit == "hours" else _budget(job.budget)
+        row = [text(job.id), percent(jobs[job.id].fraction), amount]
+        row += [format_count(known[0].value if known else None), hours(job.hours)]
+        rows.append(row + ([UNKNOWN if job.usd is None else money(job.usd)] if priced else []))
+    rows.append(["**all**", "", "", "", plan_hours(plan), *([plan_dollars(plan)] if priced else [])])
+    headers = ["job", "done", "left of its budget", "SPS", "time left", *(["cost left"] if priced else [])]
+    stands = "counted from what its jobs have done" if facts.left.runs else "counted from the last checkpoints"
+    return f"**Left to train**, {stands}:\n\n{table(headers, rows)}\n\n{_left_at(facts.left, facts.speed_before)}"
+
+
+def _left_at(left: Left, before: Quantity | None) -> str:
+    """Of what the speeds in the table are."""
+    known = {found[1] for each in left.unfinished if (found := left.speed(each, before))}
+    words = {
+        "own": "a job's own in training, at the settings at which it goes on",
+        "others": "of a job that has not trained there for a minute, that of the others",
+        "before": "where less than a minute of training was seen, the one measured before",
+    }
+    said = "; ".join(words[source] for source in words if source in known)
+    return f"SPS: {said}." if said else "SPS are not known: nothing was measured, and nothing was seen in training."
 
 
 def _budget(budget: Budget) -> str:

@@ -28,9 +28,9 @@ _MADE_UP = "a recorded surface plans no training, these jobs are made up"
 def render(facts: Facts) -> str:
     """The answer for the one who pays."""
     if facts.tuned is None or facts.tuned.sps is None:
-        return _nothing_tuned(facts)
-    lines = [*_what(facts, facts.tuned), *_projected(facts, facts.tuned), *_sooner(facts), *_saved(facts)]
-    lines += [*_sure(facts, facts.tuned), _next(facts)]
+        return "\n".join([_nothing_tuned(facts), *(f"- {line}" for line in _trained(facts))])
+    lines = [*_what(facts, facts.tuned), *_projected(facts, facts.tuned), *_trained(facts), *_sooner(facts)]
+    lines += [*_saved(facts), *_sure(facts, facts.tuned), _next(facts)]
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -116,6 +116,25 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
     return lines
 
 
+def _trained(facts: Facts) -> list[str]:
+    """What a training took so far, and what is left of it."""
+    training, left, plan = facts.training, facts.left, facts.plan_left
+    if training is None or left is None:
+        return []
+    usd = f", {money(training.machine_s / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
+    took = f"{format_duration(training.machine_s)} of the machine{usd}"
+    if not left.unfinished:
+        return [f"**What the training took:** {took}, from the first start to the last end, pauses left out."]
+    done = len(left.jobs) - len(left.unfinished)
+    new = sum(not each.begun for each in left.unfinished)
+    lines = [f"**Trained so far:** {took}; {done} of {counted(len(left.jobs), 'job')} done, {new} not begun."]
+    if plan is None or plan.hours is None:
+        return [*lines, "**Left to train:** of an unknown length; see below."]
+    about = "about " if plan.hours.high is None else ""
+    cost = f", {about}{plan_dollars(plan)}" if facts.price else ""
+    return [*lines, f"**Left to train:** {about}{plan_hours(plan)}{cost}; see below at which speeds."]
+
+
 def _sooner(facts: Facts) -> list[str]:
     """What ends the jobs before the recommended point does, for that one makes the most steps in all, not the first."""
     other, plan = facts.soonest, facts.projection(facts.tuned)
@@ -193,6 +212,8 @@ def _ties(facts: Facts) -> str:
 
 def _next(facts: Facts) -> str:
     train = code(f"autotune train {typed(facts.run.manifest_file)}")
+    if facts.left and facts.left.runs:
+        return f"**Next:** it trains now: {code(f'autotune status {typed(facts.run.path)} --watch')}"
     if facts.training and facts.training.events and (last := facts.training.events[-1]).get("kind") == "ended":
         if (state := last.get("state")) != "done":
             why = "in which jobs crashed" if state == "crashed" else "which was stopped"

@@ -1,0 +1,183 @@
+"""What a training that has begun has left to do, and to pay."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_run import make_run, recipe, result
+
+from autotune.manifest import build_manifest, load_manifest, manifest_hash, save_manifest
+from autotune.records import Budget, Job, Point
+from autotune.report.facts import gather
+from autotune.report.figures import report_json
+from autotune.report.render import priced_facts, render_sections
+from autotune.runs import Run, create_run
+from autotune.store import append_line
+from autotune.train.status import JobSnapshot, Snapshot, stamp, write_snapshot
+from autotune.units import format_duration
+
+BEST = Point(num_envs=64, batch_size=1024, concurrency=2)
+ALONE = 180.0 * 64**0.8 / 4025
+"""How much faster one of its jobs is where only one runs, as its probes say."""
+
+
+def event(
+    run: Run, kind: str, job: str | None = None, steps: float | None = None, seconds: float = 0.0, **facts: Any
+) -> None:
+    totals = {"total_env_steps": steps, "total_episodes": facts.pop("games", 0), "total_seconds": seconds}
+    line = {"kind": kind, "job": job, **({} if steps is None else totals), **facts}
+    append_line(run.train_folder / "events.jsonl", line)
+
+
+def opened(run: Run, point: Point = BEST, minute: int = 0, **facts: Any) -> None:
+    run.train_folder.mkdir(exist_ok=True)
+    known = {"manifest": manifest_hash(load_manifest(run.manifest_file)), "point": point.knobs()}
+    event(run, "opened", time=f"2026-01-01T10:{minute:02}:00+00:00", **{**known, **facts})
+
+
+def report(run: Run, price: float | None = 2.0) -> str:
+    return "\n\n".join(each.markdown for each in render_sections(priced_facts(run, price=price)))
+
+
+def cells(markdown: str, start: str) -> list[str]:
+    table = markdown[markdown.index("**Left to train**") :]
+    row = next(each for each in table.splitlines() if each.startswith(start))
+    return [cell.strip() for cell in row.split("|")[1:-1]]
+
+
+def left_s(run: Run) -> list[float | None]:
+    plan = gather(run).plan_left
+    assert plan is not None
+    return [job.hours.value * 3600 if job.hours else None for job in plan.jobs]
+
+
+def trained(run: Run) -> None:
+    """Of 36e6 steps each, two at once: one done, one killed at a third, one killed before it saved, one not begun."""
+    opened(run)
+    for job in ("game-1", "game-2"):
+        event(run, "started", job, 0)
+    event(run, "saved", "game-1", 36_000_000, 10_000.0)
+    event(run, "finished", "game-1", 36_000_000, 10_000.0, reason="budget")
+    event(run, "saved", "game-2", 12_000_000, 8_000.0, time="2026-01-01T13:00:00+00:00")
+
+
+def test_a_half_trained_run_says_what_is_left_to_train_and_to_pay(tmp_path: Path) -> None:
+    """At its own 1,500 SPS the second takes 16,000 s; the others, at the mean of both (48e6 in 18,000 s), 13,500 s.
+
+    The last begins when the third ends, runs beside the second for 2,500 s and then alone, which is faster.
+    """
+    run = make_run(tmp_path)
+    trained(run)
+    last_s = 2500 + (13_500 - 2500) / ALONE
+    assert left_s(run) == pytest.approx([16_000, 13_500, last_s])
+    markdown = report(run)
+    assert "- **Trained so far:** 3h of the machine, 6.00 USD; 1 of 4 jobs done, 2 not begun.\n" in markdown
+    total_s = 13_500 + last_s
+    usd = f"{total_s / 3600 * 2:.2f} USD"
+    assert (
+        f"- **Left to train:** about {format_duration(total_s)}, about {usd}; see below at which speeds.\n" in markdown
+    )
+    assert cells(markdown, "| game-2")[:5] == ["game-2", "33 %", "24,000,000 steps", "1,500", "4h 27m"]
+    assert cells(markdown, "| game-4")[:5] == ["game-4", "0.0 %", "36,000,000 steps", "2,667", "3h 9m"]
+    assert cells(markdown, "| **all**") == ["**all**", "", "", "", format_duration(total_s), usd]
+    assert "counted from the last checkpoints" in markdown
+    told = report_json(priced_facts(run, price=2.0))["training"]
+    assert told["machine_s"] == 10_800 and told["usd"] == pytest.approx(6.0)
+    assert told["jobs_left"] == ["game-2", "game-3", "game-4"]
+    assert told["left"]["usd"] == pytest.approx(total_s / 3600 * 2)
+    assert "cost left" in markdown and "cost left" not in report(run, price=None)
+
+
+def test_the_speed_before_stands_until_a_minute_of_training_was_seen(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    opened(run)
+    event(run, "saved", "game-1", 10_000, 59.0)
+    assert left_s(run)[0] == pytest.approx((36_000_000 - 10_000) / 4025, rel=1e-3)
+    assert "SPS: where less than a minute of training was seen, the one measured before." in report(run)
+    event(run, "saved", "game-1", 20_000, 61.0)
+    assert left_s(run)[0] == pytest.approx((36_000_000 - 20_000) / (20_000 / 61))
+
+
+def test_a_finished_training_says_what_it_took(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    opened(run)
+    for n in range(1, 5):
+        event(run, "finished", f"game-{n}", 36_000_000, 9_000.0, reason="budget")
+    event(run, "ended", state="done", time="2026-01-01T15:00:00+00:00")
+    markdown = report(run)
+    assert "- **What the training took:** 5h of the machine, 10.00 USD, " in markdown
+    assert "Left to train" not in markdown and "Trained so far" not in markdown
+    assert report_json(gather(run))["training"]["left"] is None
+
+
+def test_only_what_was_seen_at_the_present_point_tells_of_it(tmp_path: Path) -> None:
+    """The first 1e6 steps at 100 SPS were made elsewhere; at the point at which it goes on it makes 1,000."""
+    run = make_run(tmp_path)
+    opened(run, Point(num_envs=8, batch_size=256))
+    event(run, "saved", "game-1", 1_000_000, 10_000.0)
+    opened(run)
+    event(run, "resumed", "game-1", 1_000_000, 10_000.0)
+    event(run, "saved", "game-1", 1_600_000, 10_600.0)
+    assert left_s(run)[0] == pytest.approx(34_400_000 / 1_000)
+    facts = gather(run)
+    assert facts.manifest is not None
+    knobs = facts.manifest.point.model_copy(update={"num_envs": 32})
+    save_manifest(run.manifest_file, facts.manifest.model_copy(update={"point": knobs}))
+    facts = gather(run)
+    assert facts.left is not None and facts.left.point.num_envs == 32 and not facts.left.jobs[0].seen_s
+    assert left_s(run)[0] == pytest.approx(34_400_000 / (180 * 32**0.8 * 2**0.6 / 2)), "as probed there"
+
+
+def test_budgets_in_games_and_in_hours_are_left_in_their_own_units(tmp_path: Path) -> None:
+    jobs = [
+        Job(id="games", env="A", seed=1, budget=Budget(unit="episodes", amount=1000)),
+        Job(id="hours", env="B", seed=2, budget=Budget(unit="hours", amount=3)),
+        Job(id="unknown", env="C", seed=3, budget=Budget(unit="episodes", amount=1000)),
+    ]
+    run = create_run(tmp_path, "train-1", command="train")
+    save_manifest(run.manifest_file, build_manifest(recipe(jobs), Point(num_envs=8, batch_size=256, concurrency=3)))
+    opened(run, Point(num_envs=8, batch_size=256, concurrency=3))
+    event(run, "saved", "games", 100_000, 1_000.0, games=400)
+    event(run, "saved", "hours", 100_000, 1_800.0, games=100)
+    markdown = report(run, price=None)
+    assert left_s(run)[0] == pytest.approx(600 * 250 / 100, rel=1e-3)
+    assert cells(markdown, "| games")[1:4] == ["40 %", "600 episodes", "100"]
+    assert cells(markdown, "| hours")[1:3] == ["17 %", "2h 30m"]
+    assert "- **Left to train:** " in markdown and "USD" not in markdown
+
+
+def test_a_training_that_runs_is_counted_from_what_its_jobs_do_now(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    trained(run)
+    job: dict[str, Any] = {"env": "A", "episodes": 0, "sps": 1.0, "mean_return": None, "best_return": None}
+    job |= {"vram_bytes": None, "ram_bytes": None, "eta_s": None}
+    seen = [("done", 36_000_000), ("running", 18_000_000), ("running", 9_000_000), ("waiting", 0)]
+    jobs = tuple(
+        JobSnapshot(id=f"game-{n}", status=status, env_steps=steps, seconds=1.0, fraction=steps / 36e6, **job)
+        for n, (status, steps) in enumerate(seen, start=1)
+    )
+    known: dict[str, Any] = {"point": "", "sps": None, "measured_sps": None, "predicted_sps": None, "elapsed_s": 1.0}
+    write_snapshot(run, Snapshot(run=run.name, state="running", jobs=jobs, **known, **stamp()))
+    markdown = report(run)
+    assert [cells(markdown, f"| game-{n}")[1] for n in (2, 3, 4)] == ["50 %", "25 %", "0.0 %"]
+    assert "counted from what its jobs have done" in markdown
+    assert "it trains now: `autotune status" in markdown
+
+
+def test_a_training_without_a_known_speed_says_so(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "train-1", command="train")
+    save_manifest(run.manifest_file, build_manifest(recipe(), Point(num_envs=8, batch_size=256)))
+    opened(run, Point(num_envs=8, batch_size=256))
+    event(run, "started", "game-1", 0)
+    markdown = report(run)
+    assert "- **Left to train:** of an unknown length; see below." in markdown
+    assert "SPS are not known: nothing was measured, and nothing was seen in training." in markdown
+
+
+def test_a_manifest_from_elsewhere_predicts_what_is_left(tmp_path: Path) -> None:
+    point = Point(num_envs=8, batch_size=256, concurrency=2)
+    run = create_run(tmp_path, "train-1", command="train")
+    save_manifest(run.manifest_file, build_manifest(recipe(), point, result=result(point, 2000.0)))
+    opened(run, point)
+    event(run, "started", "game-1", 0)
+    assert left_s(run) == pytest.approx([36_000] * 4)
