@@ -79,6 +79,11 @@ class Run:
         return self.path / "train"
 
     @property
+    def guard_folder(self) -> Path:
+        """Of a guarded search, a run for the pilots of each point."""
+        return self.path / "guard"
+
+    @property
     def jobs_folder(self) -> Path:
         """In `train_folder`, a folder for each job, by its id."""
         return self.train_folder / "jobs"

@@ -13,6 +13,7 @@ from autotune.codec import to_json
 from autotune.errors import AutotuneError
 from autotune.executors.stability import MARKS
 from autotune.export.rows import FIGURES, probe_row, trial_rows
+from autotune.guard.status import PilotsStatus, pilots_status
 from autotune.manifest_schema import LearningSection
 from autotune.probe.recipe import load_recipe
 from autotune.records import Job, ProbeResult, TrainResult
@@ -230,7 +231,8 @@ def status_text(run: Run) -> str:
     state = run.state()
     lines = [f"{state.get('command', 'run')} {run.name}, created {state.get('created', 'unknown')[:16]} UTC"]
     if run.study_file.exists():
-        lines.append(_search_status(run, state))
+        pilots = pilots_status(run)
+        lines += [_search_status(run, state, pilots), *_guard_status(run, state, pilots)]
     if state.get("training") == "rolled back":
         lines.append(f"training: rolled back; what was trained lies in {run.path / 'rolled-back'}")
     if status_file(run).exists():
@@ -269,16 +271,25 @@ def _jobs_table(jobs: Sequence[JobSnapshot]) -> str:
     return tabulate([row[:shown] for row in rows], headers[:shown], disable_numparse=True)
 
 
-def _search_status(run: Run, state: dict[str, Any]) -> str:
+def _guard_status(run: Run, state: dict[str, Any], pilots: PilotsStatus | None) -> list[str]:
+    """How far the pilots of a search's guard are; of one that came to its end the manifest and the report tell."""
+    if pilots is None or (not pilots.running and (state.get("guarded") or is_held(run.path))):
+        return []
+    how = "pilots train" if pilots.running else "unfinished, the search with --guard resumes it"
+    return [f"guard: {how}, {pilots.done} of {pilots.total} pilots done", _jobs_table(pilots.jobs)]
+
+
+def _search_status(run: Run, state: dict[str, Any], pilots: PilotsStatus | None) -> str:
     records = load_trials(run)
     trials = [trial for trial in records if trial.counts]
     stable = [trial.result for trial in trials if trial.result.ok]
     best = max(stable, key=lambda result: result.sps or 0.0, default=None)
     spent = f" in {format_duration(state['spent_s'])}" if "spent_s" in state else ""
     unfinished = "unfinished" if state["command"] == "probe" else "unfinished, resumable"  # a probe begins anew
-    phase = "finished" if state.get("finished") else "running" if is_held(run.path) else unfinished
-    none = "none stable" if state.get("finished") else "none stable yet"
-    found = _recommended(run, state, records) if state.get("finished") else None
+    over = bool(state.get("finished") or (pilots and pilots.running))
+    phase = "finished" if over else "running" if is_held(run.path) else unfinished
+    none = "none stable" if over else "none stable yet"
+    found = _recommended(run, state, records) if over else None
     told = f"recommended {describe(found)}" if found else none if best is None else f"fastest {describe(best)}"
     return f"{state['command']}: {phase}, {counted(len(trials), 'probe')}{spent}, {told}"
 
@@ -300,6 +311,7 @@ def status_json(run: Run) -> dict[str, Any]:
         "active": is_held(run.path),
         "also_running": _also_running(run),
         "trials": trial_rows(load_trials(run), None),
+        "guard": to_json(pilots_status(run)),
         "training": to_json(read_snapshot(run)) if status_file(run).exists() else None,
     }
 

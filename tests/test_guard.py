@@ -28,6 +28,7 @@ from autotune.runs import create_run, open_run
 from autotune.search.learning import concerns, sentences, unchecked
 from autotune.search.result import StudyResult
 from autotune.train.silence import Patience
+from autotune.views import status_json, status_text
 from autotune.worker.checkpoint import load_checkpoint, save_checkpoint
 from autotune.workloads.learning import Learning, LearningChange
 
@@ -319,6 +320,34 @@ def test_a_stopped_guard_goes_on_where_it_was(tmp_path, device):
     assert learning.status == "passed"
     events = next((run.path / "guard").glob("tuned-*/train/events.jsonl")).read_text()
     assert '"kind": "resumed"' in events
+
+
+def test_status_tells_how_far_the_pilots_are(tmp_path, device):
+    """It said 'search: running' while they trained, and nothing of them when they were stopped."""
+    searched, plan, seen = make_run(tmp_path), GuardPlan(env_steps=3000, seeds=2, margin_fraction=0.2), []
+    result, recipe = found(SLOW_POINT, learning=change(256.0)), a_recipe(**SLOW)
+    pilots = plan_pilots(result, recipe, plan)
+    searched.update(finished=False)
+
+    def train(should_stop):
+        with searched.hold():
+            return run_guard(
+                pilots, plan, unchecked(result, recipe), searched, device=device, should_stop=should_stop,
+                on_event=lambda snapshot: seen.append((snapshot, status_text(searched), status_json(searched))),
+            )  # fmt: skip
+
+    assert train(lambda: any(job.env_steps > 200 for snapshot, *_ in seen for job in snapshot.jobs)) is None
+    running = seen[-2][1]
+    assert "search: finished, 11 probes in 29m 10s, recommended num_envs=64" in running
+    assert "guard: pilots train, 0 of 4 pilots done\n" in running and "tuned-seed-7" in running
+    stopped = status_text(searched)
+    assert "search: unfinished, resumable" in stopped
+    assert "guard: unfinished, the search with --guard resumes it, 0 of 4 pilots done\n" in stopped
+    train(lambda: False)
+    later = next(told for _, *told in seen if "baseline-seed-7" in told[0])
+    assert "guard: pilots train, 2 of 4 pilots done\n" in later[0] and later[1]["guard"]["running"]
+    searched.update(guarded=True)
+    assert "guard" not in status_text(searched)
 
 
 def test_a_baseline_that_crashed_is_not_settled_by_more_seeds(tmp_path, device):

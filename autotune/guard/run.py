@@ -19,7 +19,6 @@ from autotune.train.status import Snapshot
 from autotune.train.supervise import supervise
 from autotune.worker.metrics import read_metrics
 
-FOLDER = "guard"
 _NO_EVIDENCE = ("file", "busy", "misuse")
 """Kinds of a worker's errors that say nothing of the point: of its files, another worker, a foreign checkpoint."""
 
@@ -74,7 +73,7 @@ def open_arm(run: Run, role: str, manifest: Manifest) -> Run:
     """
     facts = [manifest.point.model_dump(), to_json(manifest.workload.model_dump()), manifest.jobs[0].env]
     name = f"{role}-{content_hash(canonical_json(facts))[:8]}"
-    folder = run.path / FOLDER
+    folder = run.guard_folder
     there = Run(folder / name)
     arm = there if there.state_file.exists() else create_run(folder, name, command="guard", finished=False)
     if not arm.manifest_file.exists() or arm.manifest_file.read_text(encoding="utf-8") != manifest_text(manifest):
