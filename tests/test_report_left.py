@@ -161,7 +161,6 @@ def test_a_training_that_runs_is_counted_from_what_its_jobs_do_now(tmp_path: Pat
     markdown = report(run)
     assert [cells(markdown, f"| game-{n}")[1] for n in (2, 3, 4)] == ["50 %", "25 %", "0.0 %"]
     assert "counted from what its jobs have done" in markdown
-    assert "it trains now: `autotune status" in markdown
 
 
 def test_a_training_without_a_known_speed_says_so(tmp_path: Path) -> None:

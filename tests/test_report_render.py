@@ -600,6 +600,22 @@ def test_a_run_that_was_rolled_back_says_so(tmp_path: Path) -> None:
     assert f"- **Rolled back:** what was trained here lies in `{run.path / 'rolled-back'}`." in report(run)
 
 
+@pytest.mark.parametrize("trials", [None, [("baseline", result(Point(num_envs=8, batch_size=256)))], []])
+def test_a_report_of_a_run_in_use_does_not_call_it_stopped(tmp_path: Path, trials: list | None) -> None:
+    run = make_run(tmp_path, trials, tuned=search_trials()[-1][1])
+    run.update(finished=False, spent_s=0.0)
+    if trials is not None:
+        run.manifest_file.unlink()
+    if trials == []:
+        run.study_file.unlink()
+    stopped = ["command goes on", "emits a manifest", "fills it"]
+    assert any(word in report(run) for word in stopped)
+    with run.hold():
+        markdown = report(run)
+    assert f"- **Next:** it still runs, and this report is as of now: `autotune status {run.path}`\n" in markdown
+    assert not any(word in markdown for word in stopped)
+
+
 def test_empty_run(tmp_path: Path) -> None:
     run = create_run(tmp_path, "empty", command="search")
     assert "**Nothing was measured yet**" in report(run)

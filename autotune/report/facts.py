@@ -17,7 +17,7 @@ from autotune.records import ENDED_EARLY, Job, Point, ProbeResult, Recipe
 from autotune.report.left import Left, read_left
 from autotune.report.projection import Projection, Quantity, Savings, project, savings
 from autotune.report.training import Training, load_training
-from autotune.runs import Run, load_device
+from autotune.runs import Run, is_held, load_device
 from autotune.search.confirm import at_fewer, published, ran_s, slowing_points, stable_points, winner
 from autotune.search.episodes import GameLength, game_lengths, steps_of, with_stand_ins
 from autotune.search.model import measured
@@ -86,6 +86,7 @@ class Facts:
     Attributes:
         run: the folder.
         state: ``run.json``.
+        active: whether a process works in it now.
         trials: a row per trial, see `COLUMNS`.
         device: None when the run holds no ``device.json``.
         recipe: None for a run that only trains.
@@ -110,6 +111,7 @@ class Facts:
     run: Run
     state: Mapping[str, Any]
     trials: pd.DataFrame
+    active: bool = False
     device: DeviceInfo | None = None
     recipe: Recipe | None = None
     manifest: Manifest | None = None
@@ -246,6 +248,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
     return Facts(
         run=run,
         state=state,
+        active=is_held(run.path),
         trials=trials_frame([record for record in records if record.stage != "refused"]),
         device=device,
         recipe=recipe,

@@ -48,7 +48,8 @@ def _nothing_tuned(facts: Facts) -> str:
         return f"{begun}\n- {_next(facts)}" if facts.manifest else begun
     if facts.state.get("training") == "rolled back":
         return f"- **Rolled back:** what was trained here lies in {code(facts.run.path / 'rolled-back')}."
-    return "- **Nothing was measured yet** in this run: `autotune search --budget 30m` fills it."
+    begun = "- **Nothing was measured yet** in this run"
+    return f"{begun}.\n- {_meanwhile(facts)}" if facts.active else f"{begun}: `autotune search --budget 30m` fills it."
 
 
 def _nothing_stable(facts: Facts) -> str:
@@ -73,6 +74,8 @@ def _in_vain(facts: Facts) -> list[str]:
             usd = facts.spent_s / HOUR_S * facts.price.usd_per_hour
             at = f", {money(usd)} at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})"
         lines.append(f"- **What the search cost:** {format_duration(facts.spent_s)}{at}.")
+    if facts.active:
+        return [*lines, f"- {_meanwhile(facts)}"]
     if not facts.state.get("finished"):
         return [*lines, "- **Next:** the same `autotune search` command goes on."]
     if facts.slowing:
@@ -210,10 +213,15 @@ def _ties(facts: Facts) -> str:
     return f" Tied with {first}{others}."
 
 
+def _meanwhile(facts: Facts) -> str:
+    """Of a run in which a process works now."""
+    return f"**Next:** it still runs, and this report is as of now: {code(f'autotune status {typed(facts.run.path)}')}"
+
+
 def _next(facts: Facts) -> str:
     train = code(f"autotune train {typed(facts.run.manifest_file)}")
-    if facts.left and facts.left.runs:
-        return f"**Next:** it trains now: {code(f'autotune status {typed(facts.run.path)} --watch')}"
+    if facts.active:
+        return _meanwhile(facts)
     if facts.training and facts.training.events and (last := facts.training.events[-1]).get("kind") == "ended":
         if (state := last.get("state")) != "done":
             why = "in which jobs crashed" if state == "crashed" else "which was stopped"
