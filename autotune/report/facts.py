@@ -17,7 +17,7 @@ from autotune.records import ENDED_EARLY, Job, Point, ProbeResult, Recipe
 from autotune.report.left import Left, read_left
 from autotune.report.projection import Projection, Quantity, Savings, project, savings
 from autotune.report.training import Training, load_training
-from autotune.runs import Run, is_held, load_device
+from autotune.runs import Run, all_runs, is_held, load_device
 from autotune.search.confirm import at_fewer, published, ran_s, slowing_points, stable_points, winner
 from autotune.search.episodes import GameLength, game_lengths, steps_of, with_stand_ins
 from autotune.search.model import measured
@@ -100,6 +100,7 @@ class Facts:
         refused: points that were not run because the memory rule predicts a failure.
         edited: the manifest's point was never measured here (edited by hand, or from elsewhere).
         spent_s: search seconds.
+        guard_s: in which its guard's pilots had the machine.
         budget_s: what the search was given.
         game_lengths: by environment of the jobs, empty where too few games ended.
         trained_env_steps: by job, of the policy that its probes began with; empty when all were untrained.
@@ -127,6 +128,7 @@ class Facts:
     refused: int = 0
     edited: bool = False
     spent_s: float | None = None
+    guard_s: float = 0.0
     budget_s: float | None = None
     game_lengths: Mapping[str, GameLength] = field(default_factory=dict)
     trained_env_steps: Mapping[str, int] = field(default_factory=dict)
@@ -267,6 +269,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         refused=sum(record.stage == "refused" for record in records),
         edited=manifest is not None and bool(records) and tuned is None,
         spent_s=finite(state.get("spent_s")),
+        guard_s=sum(arm.machine_s for each in all_runs(run.guard_folder) if (arm := load_training(each))),
         budget_s=finite(state.get("budget_s")),
         game_lengths=lengths,
         trained_env_steps=trained_env_steps(begun) if isinstance(begun := state.get("checkpoints"), dict) else {},

@@ -23,6 +23,7 @@ def report_json(facts: Facts) -> dict[str, Any]:
         "price_usd_per_hour": facts.price.usd_per_hour if facts.price else None,
         "price_note": facts.price.note if facts.price else None,
         "spent_s": facts.spent_s,
+        "guard_s": facts.guard_s,
         "budget_s": facts.budget_s,
         "points_measured": facts.points_measured,
         "tuned": _measured(facts, facts.tuned),

@@ -180,14 +180,19 @@ def _search_notes(facts: Facts) -> list[str]:
     """What finding the point cost, when that is earned back, and why no more was spent."""
     if not facts.spent_s:
         return []
-    usd = f", {money(facts.spent_s / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
     told = facts.search is not None and "ended" in facts.state
     why = f" (it ended because {ENDINGS[facts.search.ended]})" if facts.search and told else ""
-    return [f"The search itself took {format_duration(facts.spent_s)}{usd}{why}, left out above.{_earned(facts)}"]
+    guard = f", and the pilots of its guard {_took(facts, facts.guard_s)}" if facts.guard_s else ""
+    return [f"The search itself took {_took(facts, facts.spent_s)}{why}{guard}, left out above.{_earned(facts)}"]
+
+
+def _took(facts: Facts, seconds: float) -> str:
+    usd = f", {money(seconds / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
+    return f"{format_duration(seconds)}{usd}"
 
 
 def _earned(facts: Facts) -> str:
-    """After how much training at the tuned point the search is repaid, against the baseline.
+    """After how much training at the tuned point the search and its guard are repaid, against the baseline.
 
     In each second there, the baseline would have needed ``before / after`` seconds, so that t seconds save
     ``t * (before / after - 1)``.
@@ -195,7 +200,7 @@ def _earned(facts: Facts) -> str:
     saved, after = facts.saved(facts.baseline), facts.projection(facts.tuned)
     if saved is None or saved.tied or saved.hours.value <= 0 or not after or not after.hours or not facts.spent_s:
         return ""
-    repaid_s = facts.spent_s * after.hours.value / saved.hours.value
+    repaid_s = (facts.spent_s + facts.guard_s) * after.hours.value / saved.hours.value
     if repaid_s > after.hours.value * HOUR_S:
         return " **These jobs are too short to earn it back**; further ones at the same settings will."
     return f" Against the baseline it is earned back after {format_duration(repaid_s)} of training."
