@@ -128,6 +128,21 @@ def test_only_what_was_seen_at_the_present_point_tells_of_it(tmp_path: Path) -> 
     assert left_s(run)[0] == pytest.approx(34_400_000 / (180 * 32**0.8 * 2**0.6 / 2)), "as probed there"
 
 
+def test_a_point_without_a_measurement_has_a_way_on_and_no_price_of_another(tmp_path: Path) -> None:
+    """What the jobs cost while the machine is down was told of the rule of thumb, as if it were the manifest's."""
+    run = make_run(tmp_path)
+    facts = gather(run)
+    assert facts.manifest is not None
+    knobs = facts.manifest.point.model_copy(update={"num_envs": 48})
+    save_manifest(run.manifest_file, facts.manifest.model_copy(update={"point": knobs}))
+    opened(run, knobs.record())
+    event(run, "saved", "game-1", 100_000, 100.0)
+    markdown = report(run)
+    assert "**No measurement of `num_envs=48 batch_size=1024 concurrency=2`**" in markdown
+    assert f"- **Next:** `autotune train {run.manifest_file}`" in markdown
+    assert "the jobs cost 20.20 USD at 1.0 %, 21.05 USD at 5.0 %, 24.10 USD at 17 %, at the rule of thumb." in markdown
+
+
 def test_budgets_in_games_and_in_hours_are_left_in_their_own_units(tmp_path: Path) -> None:
     jobs = [
         Job(id="games", env="A", seed=1, budget=Budget(unit="episodes", amount=1000)),
@@ -169,7 +184,7 @@ def test_a_training_without_a_known_speed_says_so(tmp_path: Path) -> None:
     opened(run, Point(num_envs=8, batch_size=256))
     event(run, "started", "game-1", 0)
     markdown = report(run)
-    assert "- **Left to train:** of an unknown length; see below." in markdown
+    assert "; 0 of 4 jobs done, 3 not begun.\n- **Left to train:** of an unknown length; see below." in markdown
     assert "SPS are not known: nothing was measured, and nothing was seen in training." in markdown
 
 

@@ -34,7 +34,7 @@ class JobLeft:
     Attributes:
         job: as in the manifest.
         done: nothing is left of it.
-        begun: it has trained.
+        begun: it has trained, or trains now.
         left: of its budget, in the budget's unit.
         seen_steps: env steps that it made in training, at the point at which it goes on.
         seen_s: the seconds of training that these took.
@@ -159,6 +159,7 @@ def read_left(run: Run, manifest: Manifest, training: Training) -> Left | None:
     edited = opened[-1].get("manifest") != manifest_hash(manifest)
     point = manifest.point.record() if edited else _point(opened[-1].get("point")) or manifest.point.record()
     now = _running(run)
+    started = {event["job"] for event in training.events if event["kind"] in ("started", "migrated")}
     trained = {each.id: each for each in training.jobs}
     jobs = []
     for job in manifest.job_records():
@@ -172,7 +173,7 @@ def read_left(run: Run, manifest: Manifest, training: Training) -> Left | None:
             JobLeft(
                 job=job,
                 done=done,
-                begun=steps > 0 or there != _NOTHING,
+                begun=job.id in started,
                 left=0.0 if done else max(0.0, job.budget.amount - there.amount(job.budget)),
                 seen_steps=seen_steps if seen else 0.0,
                 seen_s=seen_s if seen else 0.0,

@@ -71,7 +71,7 @@ def _jobs(plans: list[tuple[Measured, Projection]]) -> str:
         cells += [money(job.usd) if job.usd is not None else UNKNOWN] if priced else []
         rows.append([text(job.id), _budget(job.budget), format_count(job.steps), *cells])
     total = [plan_hours(plan, interval=False) for _, plan in plans[:-1]] + [plan_hours(tuned)]
-    rows.append(["**all**", "", "", *total, *([plan_dollars(tuned, interval=False)] if priced else [])])
+    rows.append(["**all**", "", "", *total, *([plan_dollars(tuned)] if priced else [])])
     share = [f"cost, {roles[-1]}"] if priced else []
     return table(["job", "budget", "env steps", *(f"time, {role}" for role in roles), *share], rows)
 
@@ -128,7 +128,7 @@ def _notes(facts: Facts, plans: list[tuple[Measured, Projection]]) -> str:
         note = f"Every job also takes {format_duration(measured.result.startup_s)} to start, which is not counted"
         first_s = measured.result.first_iteration_s
         notes.append(note + (f"; its first iteration took {format_duration(first_s)}." if first_s else "."))
-    notes += [*_search_notes(facts), *_price_notes(facts, plan)]
+    notes += [*_search_notes(facts), *_price_notes(facts, measured, plan)]
     return "\n".join(f"- {note}" for note in notes)
 
 
@@ -206,11 +206,12 @@ def _earned(facts: Facts) -> str:
     return f" Against the baseline it is earned back after {format_duration(repaid_s)} of training."
 
 
-def _price_notes(facts: Facts, plan: Projection) -> list[str]:
+def _price_notes(facts: Facts, measured: Measured, plan: Projection) -> list[str]:
     if facts.price is None or plan.usd is None:
         return []
     price = facts.price.usd_per_hour
     notes = [f"{format_usd(price)} per hour of the whole machine: {text(facts.price.note)}."]
     at = ", ".join(f"{money(effective_cost_usd(plan.usd.value, u))} at {percent(u)}" for u in _DOWNTIMES)
-    notes.append(f"If the machine is down for a share of the time, the jobs cost {at}.")
+    other = "" if measured is facts.tuned else f", at the {measured.role}"
+    notes.append(f"If the machine is down for a share of the time, the jobs cost {at}{other}.")
     return notes

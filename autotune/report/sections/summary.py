@@ -28,7 +28,7 @@ _MADE_UP = "a recorded surface plans no training, these jobs are made up"
 def render(facts: Facts) -> str:
     """The answer for the one who pays."""
     if facts.tuned is None or facts.tuned.sps is None:
-        return "\n".join([_nothing_tuned(facts), *(f"- {line}" for line in _trained(facts))])
+        return _nothing_tuned(facts)
     lines = [*_what(facts, facts.tuned), *_projected(facts, facts.tuned), *_trained(facts), *_sooner(facts)]
     lines += [*_saved(facts), *_sure(facts, facts.tuned), _next(facts)]
     return "\n".join(f"- {line}" for line in lines)
@@ -37,15 +37,17 @@ def render(facts: Facts) -> str:
 def _nothing_tuned(facts: Facts) -> str:
     if facts.edited:
         point = code(facts.manifest.point.record().label()) if facts.manifest else UNKNOWN
-        return (
-            f"- **No measurement of {point}**: the manifest's settings were not measured in this run, so there is "
+        none = (
+            f"**No measurement of {point}**: the manifest's settings were not measured in this run, so there is "
             f"no projection. `autotune probe` measures them, `autotune search` finds better ones."
         )
+        return "\n".join(f"- {line}" for line in [none, *_trained(facts), _next(facts)])
     if len(facts.trials):
         return _nothing_stable(facts)
     if facts.training:
-        begun = "- **A training without probes of its own**: what it did stands below; nothing here was tuned."
-        return f"{begun}\n- {_next(facts)}" if facts.manifest else begun
+        begun = "**A training without probes of its own**: what it did stands below; nothing here was tuned."
+        lines = [begun, *_trained(facts), *([_next(facts)] if facts.manifest else [])]
+        return "\n".join(f"- {line}" for line in lines)
     if facts.state.get("training") == "rolled back":
         return f"- **Rolled back:** what was trained here lies in {code(facts.run.path / 'rolled-back')}."
     begun = "- **Nothing was measured yet** in this run"
@@ -128,9 +130,9 @@ def _trained(facts: Facts) -> list[str]:
     took = f"{format_duration(training.machine_s)} of the machine{usd}"
     if not left.unfinished:
         return [f"**What the training took:** {took}, from the first start to the last end, pauses left out."]
-    done = len(left.jobs) - len(left.unfinished)
+    done, jobs = len(left.jobs) - len(left.unfinished), "job" if len(left.jobs) == 1 else "jobs"
     new = sum(not each.begun for each in left.unfinished)
-    lines = [f"**Trained so far:** {took}; {done} of {counted(len(left.jobs), 'job')} done, {new} not begun."]
+    lines = [f"**Trained so far:** {took}; {done} of {len(left.jobs)} {jobs} done, {new} not begun."]
     if plan is None or plan.hours is None:
         return [*lines, "**Left to train:** of an unknown length; see below."]
     about = "about " if plan.hours.high is None else ""

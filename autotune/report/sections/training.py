@@ -23,11 +23,11 @@ def render(facts: Facts) -> str:
 
 def _learning(facts: Facts) -> str:
     known = [(each, change) for each in facts.measured if (change := learning_of(each, facts.hyperparameters))]
-    warning = loud_change(facts)
+    warning, role = loud_change(facts), facts.tuned.role if facts.tuned else ""
     evidence = checked(facts)
     found = f"{text(' '.join(sentences(evidence)), 2000)}\n\n{_pilots(evidence)}" if evidence else ""
     if not known:
-        untold = f"**The tuned point has {warning} than the baseline**; {UNTOLD}. Learning was not checked. {COMPARE}"
+        untold = f"**The {role} point has {warning} than the baseline**; {UNTOLD}. Learning was not checked. {COMPARE}"
         return found or (untold if warning else "")
     rows = [
         ["samples per update (num_envs x rollout)", *(format_count(each.samples_per_update) for _, each in known)],
@@ -37,7 +37,7 @@ def _learning(facts: Facts) -> str:
     if found:
         return f"{found}\n\n{fed}"
     verdict = (
-        f"**The tuned point has {warning} than the baseline.** Faster steps may teach less: learning was not "
+        f"**The {role} point has {warning} than the baseline.** Faster steps may teach less: learning was not "
         "checked here. Compare a short training at both settings before a long one (`autotune search --guard` does)."
         if warning
         else "Learning was not checked here: probes measure speed, and equally many steps can teach more or less."
