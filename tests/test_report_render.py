@@ -711,6 +711,7 @@ def test_code_and_block_are_inert() -> None:
         (0.031, "3.1 %"),
         (0.999, "99.9 %"),
         (-0.02, "-2.0 %"),
+        (-0.0004, "0.0 %"),
         (None, "unknown"),
         (float("nan"), "unknown"),
     ],

@@ -60,7 +60,7 @@ def percent(fraction: float | None) -> str:
         return UNKNOWN
     shown = abs(fraction) * 100
     digits = 0 if 9.95 <= shown < 95 or shown >= 100 else 1
-    return f"{fraction * 100:.{digits}f} %"
+    return f"{round(fraction * 100, digits) + 0.0:.{digits}f} %"  # 0.0 makes -0.0 positive
 
 
 def signed_percent(fraction: float) -> str:
