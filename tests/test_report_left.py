@@ -80,7 +80,7 @@ def test_a_half_trained_run_says_what_is_left_to_train_and_to_pay(tmp_path: Path
     assert cells(markdown, "| game-2")[:5] == ["game-2", "33 %", "24,000,000 steps", "1,500", "4h 27m"]
     assert cells(markdown, "| game-4")[:5] == ["game-4", "0.0 %", "36,000,000 steps", "2,667", "3h 9m"]
     assert cells(markdown, "| **all**") == ["**all**", "", "", "", format_duration(total_s), usd]
-    assert "counted from the last checkpoints" in markdown
+    assert "counted from the last checkpoints" in markdown and "| saved |" in " ".join(markdown.split())
     told = report_json(priced_facts(run, price=2.0))["training"]
     assert told["machine_s"] == 10_800 and told["usd"] == pytest.approx(6.0)
     assert told["jobs_left"] == ["game-2", "game-3", "game-4"]
@@ -175,7 +175,7 @@ def test_a_training_that_runs_is_counted_from_what_its_jobs_do_now(tmp_path: Pat
     write_snapshot(run, Snapshot(run=run.name, state="running", jobs=jobs, **known, **stamp()))
     markdown = report(run)
     assert [cells(markdown, f"| game-{n}")[1] for n in (2, 3, 4)] == ["50 %", "25 %", "0.0 %"]
-    assert "counted from what its jobs have done" in markdown
+    assert "counted from what its jobs have done" in markdown and "| done |" in " ".join(markdown.split())
 
 
 def test_a_training_without_a_known_speed_says_so(tmp_path: Path) -> None:
@@ -211,3 +211,12 @@ def test_what_a_guard_took_is_part_of_what_the_search_cost(tmp_path: Path) -> No
     told += "Against the baseline it is earned back after 7m 58s of training."
     assert f"- The search itself took {told}" in report(run)
     assert report_json(gather(run))["guard_s"] == 27 * 60
+
+
+def test_the_first_lines_tell_of_crashes_in_training(tmp_path: Path) -> None:
+    """They said 'no failure' of the probes, and nothing of the training that had crashed twice."""
+    run = make_run(tmp_path)
+    opened(run)
+    event(run, "crashed", "game-1", 0)
+    event(run, "crashed", "game-1", 0)
+    assert "\n- **Crashed in training:** 2 times; see below.\n" in report(run)

@@ -91,7 +91,14 @@ def _left(facts: Facts) -> str:
         row += [format_count(known[0].value if known else None), hours(job.hours)]
         rows.append(row + ([UNKNOWN if job.usd is None else money(job.usd)] if priced else []))
     rows.append(["**all**", "", "", "", plan_hours(plan), *([plan_dollars(plan)] if priced else [])])
-    headers = ["job", "done", "left of its budget", "SPS", "time left", *(["cost left"] if priced else [])]
+    headers = [
+        "job",
+        "done" if facts.left.runs else "saved",
+        "left of its budget",
+        "SPS",
+        "time left",
+        *(["cost left"] if priced else []),
+    ]
     stands = "counted from what its jobs have done" if facts.left.runs else "counted from the last checkpoints"
     return f"**Left to train**, {stands}:\n\n{table(headers, rows)}\n\n{_left_at(facts.left, facts.speed_before)}"
 

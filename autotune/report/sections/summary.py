@@ -20,7 +20,7 @@ from autotune.report.wording import (
 from autotune.search.learning import remedy, sentences
 from autotune.search.result import FORBIDS, contention, outran, what_slowing_means
 from autotune.stats import failure_rate_bound_per_hour
-from autotune.units import counted, format_count, format_duration, format_usd, typed
+from autotune.units import counted, format_count, format_duration, format_usd, how_often, typed
 
 _MADE_UP = "a recorded surface plans no training, these jobs are made up"
 
@@ -196,6 +196,8 @@ def _sure(facts: Facts, tuned: Measured) -> list[str]:
         lines.append(f"**Stability:** no failure in {seen}, so at most {bound} failures per hour (95 %).")
     elif tuned.failures:
         lines.append(f"**Stability:** {tuned.failures} of its launches failed; see below.")
+    if facts.training and facts.training.crashes:
+        lines.append(f"**Crashed in training:** {how_often(facts.training.crashes)}; see below.")
     warning, evidence = loud_change(facts), checked(facts)
     if evidence:
         verdict, _, figures = sentences(evidence)[0].partition(": ")
