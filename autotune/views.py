@@ -22,6 +22,7 @@ from autotune.search.learning import sentences
 from autotune.search.outcome import found_in
 from autotune.search.result import StudyResult, contention, economy, failures, outran, sentence
 from autotune.search.trials import TrialRecord, load_trials
+from autotune.train.migration import successor
 from autotune.train.status import JobSnapshot, read_snapshot, status_file
 from autotune.units import brief, counted, format_bytes, format_count, format_duration, shortened, typed
 
@@ -240,6 +241,8 @@ def status_text(run: Run) -> str:
         lines += [f"training: {snapshot.state} at {snapshot.point}", _jobs_table(snapshot.jobs)]
         if snapshot.measured_sps is not None and snapshot.predicted_sps:
             lines.append(_against_prediction(snapshot.measured_sps, snapshot.predicted_sps))
+    if following := successor(run):
+        lines.append(f"run {following.path} goes on with this training")
     if others := _also_running(run):
         lines.append(f"also running: {', '.join(others)}")
     return "\n".join(lines)

@@ -20,6 +20,8 @@ from autotune.device.inspect import inspect_device
 from autotune.errors import BusyError, FileError, UsageError
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, save_manifest
+from autotune.report.facts import gather
+from autotune.report.render import render_sections
 from autotune.runs import Run, find_run
 from autotune.train.events import EventLog, read_events
 from autotune.train.folder import open_migrated_run, open_training_run
@@ -27,6 +29,7 @@ from autotune.train.migrate import migrate, rollback, take_over
 from autotune.train.migration import load_migration, refuse_migrated, successor
 from autotune.train.migration_plan import plan_migration
 from autotune.train.supervise import supervise
+from autotune.views import status_text
 from autotune.worker import lock
 from autotune.worker.checkpoint import best_checkpoint, generations, load_checkpoint
 from autotune.worker.metrics import read_metrics
@@ -113,6 +116,19 @@ def test_a_rollback_returns_and_loses_nothing(tmp_path: Path) -> None:
     refuse_migrated(source)
     with pytest.raises(UsageError, match="was not migrated from another run"):
         rollback(source)
+
+
+def test_a_report_and_the_status_tell_which_run_goes_on(tmp_path: Path) -> None:
+    """They told of `autotune train` with the old manifest, which is refused."""
+    source = old_run(tmp_path)
+    manifest, run = new_run(tmp_path, source)
+    take_over(plan_migration(manifest, source), source, run)
+    markdown = next(each.markdown for each in render_sections(gather(source)) if each.name == "summary")
+    assert f"- **Next:** run {run.name} goes on with this training: `autotune report {run.path}`" in markdown
+    assert status_text(source).endswith(f"\nrun {run.path} goes on with this training")
+    rollback(run)
+    markdown = next(each.markdown for each in render_sections(gather(source)) if each.name == "summary")
+    assert "goes on with this training" not in markdown + status_text(source)
 
 
 def test_a_rollback_repairs_or_recreates_the_old_run(tmp_path: Path) -> None:

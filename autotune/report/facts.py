@@ -25,6 +25,7 @@ from autotune.search.outcome import found_in, sooner_than
 from autotune.search.result import StudyResult
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, comparable_history, load_trials, refuse_lost_study
+from autotune.train.migration import successor
 from autotune.worker.checkpoint import trained_env_steps
 
 COLUMNS = (
@@ -105,6 +106,7 @@ class Facts:
         game_lengths: by environment of the jobs, empty where too few games ended.
         trained_env_steps: by job, of the policy that its probes began with; empty when all were untrained.
         search: what it found as a whole; None for other runs, and where nothing was stable.
+        successor: the run that goes on with this one's training; None where there is none.
         left: how far the training is; None where there is none, or its events do not tell.
         price: None when not known.
     """
@@ -134,6 +136,7 @@ class Facts:
     trained_env_steps: Mapping[str, int] = field(default_factory=dict)
     search: StudyResult | None = None
     training: Training | None = None
+    successor: Run | None = None
     left: Left | None = None
     price: Price | None = None
 
@@ -275,7 +278,8 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         trained_env_steps=trained_env_steps(begun) if isinstance(begun := state.get("checkpoints"), dict) else {},
         search=found,
         training=training,
-        left=read_left(run, manifest, training) if manifest and training else None,
+        successor=(following := successor(run)),
+        left=read_left(run, manifest, training) if manifest and training and not following else None,
         price=price or given_price(manifest, state),
     )
 

@@ -15,7 +15,6 @@ from autotune.report.training import Training
 from autotune.runs import Run
 from autotune.train.events import Event
 from autotune.train.job import JobRun
-from autotune.train.migration import successor
 from autotune.train.status import JobSnapshot, read_snapshot
 from autotune.worker.metrics import UNTIMED
 
@@ -148,12 +147,12 @@ _NOTHING = _Totals(env_steps=0.0, untimed_steps=0.0, episodes=0.0, seconds=0.0)
 
 
 def read_left(run: Run, manifest: Manifest, training: Training) -> Left | None:
-    """How far a run's training is, None where its events do not tell, or another run goes on with it.
+    """How far a run's training is, None where its events do not tell.
 
     What has been trained is what it would go on from: of one that does not run, the last checkpoints.
     """
     opened = [event for event in training.events if event["kind"] == "opened"]
-    if not opened or successor(run):
+    if not opened:
         return None
     kept, at_point = _account(training.events, own_checkpoints=manifest.workload.name == "command")
     edited = opened[-1].get("manifest") != manifest_hash(manifest)
