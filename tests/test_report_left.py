@@ -211,6 +211,10 @@ def test_what_a_guard_took_is_part_of_what_the_search_cost(tmp_path: Path) -> No
     told += "Against the baseline it is earned back after 7m 58s of training."
     assert f"- The search itself took {told}" in report(run)
     assert report_json(gather(run))["guard_s"] == 27 * 60
+    run.update(finished=False, ended="budget")
+    assert "or the search again, whose guard was stopped: the same command goes on with it\n" in report(run)
+    run.update(ended="stopped")
+    assert "or the search again, which was stopped: the same command goes on\n" in report(run)
 
 
 def test_the_first_lines_tell_of_crashes_in_training(tmp_path: Path) -> None:

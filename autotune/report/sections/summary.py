@@ -244,5 +244,8 @@ def _next(facts: Facts) -> str:
         return "**Next:** `autotune search --budget 30m` emits a manifest to train from."
     if (learning := checked(facts)) is not None and learning.status == "failed":
         return f"**Next:** {text(remedy(learning))}. In spite of the guard: {train}"
-    stopped = facts.state.get("command") == "search" and not facts.state.get("finished")
-    return f"**Next:** {train}{', or the search again, which was stopped: the same command goes on' if stopped else ''}"
+    if facts.state.get("command") != "search" or facts.state.get("finished"):
+        return f"**Next:** {train}"
+    guard = facts.guard_s and facts.state.get("ended") != "stopped"
+    what = "whose guard was stopped: the same command goes on with it"
+    return f"**Next:** {train}, or the search again, {what if guard else 'which was stopped: the same command goes on'}"
