@@ -217,6 +217,20 @@ def test_what_a_guard_took_is_part_of_what_the_search_cost(tmp_path: Path) -> No
     assert "or the search again, which was stopped: the same command goes on\n" in report(run)
 
 
+def test_nobody_knows_what_a_program_saved_that_keeps_its_own_checkpoints(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "train-1", command="train")
+    point = Point(num_envs=8, batch_size=256)
+    manifest = build_manifest(recipe(), point)
+    own = manifest.workload.model_copy(update={"name": "command"})
+    save_manifest(run.manifest_file, manifest.model_copy(update={"workload": own}))
+    opened(run, point)
+    event(run, "stopped", "game-1", 9_000_000, 3_000.0)
+    markdown = report(run)
+    told = "counted from what its jobs have done, if the program goes on from there (one that begins anew has all of it"
+    assert f"**Left to train**, {told} left):" in markdown
+    assert cells(markdown, "| game-1")[1:4] == ["25 %", "27,000,000 steps", "3,000"]
+
+
 def test_the_first_lines_tell_of_crashes_in_training(tmp_path: Path) -> None:
     """They said 'no failure' of the probes, and nothing of the training that had crashed twice."""
     run = make_run(tmp_path)

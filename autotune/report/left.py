@@ -60,11 +60,13 @@ class Left:
         point: at which it goes on.
         jobs: in the manifest's order.
         runs: whether it trains now.
+        own_checkpoints: whether the program keeps its own, so that nobody knows from where it goes on.
     """
 
     point: Point
     jobs: tuple[JobLeft, ...]
     runs: bool
+    own_checkpoints: bool
 
     @property
     def unfinished(self) -> tuple[JobLeft, ...]:
@@ -154,7 +156,8 @@ def read_left(run: Run, manifest: Manifest, training: Training) -> Left | None:
     opened = [event for event in training.events if event["kind"] == "opened"]
     if not opened:
         return None
-    kept, at_point = _account(training.events, own_checkpoints=manifest.workload.name == "command")
+    own_checkpoints = manifest.workload.name == "command"
+    kept, at_point = _account(training.events, own_checkpoints=own_checkpoints)
     edited = opened[-1].get("manifest") != manifest_hash(manifest)
     point = manifest.point.record() if edited else _point(opened[-1].get("point")) or manifest.point.record()
     now = _running(run)
@@ -178,7 +181,7 @@ def read_left(run: Run, manifest: Manifest, training: Training) -> Left | None:
                 seen_s=seen_s if seen else 0.0,
             )
         )
-    return Left(point=point, jobs=tuple(jobs), runs=bool(now))
+    return Left(point=point, jobs=tuple(jobs), runs=bool(now), own_checkpoints=own_checkpoints)
 
 
 def _stand(run: Run, job: Job, events: Sequence[Event], now: JobSnapshot | None, kept: _Totals) -> tuple[bool, _Totals]:

@@ -91,15 +91,12 @@ def _left(facts: Facts) -> str:
         row += [format_count(known[0].value if known else None), hours(job.hours)]
         rows.append(row + ([UNKNOWN if job.usd is None else money(job.usd)] if priced else []))
     rows.append(["**all**", "", "", "", plan_hours(plan), *([plan_dollars(plan)] if priced else [])])
-    headers = [
-        "job",
-        "done" if facts.left.runs else "saved",
-        "left of its budget",
-        "SPS",
-        "time left",
-        *(["cost left"] if priced else []),
-    ]
-    stands = "counted from what its jobs have done" if facts.left.runs else "counted from the last checkpoints"
+    saved = not facts.left.runs and not facts.left.own_checkpoints
+    headers = ["job", "saved" if saved else "done", "left of its budget", "SPS", "time left"]
+    headers += ["cost left"] if priced else []
+    stands = "counted from the last checkpoints" if saved else "counted from what its jobs have done"
+    if facts.left.own_checkpoints and not facts.left.runs:
+        stands += ", if the program goes on from there (one that begins anew has all of it left)"
     return f"**Left to train**, {stands}:\n\n{table(headers, rows)}\n\n{_left_at(facts.left, facts.speed_before)}"
 
 
