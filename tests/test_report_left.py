@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from report_run import make_run, recipe, result
 
@@ -10,6 +11,7 @@ from autotune.manifest import build_manifest, load_manifest, manifest_hash, save
 from autotune.records import Budget, Job, Point
 from autotune.report.facts import gather
 from autotune.report.figures import report_json
+from autotune.report.plots import draw_returns
 from autotune.report.render import priced_facts, render_sections
 from autotune.runs import Run, create_run
 from autotune.store import append_line
@@ -238,3 +240,18 @@ def test_the_first_lines_tell_of_crashes_in_training(tmp_path: Path) -> None:
     event(run, "crashed", "game-1", 0)
     event(run, "crashed", "game-1", 0)
     assert "\n- **Crashed in training:** 2 times; see below.\n" in report(run)
+
+
+@pytest.mark.parametrize("jobs", [2, 10, 60, 200])
+def test_the_curves_of_many_jobs_can_be_told_apart(jobs: int, recwarn: pytest.WarningsRecorder) -> None:
+    """From the ninth on they repeated colours; the legend of sixty was cut, and left no room to the curves."""
+    curve = pd.DataFrame({"env_steps": [0.0, 1.0], "mean_return": [0.0, 1.0]})
+    axes = draw_returns({f"job-{n}": curve for n in range(jobs)}).axes[0]
+    looks = [(each.get_color(), each.get_linestyle()) for each in axes.lines]
+    assert len(set(looks)) == min(jobs, 32)
+    legend = axes.get_legend()
+    assert legend is not None and len(legend.get_texts()) == min(jobs, 90)
+    axes.figure.draw_without_rendering()
+    box, page = legend.get_window_extent(), axes.figure.bbox
+    assert not recwarn.list and box.y0 >= 0 and box.x1 <= page.x1 + 1
+    assert axes.get_window_extent().height > 0.5 * page.height

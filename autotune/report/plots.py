@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,10 @@ from autotune.worker.totals import RETURNS_KEPT
 
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#000000")  # Okabe & Ito 2008
 _MARKERS = ("o", "s", "^", "D", "v", "P", "*", "X")
+_LINES = ("-", "--", ":", "-.")
+"""Of lines of the same colour, where there are more lines than colours."""
+_LEGEND_ROWS, _NAMED_MAX = 30, 90
+"""Jobs in a column of the legend, and in all of it."""
 _ROLE_COLORS = {"baseline": "#666666", "rule of thumb": "#a05a00"}
 
 
@@ -50,7 +55,7 @@ def draw_plots(facts: Facts) -> tuple[Plot, ...]:
     curves = facts.training.curves if facts.training else {}
     if any(len(curve) > 1 for curve in curves.values()):
         caption = f"Episode return during training, mean of the last {RETURNS_KEPT} games."
-        plots.append(Plot(name="training", section="training", caption=caption, png=_png(_returns(curves))))
+        plots.append(Plot(name="training", section="training", caption=caption, png=_png(draw_returns(curves))))
     return tuple(plots)
 
 
@@ -173,14 +178,23 @@ def _reference_handle(measured: Measured) -> Line2D:
     return Line2D([], [], color=_ROLE_COLORS[measured.role], linestyle=(0, (5, 3)), label=measured.role)
 
 
-def _returns(curves: Mapping[str, pd.DataFrame]) -> Figure:
-    figure, axes = _figure()
+def draw_returns(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """The learning curves of the jobs, by id; the figure grows with its legend."""
+    named = min(len(curves), _NAMED_MAX)
+    columns = math.ceil(named / _LEGEND_ROWS)
+    height_in = max(5.2, 0.22 * min(named, _LEGEND_ROWS) + 0.6)
+    figure, axes = _figure(9.0 + 2.2 * (columns - 1), height_in)
     for index, (job, curve) in enumerate(sorted(curves.items())):
         name = job if len(job) <= 24 else job[:23] + "…"
-        shade = _COLORS[index % len(_COLORS)]
-        axes.plot(curve["env_steps"], curve["mean_return"], color=shade, linewidth=1.6, label=name.replace("$", r"\$"))
+        turn, shade = divmod(index, len(_COLORS))
+        label = name.replace("$", r"\$") if index < named else None
+        style = _LINES[turn % len(_LINES)]
+        axes.plot(
+            curve["env_steps"], curve["mean_return"], color=_COLORS[shade], linestyle=style, linewidth=1.6, label=label
+        )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("env steps of the job")
     axes.set_ylabel(f"return per game, mean of the last {RETURNS_KEPT}")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
+    more = f"and {len(curves) - named} more" if len(curves) > named else None
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9, ncols=columns, title=more)
     return figure
