@@ -616,6 +616,14 @@ def test_a_report_of_a_run_in_use_does_not_call_it_stopped(tmp_path: Path, trial
     assert not any(word in markdown for word in stopped)
 
 
+def test_a_search_that_was_killed_is_gone_on_with_and_not_begun_anew(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.manifest_file.unlink()
+    assert "- **Next:** `autotune search --budget 30m` emits a manifest to train from." in report(run)
+    run.update(finished=False)
+    assert "- **Next:** the same `autotune search` command goes on, and emits a manifest" in report(run)
+
+
 def test_empty_run(tmp_path: Path) -> None:
     run = create_run(tmp_path, "empty", command="search")
     assert "**Nothing was measured yet**" in report(run)

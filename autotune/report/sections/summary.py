@@ -240,11 +240,14 @@ def _next(facts: Facts) -> str:
         return "**Next:** the training ended; what it did stands below."
     if facts.recipe and facts.recipe.workload == "replay":
         return "**Next:** a replay trains nothing; `autotune search --budget 30m` on the machine emits a manifest."
+    unfinished = facts.state.get("command") == "search" and not facts.state.get("finished")
+    if facts.manifest is None and unfinished:
+        return "**Next:** the same `autotune search` command goes on, and emits a manifest to train from."
     if facts.manifest is None:
         return "**Next:** `autotune search --budget 30m` emits a manifest to train from."
     if (learning := checked(facts)) is not None and learning.status == "failed":
         return f"**Next:** {text(remedy(learning))}. In spite of the guard: {train}"
-    if facts.state.get("command") != "search" or facts.state.get("finished"):
+    if not unfinished:
         return f"**Next:** {train}"
     guard = facts.guard_s and facts.state.get("ended") != "stopped"
     what = "whose guard was stopped: the same command goes on with it"
