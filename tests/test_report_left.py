@@ -112,6 +112,15 @@ def test_a_finished_training_says_what_it_took(tmp_path: Path) -> None:
     assert report_json(gather(run))["training"]["left"] is None
 
 
+def test_jobs_that_were_killed_at_their_end_have_nothing_left(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    opened(run)
+    for n in range(1, 5):
+        event(run, "saved", f"game-{n}", 36_000_000, 9_000.0)
+    assert gather(run).plan_left is None
+    assert "- **Left to train:** nothing of the budgets, the jobs only have to end.\n" in report(run)
+
+
 def test_only_what_was_seen_at_the_present_point_tells_of_it(tmp_path: Path) -> None:
     """The first 1e6 steps at 100 SPS were made elsewhere; at the point at which it goes on it makes 1,000."""
     run = make_run(tmp_path)

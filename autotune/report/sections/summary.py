@@ -134,7 +134,9 @@ def _trained(facts: Facts) -> list[str]:
     done, jobs = len(left.jobs) - len(left.unfinished), "job" if len(left.jobs) == 1 else "jobs"
     new = sum(not each.begun for each in left.unfinished)
     lines = [f"**Trained so far:** {took}; {done} of {len(left.jobs)} {jobs} done, {new} not begun."]
-    if plan is None or plan.hours is None:
+    if plan is None:
+        return [*lines, "**Left to train:** nothing of the budgets, the jobs only have to end."]
+    if plan.hours is None:
         return [*lines, "**Left to train:** of an unknown length; see below."]
     about = "about " if plan.hours.high is None else ""
     cost = f", {about}{plan_dollars(plan)}" if facts.price else ""
