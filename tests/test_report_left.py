@@ -175,6 +175,7 @@ def test_budgets_in_games_and_in_hours_are_left_in_their_own_units(tmp_path: Pat
 def test_a_training_that_runs_is_counted_from_what_its_jobs_do_now(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     trained(run)
+    event(run, "started", "game-3", 0, time="2026-01-01T13:00:00+00:00")
     job: dict[str, Any] = {"env": "A", "episodes": 0, "sps": 1.0, "mean_return": None, "best_return": None}
     job |= {"vram_bytes": None, "ram_bytes": None, "eta_s": None}
     seen = [("done", 36_000_000), ("running", 18_000_000), ("running", 9_000_000), ("waiting", 0)]
@@ -183,8 +184,14 @@ def test_a_training_that_runs_is_counted_from_what_its_jobs_do_now(tmp_path: Pat
         for n, (status, steps) in enumerate(seen, start=1)
     )
     known: dict[str, Any] = {"point": "", "sps": None, "measured_sps": None, "predicted_sps": None, "elapsed_s": 1.0}
-    write_snapshot(run, Snapshot(run=run.name, state="running", jobs=jobs, **known, **stamp()))
+    write_snapshot(
+        run,
+        Snapshot(
+            run=run.name, state="running", jobs=jobs, **known, **stamp() | {"updated": "2026-01-01T13:12:00+00:00"}
+        ),
+    )
     markdown = report(run)
+    assert "- **Trained so far:** 3h 12m of the machine, 6.40 USD; 1 of 4 jobs done, 1 not begun.\n" in markdown
     assert [cells(markdown, f"| game-{n}")[1] for n in (2, 3, 4)] == ["50 %", "25 %", "0.0 %"]
     assert "counted from what its jobs have done" in markdown and "| done |" in " ".join(markdown.split())
 

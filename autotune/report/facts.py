@@ -201,6 +201,11 @@ class Facts:
         return Quantity(value=told.sps, low=told.sps_low, high=told.sps_high).scaled(1 / self.left.point.concurrency)
 
     @property
+    def trained_s(self) -> float:
+        """Seconds for which the training had the machine, until now where it runs."""
+        return (self.training.machine_s if self.training else 0.0) + (self.left.unwritten_s if self.left else 0.0)
+
+    @property
     def plan_left(self) -> Projection | None:
         """Hours and cost of what a training has left, None when it has nothing."""
         if self.left is None:

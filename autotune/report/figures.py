@@ -49,7 +49,7 @@ def _training(facts: Facts) -> dict[str, Any] | None:
     """What a training took so far, and what it has left; null where nothing was trained."""
     if facts.training is None:
         return None
-    spent_s, plan = facts.training.machine_s, facts.plan_left
+    spent_s, plan = facts.trained_s, facts.plan_left
     return {
         "machine_s": spent_s,
         "usd": spent_s / HOUR_S * facts.price.usd_per_hour if facts.price else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal
 
 from autotune.errors import FileError, UsageError
@@ -15,7 +16,7 @@ from autotune.report.training import Training
 from autotune.runs import Run
 from autotune.train.events import Event
 from autotune.train.job import JobRun
-from autotune.train.status import JobSnapshot, read_snapshot
+from autotune.train.status import JobSnapshot, Snapshot, read_snapshot
 from autotune.worker.metrics import UNTIMED
 
 SEEN_S = 60.0
@@ -60,12 +61,14 @@ class Left:
         point: at which it goes on.
         jobs: in the manifest's order.
         runs: whether it trains now.
+        unwritten_s: seconds of a training that runs, since its last event.
         own_checkpoints: whether the program keeps its own, so that nobody knows from where it goes on.
     """
 
     point: Point
     jobs: tuple[JobLeft, ...]
     runs: bool
+    unwritten_s: float
     own_checkpoints: bool
 
     @property
@@ -160,7 +163,8 @@ def read_left(run: Run, manifest: Manifest, training: Training) -> Left | None:
     kept, at_point = _account(training.events, own_checkpoints=own_checkpoints)
     edited = opened[-1].get("manifest") != manifest_hash(manifest)
     point = manifest.point.record() if edited else _point(opened[-1].get("point")) or manifest.point.record()
-    now = _running(run)
+    running = _running(run)
+    now = {job.id: job for job in running.jobs} if running else {}
     started = {event["job"] for event in training.events if event["kind"] in ("started", "migrated")}
     trained = {each.id: each for each in training.jobs}
     jobs = []
@@ -181,7 +185,13 @@ def read_left(run: Run, manifest: Manifest, training: Training) -> Left | None:
                 seen_s=seen_s if seen else 0.0,
             )
         )
-    return Left(point=point, jobs=tuple(jobs), runs=bool(now), own_checkpoints=own_checkpoints)
+    return Left(
+        point=point,
+        jobs=tuple(jobs),
+        runs=running is not None,
+        unwritten_s=_seconds_between(training.events[-1].get("time"), running.updated) if running else 0.0,
+        own_checkpoints=own_checkpoints,
+    )
 
 
 def _stand(run: Run, job: Job, events: Sequence[Event], now: JobSnapshot | None, kept: _Totals) -> tuple[bool, _Totals]:
@@ -194,13 +204,21 @@ def _stand(run: Run, job: Job, events: Sequence[Event], now: JobSnapshot | None,
     return recalled.status == "done", kept
 
 
-def _running(run: Run) -> dict[str, JobSnapshot]:
-    """The jobs of a training that runs now, as its supervisor saw them last."""
+def _running(run: Run) -> Snapshot | None:
+    """A training that runs now, as its supervisor saw it last."""
     try:
         snapshot = read_snapshot(run)
     except (FileError, UsageError):  # damaged, or never written: the disk was full
-        return {}
-    return {job.id: job for job in snapshot.jobs} if snapshot.state == "running" else {}
+        return None
+    return snapshot if snapshot.state == "running" else None
+
+
+def _seconds_between(first: Any, last: Any) -> float:
+    """Between two times in ISO 8601, at least 0; 0 where one is damaged."""
+    try:
+        return max(0.0, (datetime.fromisoformat(str(last)) - datetime.fromisoformat(str(first))).total_seconds())
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _account(events: Iterable[Event], *, own_checkpoints: bool) -> tuple[dict[str, _Totals], dict[str, _Totals]]:

@@ -124,11 +124,11 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
 
 def _trained(facts: Facts) -> list[str]:
     """What a training took so far, and what is left of it."""
-    training, left, plan = facts.training, facts.left, facts.plan_left
-    if training is None or left is None:
+    left, plan = facts.left, facts.plan_left
+    if left is None:
         return []
-    usd = f", {money(training.machine_s / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
-    took = f"{format_duration(training.machine_s)} of the machine{usd}"
+    usd = f", {money(facts.trained_s / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
+    took = f"{format_duration(facts.trained_s)} of the machine{usd}"
     if not left.unfinished:
         return [f"**What the training took:** {took}, from the first start to the last end, pauses left out."]
     done, jobs = len(left.jobs) - len(left.unfinished), "job" if len(left.jobs) == 1 else "jobs"
