@@ -79,6 +79,7 @@ def test_a_half_trained_run_says_what_is_left_to_train_and_to_pay(tmp_path: Path
     assert (
         f"- **Left to train:** about {format_duration(total_s)}, about {usd}; see below at which speeds.\n" in markdown
     )
+    assert f"about {format_duration(total_s)}, under 0.01 USD; see below" in report(run, price=0.0001)
     assert cells(markdown, "| game-2")[:5] == ["game-2", "33 %", "24,000,000 steps", "1,500", "4h 27m"]
     assert cells(markdown, "| game-4")[:5] == ["game-4", "0.0 %", "36,000,000 steps", "2,667", "3h 9m"]
     assert cells(markdown, "| **all**") == ["**all**", "", "", "", format_duration(total_s), usd]

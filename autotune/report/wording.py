@@ -123,6 +123,12 @@ def plan_dollars(plan: Projection, *, interval: bool = True) -> str:
     return dollars(plan.usd, interval=interval)
 
 
+def about(plan: Projection, amount: str) -> str:
+    """An amount of a plan in words: ``about`` it where no interval is known, but for ``under 0.01 USD``."""
+    exact = plan.hours is not None and plan.hours.high is not None
+    return amount if exact or amount.startswith("under") else f"about {amount}"
+
+
 def _reach(least: Quantity, most: Quantity, interval: bool) -> tuple[float, float]:
     """From the least to the most, each with its own interval where that is wanted and known."""
     if not interval or least.low is None or most.high is None:

@@ -8,6 +8,7 @@ from autotune.report.projection import HOUR_S, SAME
 from autotune.report.wording import (
     MORE_GAMES,
     UNKNOWN,
+    about,
     against,
     code,
     games,
@@ -106,14 +107,13 @@ def _projected(facts: Facts, tuned: Measured) -> list[str]:
     count = len(plan.jobs)
     jobs = f"{count} jobs{together}" if count > 1 else "the one job"
     open_end = " (how fast those left at its end are was not measured)" if plan.open_end else ""
-    about = "about " if plan.hours.high is None else ""
     example = facts.recipe is not None and facts.recipe.workload == "replay"
     how, made_up = (", as an example", f"; {_MADE_UP}") if example else ("", "")
-    hours = f"{about}{plan_hours(plan)} for {jobs}{open_end}{_episodes(facts)}"
+    hours = f"{about(plan, plan_hours(plan))} for {jobs}{open_end}{_episodes(facts)}"
     lines = [f"**How long{how}:** {hours}{made_up}."]
     if facts.price and plan.usd:
         at = f"at {format_usd(facts.price.usd_per_hour)} per hour ({text(facts.price.note)})"
-        lines.append(f"**What it costs:** {about}{plan_dollars(plan)} {at}.")
+        lines.append(f"**What it costs:** {about(plan, plan_dollars(plan))} {at}.")
     else:
         lines.append(
             "**What it costs:** no price is known for this machine; give what an hour of it costs with `--price`, "
@@ -138,9 +138,8 @@ def _trained(facts: Facts) -> list[str]:
         return [*lines, "**Left to train:** nothing of the budgets, the jobs only have to end."]
     if plan.hours is None:
         return [*lines, "**Left to train:** of an unknown length; see below."]
-    about = "about " if plan.hours.high is None else ""
-    cost = f", {about}{plan_dollars(plan)}" if facts.price else ""
-    return [*lines, f"**Left to train:** {about}{plan_hours(plan)}{cost}; see below at which speeds."]
+    cost = f", {about(plan, plan_dollars(plan))}" if facts.price else ""
+    return [*lines, f"**Left to train:** {about(plan, plan_hours(plan))}{cost}; see below at which speeds."]
 
 
 def _sooner(facts: Facts) -> list[str]:
