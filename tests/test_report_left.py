@@ -207,6 +207,18 @@ def test_a_training_without_a_known_speed_says_so(tmp_path: Path) -> None:
     assert "SPS are not known: nothing was measured, and nothing was seen in training." in markdown
 
 
+def test_on_a_rung_of_the_ladder_its_own_speed_is_taken(tmp_path: Path) -> None:
+    rung = Point(num_envs=8, batch_size=256)
+    run = create_run(tmp_path, "train-1", command="train")
+    manifest = build_manifest(recipe(), BEST, result=result(BEST, 8000.0), ladder=[(rung, 1000.0)])
+    save_manifest(run.manifest_file, manifest)
+    opened(run, BEST)
+    event(run, "started", "game-1", 0)
+    assert left_s(run) == pytest.approx([9_000] * 4)
+    opened(run, rung)
+    assert left_s(run) == pytest.approx([36_000] * 4)
+
+
 def test_a_manifest_from_elsewhere_predicts_what_is_left(tmp_path: Path) -> None:
     point = Point(num_envs=8, batch_size=256, concurrency=2)
     run = create_run(tmp_path, "train-1", command="train")

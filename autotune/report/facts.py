@@ -190,15 +190,18 @@ class Facts:
 
     @property
     def speed_before(self) -> Quantity | None:
-        """Env steps per second of one job, measured before the training at the point at which it goes on."""
-        if self.left is None:
+        """Env steps per second of one job, known before the training at the point at which it goes on."""
+        if self.left is None or self.manifest is None:
             return None
-        if self.tuned and self.tuned.point == self.left.point:
+        point = self.left.point
+        if self.tuned and self.tuned.point == point:
             return self.tuned.job_sps
-        told = self.manifest.predicted() if self.manifest else None
-        if told is None or told.point.record() != self.left.point:
-            return None
-        return Quantity(value=told.sps, low=told.sps_low, high=told.sps_high).scaled(1 / self.left.point.concurrency)
+        told = self.manifest.predicted()
+        if told and told.point.record() == point:
+            return Quantity(value=told.sps, low=told.sps_low, high=told.sps_high).scaled(1 / point.concurrency)
+        rungs = (rung.goodput_sps for rung in self.manifest.ladder if rung.point.record() == point)
+        sps = next(rungs, None)
+        return Quantity(value=sps / point.concurrency) if sps else None
 
     @property
     def trained_s(self) -> float:
