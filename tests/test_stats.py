@@ -10,9 +10,13 @@ from autotune.stats import (
     estimate,
     game_steps,
     launch_spread,
+    nearest_by_ratio,
+    pooled_game_steps,
     sampling_half_width,
     shrunk_correlation,
+    summed_batch_rates,
     total_rate,
+    window_noise,
 )
 
 
@@ -51,8 +55,29 @@ def test_one_iteration_has_no_upper_bound():
 
 def test_batches_are_single_iterations_below_16_and_12_above():
     assert batch_rates(Trace(seconds=(1.0,) * 15, steps=(1.0,) * 15))[0].shape == (15,)
+    assert batch_rates(Trace(seconds=(1.0,) * 16, steps=(1.0,) * 16))[0].shape == (12,)
     rates, size = batch_rates(Trace(seconds=(1.0,) * 50, steps=(1.0,) * 50))
     assert (rates.shape, size) == ((12,), 4)
+
+
+def test_processes_are_summed_from_their_ends_as_far_as_all_reach():
+    ten, fifty = (Trace(seconds=(1.0,) * count, steps=tuple(range(count))) for count in (10, 50))
+    rates, size = summed_batch_rates([ten, fifty])
+    assert size == 1, "the correlation of single iterations is the stronger one"
+    assert rates == pytest.approx([own + 2 + 4 * (own + 2) + 1.5 for own in range(10)])
+
+
+def test_the_interval_and_the_noise_are_those_of_the_formula():
+    """Rates 10 12 14 12 12: s = sqrt(2), no observed correlation, so r = 8 * 0.4 / 13; halves of 11 and 12."""
+    trace, r = Trace(seconds=(1.0,) * 5, steps=(10.0, 12.0, 14.0, 12.0, 12.0)), 3.2 / 13
+    error = math.sqrt(2 * (1 + r) / (1 - r) / 5)
+    assert sampling_half_width([trace]) == pytest.approx((2.7764451 * error, 1.0))
+    figures = estimate([trace], launch_fraction=0.1)
+    half = math.sqrt((2.7764451 * error) ** 2 + (1.96 * 0.1 * 12) ** 2 + 1.0)
+    assert (figures.low, figures.rate, figures.high) == pytest.approx((12 - half, 12, 12 + half))
+    assert window_noise([trace, trace], 20.0) == pytest.approx(error * math.sqrt(5 / 20) / 12)
+    assert window_noise([Trace(seconds=(1.0,), steps=(1.0,))], 20.0) is None
+    assert window_noise([Trace(seconds=(1.0,) * 5, steps=(0.0,) * 5)], 20.0) is None
 
 
 def test_drift_widens_the_interval():
@@ -65,6 +90,9 @@ def test_drift_widens_the_interval():
 def test_correlation_is_shrunk_towards_its_prior_and_bounded():
     rng = np.random.default_rng(0)
     assert shrunk_correlation(np.ones(10), 1) == pytest.approx(8 * 0.4 / 18)
+    assert shrunk_correlation(np.array([0.0, 1.0, 2.0]), 2) == pytest.approx((3 * 1 + 8 * 0.2) / 11)
+    for without_any in ([1.0, 1.0, 2.0], [2.0, 1.0, 1.0]):
+        assert shrunk_correlation(np.array(without_any), 1) == pytest.approx(8 * 0.4 / 11)
     assert 0.0 <= shrunk_correlation(rng.normal(size=12), 4) <= 0.8
     assert shrunk_correlation(np.arange(100.0), 1) == 0.8
 
@@ -181,3 +209,14 @@ def test_too_few_games_have_no_length():
     assert game_steps(1000, [], 8) is None
     assert game_steps(1000, [50.0] * 15, 8) is None
     assert game_steps(1000, [50.0] * 16, 8) == pytest.approx(1000 / 20)
+    assert game_steps(1000, [50.0, 150.0] * 8, 8) == pytest.approx(1000 / 19), "they deviate by half their mean"
+    assert game_steps(1000, [10.0] * 15 + [1000.0], 8) == pytest.approx(1000 / 16), "by more than their mean"
+
+
+def test_the_length_of_a_game_is_pooled_by_the_games_behind_it():
+    assert pooled_game_steps([1, 3, 9], [10.0, 20.0, None]) == pytest.approx(70 / 4)
+    assert pooled_game_steps([1], [None]) is None
+
+
+def test_the_nearest_row_is_nearest_by_octaves_whichever_way():
+    assert nearest_by_ratio([[1, 1], [16, 8], [8, 8], [8, 32], [4, 64]], [8, 16]) == 2
