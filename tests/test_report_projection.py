@@ -11,6 +11,7 @@ from autotune.errors import UsageError
 from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.report.projection import (
     Quantity,
+    difference,
     job_hours,
     project,
     project_episode_rates,
@@ -115,6 +116,9 @@ def test_episodes_need_measured_steps_per_episode() -> None:
     unknown = project([job, steps_job("s", 1)], Quantity(value=10), 1, price_usd_per_hour=1.0)
     assert unknown.hours is None and unknown.usd is None and unknown.unknown == ("p",)
     assert unknown.jobs[0].usd is None and unknown.jobs[1].hours is not None
+    assert unknown.days is None and not unknown.open_end
+    assert savings(unknown, known) is None and savings(known, unknown) is None
+    assert job_hours(Budget(unit="steps", amount=1), Quantity(value=0, low=0, high=0), None) is None, "it never ends"
 
 
 def test_the_length_of_a_game_and_the_speed_err_independently() -> None:
@@ -140,6 +144,10 @@ def test_an_error_that_both_plans_share_is_in_the_amount_saved_and_not_in_the_sh
         assert unsure.usd is not None and (unsure.usd.low, unsure.usd.high) == pytest.approx([2 * end for end in ends])
         assert (unsure.hours.low, unsure.hours.value, unsure.hours.high) == pytest.approx((ends[0], sign, ends[1]))
         assert saved.less_sure(math.inf).hours == Quantity(value=saved.hours.value)
+    for one_end in (Quantity(value=2, low=1), Quantity(value=2, high=3)):
+        assert one_end.less_sure(0.25) == Quantity(value=2) and one_end.half_width_fraction is None
+    assert Quantity(value=4, low=2, high=5).half_width_fraction == 0.5
+    assert Quantity(value=4, low=3, high=6).half_width_fraction == 0.5
 
 
 def test_hours_budget_is_its_own_answer() -> None:
@@ -169,6 +177,10 @@ def test_ratio_and_tie_without_interval() -> None:
     assert tied(ratio(Quantity(value=9), Quantity(value=3, low=2, high=4)))
     clear = ratio(Quantity(value=9, low=8, high=10), Quantity(value=3, low=2, high=4))
     assert clear.value == 3 and not tied(clear)
+    assert tied(Quantity(value=1.1, low=0.9, high=1.3)) and not tied(Quantity(value=0.8, low=0.7, high=0.9))
+    open_ended = difference(Quantity(value=9, low=8, high=10), Quantity(value=3, low=2))
+    assert open_ended == Quantity(value=6, high=6 + math.hypot(1, 1))
+    assert difference(Quantity(value=9, low=8, high=10), Quantity(value=3, high=5)).high is None
     assert clear.low == pytest.approx(3 * math.exp(-math.hypot(math.log(9 / 8), math.log(4 / 3))))
     assert clear.high == pytest.approx(3 * math.exp(math.hypot(math.log(10 / 9), math.log(3 / 2))))
 
@@ -234,6 +246,7 @@ def test_jobs_left_at_the_end_have_the_speed_measured_with_so_few() -> None:
     assert known.hours is not None and known.least is not None and known.tail and not known.open_end
     assert known.hours.value == known.least.value == pytest.approx(10 + 90 / 1.5)
     assert known.hours.high == pytest.approx(10 / 0.9 + 90 / 1.4)
+    assert known.slots == 2
     level = project([jobs[1], steps_job("other", 10 * 3600)], Quantity(value=1), 2)
     assert not level.tail and not level.open_end
 
@@ -257,6 +270,9 @@ def test_a_job_in_hours_takes_them_beside_any_other() -> None:
     jobs = [Job(id="h", env="x", seed=0, budget=Budget(unit="hours", amount=3)), steps_job("s", 3600)]
     plan = project(jobs, Quantity(value=1, low=0.9, high=1.1), 2, fewer={1: Quantity(value=2, low=1.9, high=2.1)})
     assert plan.hours == Quantity(value=3, low=3, high=3) and plan.least == plan.hours
+    assert project(jobs[:1], Quantity(value=1), 2).hours == Quantity(value=3, low=3, high=3), "however little is known"
+    unsure = project(jobs, Quantity(value=1, low=0.9, high=1.1), 2, fewer={1: Quantity(value=2)}).hours
+    assert unsure == Quantity(value=3), "the other one's speed alone has no interval"
 
 
 @pytest.mark.parametrize("times", [1.02, 1.05, 1.07, 1.1, 1.3, 2.0])
