@@ -8,12 +8,16 @@ from hypothesis import strategies as st
 
 from autotune.errors import UsageError
 from autotune.units import (
+    brief,
+    counted,
     format_bytes,
     format_count,
     format_duration,
     format_usd,
+    how_often,
     parse_duration,
     parse_price,
+    shortened,
 )
 
 
@@ -114,7 +118,8 @@ def test_bytes(count, text):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "unknown"), (math.nan, "unknown"), (41234.4, "41,234"), (3.14159, "3.14"), (0, "0")]
+    ("value", "text"),
+    [(None, "unknown"), (math.nan, "unknown"), (41234.4, "41,234"), (3.14159, "3.14"), (-1234.5, "-1,234"), (0, "0")],
 )
 def test_counts(value, text):
     assert format_count(value) == text
@@ -126,3 +131,11 @@ def test_counts(value, text):
 )
 def test_money(amount, text):
     assert format_usd(amount) == text
+
+
+def test_words():
+    assert [counted(1, "launch", "launches"), counted(0, "launch", "launches")] == ["one launch", "0 launches"]
+    assert [counted(1200, "step"), how_often(1), how_often(1200)] == ["1,200 steps", "once", "1,200 times"]
+    assert [shortened("four", 4), shortened("four", 3)] == ["four", "fo…"]
+    assert brief("exit 1\n  File 7\nValueError: no\n-----\n") == "exit 1 ValueError: no"
+    assert brief("all of it") == "all of it"
