@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fake_host import host
 
-from autotune.machine import RAM_UNSTATED_BYTES, DeviceInfo
-from autotune.records import Limits, Point, ProbeResult
+from autotune.machine import RAM_UNSTATED_BYTES, DeviceInfo, GpuInfo
+from autotune.records import REFUSED, Limits, Point, ProbeResult
 from autotune.search import memory
 from autotune.search.memory import PEAKS, MemoryLimits, fit, memory_limits, observed, safe_points, upper_bound
 from autotune.search.space import counts
@@ -63,6 +63,12 @@ def test_a_failure_that_a_heavier_point_does_not_share_forbids_no_heavier_one(st
     asked = (at(16), at(8, 2048), at(8))
     assert allowed(history, MemoryLimits(), *asked) == [False, False, False]
     assert allowed([*history, stable(at(32))], MemoryLimits(), *asked) == [heavier, lighter_batch, False]
+    other = [failed(at(8), "oom"), failed(at(4, 1024), "crashed"), stable(at(32))]
+    assert allowed(other, MemoryLimits(), *asked) == [True, False, False], "to run out of memory excuses no crash"
+    refused = [replace(each, flags=(REFUSED,)) for each in history]
+    assert allowed(refused, MemoryLimits(), *asked) == [True, True, False], (
+        "a program that refuses settings ran nothing"
+    )
 
 
 @pytest.mark.parametrize("held", [85, 95])
@@ -71,6 +77,7 @@ def test_what_asks_for_no_more_than_a_point_that_ran_may_run(held):
     history = [stable(at(64, 256, 2), vram_peak_bytes=held)]
     points = [at(32, 256, 2), at(64, 128, 2), at(64, 256, 1), at(128, 256, 1), at(32, 512, 2)]
     assert allowed(history, MemoryLimits(vram_bytes=90), *points) == [True, True, True, False, False]
+    assert allowed(history, MemoryLimits(vram_bytes=held), history[0].requested) == [True]
     assert not any(allowed(history, MemoryLimits(vram_bytes=5), *points))
     history.append(failed(at(32, 128, 1), "host_lost"))
     assert not any(allowed(history, MemoryLimits(vram_bytes=90), *points))
@@ -147,6 +154,10 @@ def test_limits_leave_out_what_others_hold():
     found = memory_limits(Limits(ram_fraction=0.8), DeviceInfo(kind="cpu", name="c", host=machine))
     assert found.shm_bytes == pytest.approx(0.3 * GIB)
     assert found.threads == pytest.approx(500)
+    assert found.ram_bytes == pytest.approx(0.8 * 64 * GIB - 4 * GIB)
+    gpu = GpuInfo(index=0, name="g", vram_total_bytes=80 * GIB, vram_used_bytes=5 * GIB)
+    device = DeviceInfo(kind="cuda", name="g", host=machine, gpus=(gpu,), gpu_index=0)
+    assert memory_limits(Limits(vram_fraction=0.9), device).vram_bytes == pytest.approx(67 * GIB)
     unknown = replace(machine, shm_total_bytes=None, shm_free_bytes=None, pids_limit=None)
     found = memory_limits(Limits(), DeviceInfo(kind="cpu", name="c", host=unknown))
     assert (found.shm_bytes, found.threads, found.vram_bytes) == (None, None, None)
@@ -178,9 +189,10 @@ def grid_rows(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("count", "noise", "least", "most"), [(18, 0.0, 1.009, 1.02), (6, 0.0, 1.03, 2.0), (18, 0.02, 1.03, 1.3)]
+    ("count", "noise", "least", "most", "seen"),
+    [(18, 0.0, 1.009, 1.02, 1.01), (6, 0.0, 1.03, 2.0, 1.03), (18, 0.02, 1.03, 1.3, 1.08)],
 )
-def test_the_bound_is_as_close_as_launches_agree(count, noise, least, most):
+def test_the_bound_is_as_close_as_launches_agree(count, noise, least, most, seen):
     rng, law = np.random.default_rng(1), np.array([4e8, 1e7, 4e5, 0.0, 1e8])
     rows = grid_rows(count)
     each = memory.features(rows) @ law * (1 + rng.normal(0, noise, count))
@@ -188,6 +200,8 @@ def test_the_bound_is_as_close_as_launches_agree(count, noise, least, most):
     over = memory.upper_bound(asked, rows, each) / (memory.features(asked) @ law)
     assert least <= over.min()
     assert over.max() <= most
+    assert (memory.upper_bound(rows, rows, each) / each).max() <= seen * (1 + 1e-6)
+    assert memory.features(np.array([[8.0, 256.0, 2.0]])).tolist() == [[1, 8, 256, 16, 0.5]]
 
 
 def test_every_peak_is_a_field_of_a_result():

@@ -32,6 +32,22 @@ def test_while_nothing_failed_everything_is_expected_to_run():
     assert (chance_stable(SPACE, [result(8, 64, 1)], []) == 1).all()
 
 
+def test_the_chance_is_that_of_the_hypotheses():
+    """Of 48 thresholds, 10 lie beyond the heaviest point: its failure makes those twenty times less likely."""
+    heaviest = result(ENVS[-1], BATCHES[-1], LEVELS[-1], "crashed")
+    chances = chance_stable(SPACE, [], [heaviest])
+    assert chances[SPACE.index[heaviest.requested]] == pytest.approx(0.5 / 38.5)
+    assert chances[SPACE.index[Point(num_envs=ENVS[0], batch_size=BATCHES[0])]] == pytest.approx(1.0)
+
+
+def test_signed_what_is_too_light_is_as_suspect_as_what_is_too_heavy():
+    points = grid({"num_envs": (8, 16, 32), "batch_size": (64, 128, 256), "concurrency": (1, 2, 4)})
+    space = Space(points=tuple(sorted(points, key=lambda point: tuple(point.knobs().values()))))
+    chances = chance_stable(space, [], [result(16, 128, 2, "crashed")], signed=True)
+    assert chances == pytest.approx(chances[::-1]), "the failure is in the middle"
+    assert chances[0] < 0.6 and chances.min() == chances[len(points) // 2]
+
+
 def test_between_what_ran_and_what_failed_the_chance_falls():
     ok, failed = [result(16, 128, 1)], [result(128, 512, 4, "crashed")]
     chances = [chance(ok, failed, *knobs) for knobs in [(8, 64, 1), (32, 128, 1), (64, 256, 2), (128, 512, 3)]]

@@ -1,5 +1,6 @@
 """What measuring is worth: the length of the planned training, and a search that ends when a probe cannot pay."""
 
+import math
 from dataclasses import replace
 
 import optuna
@@ -9,11 +10,12 @@ from analytic_surface import write_surface
 from autotune.executors.replay import ReplayExecutor, surface_recipe
 from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.runs import create_run
+from autotune.search.episodes import game_lengths, steps_of
 from autotune.search.outcome import sooner_than
 from autotune.search.precision import stated_error
 from autotune.search.result import economy
 from autotune.search.study import run_study
-from autotune.search.worth import pays, training_s
+from autotune.search.worth import job_steps, pays, training_s
 
 
 def jobs(*budgets: Budget) -> tuple[Job, ...]:
@@ -31,12 +33,29 @@ def test_the_planned_training_is_the_makespan_of_its_jobs():
     assert training_s(four, at(4, 160.0), None) == pytest.approx(25)
     assert training_s(four, at(3, 150.0), None) == pytest.approx(40), "two rounds of 20 s"
     assert training_s(jobs(Budget(unit="hours", amount=2)), at(1, 100.0), None) == 7200
+    assert job_steps(Budget(unit="hours", amount=2), 50.0) is None, "however long a game is"
     assert training_s(four, at(3, 150.0), None, [at(1, 100.0)]) == pytest.approx(30), "the last one runs alone"
     assert training_s(four, at(3, 150.0), None, shared=True) == pytest.approx(80 / 3), "and with the speed of all"
     episodes = jobs(Budget(unit="episodes", amount=10))
     assert training_s(episodes, at(1, 100.0), 50.0) == pytest.approx(5)
     assert training_s(episodes, at(1, 100.0), None) is None
     assert training_s(four, replace(at(1, 1.0), sps=None), None) is None
+
+
+def test_the_length_of_a_game_is_pooled_over_probes_and_stands_in_where_none_was_seen():
+    planned = [Job(id=env, env=env, seed=0, budget=Budget(unit="episodes", amount=1)) for env in "abc"]
+    probes = [
+        replace(at(2, 1.0), games=(10, 16), game_steps=(100.0, 50.0)),
+        replace(at(2, 1.0), games=(30, 3), game_steps=(200.0, None)),
+        replace(at(1, 1.0), games=(99,), game_steps=(1.0,), status="crashed"),
+    ]
+    lengths = game_lengths(planned, probes)
+    assert steps_of(lengths) == {"a": pytest.approx(175), "b": 50, "c": pytest.approx(225 / 2)}
+    assert [lengths[env].games for env in "abc"] == [40, 16, 0]
+    errors = [1.96 / 40**0.5 + 16 / 40 / 4, 1.96 / 4 + 8 / 16 / 4, math.inf]  # 8 games still run at a probe's end
+    assert [lengths[env].error_fraction for env in "abc"] == pytest.approx(errors)
+    assert [lengths[env].measured for env in "abc"] == [True, True, False]
+    assert game_lengths(planned, probes[2:]) == {}
 
 
 def test_a_probe_pays_when_it_saves_more_machine_time_than_it_costs():
