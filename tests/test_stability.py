@@ -298,8 +298,9 @@ def test_a_heap_that_grows_by_steps_is_no_leak_and_what_leaks_with_each_long_ite
 
 
 def test_too_few_readings_tell_nothing() -> None:
-    growing = [(t / 2, GIB + 1e7 * t) for t in range(60)]
+    growing = [(1e6 + t / 2, GIB + 1e7 * t) for t in range(60)]
     assert hours_to(2 * GIB, growing) is not None
+    assert hours_to(GIB, growing) == 0.0
     assert hours_to(2 * GIB, growing[:40]) is None  # 20 s
     assert hours_to(2 * GIB, growing[::6]) is None  # 10 readings
     assert hours_to(2 * GIB, []) is None
