@@ -5,6 +5,7 @@ import json
 import math
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from autotune.errors import WorkerError
 from autotune.executors.evidence import Evidence
 from autotune.executors.window import Step, totals
-from autotune.records import Work
+from autotune.records import Budget, Work
 from autotune.worker.measure import REPORT_PERIOD_S, effective_of, measure, peak_of, step_message
+from autotune.worker.totals import Onset, Progress, Totals
 
 
 class Steps:
@@ -73,6 +75,62 @@ def test_long_iterations_are_told_at_their_ends():
 def test_the_first_iteration_is_told_alone():
     """It is timed apart."""
     assert told([0.001] * 5)[0].iterations == 1
+
+
+class Clocked:
+    """A session with iterations of 32 x 128 rows that take so many seconds on a clock of its own."""
+
+    def __init__(self, iteration_s, first_s=0.0):
+        self.effective = {"num_envs": 32, "rollout": 128}
+        self.iteration_s, self.first_s, self.now_s = iteration_s, first_s, 1000.0
+        self.order = []
+
+    def step(self, parts=1):
+        self.order.append("step")
+        self.now_s += self.iteration_s / parts + self.first_s
+        self.first_s = 0.0
+        return Work(env_steps=4096 // parts - 10, reset_rows=10)
+
+    def synchronize(self):
+        pass
+
+    def peak_memory_bytes(self):
+        return 7
+
+    def told(self, monkeypatch, count):
+        """The first messages of `measure`; the barrier is noted in `order`."""
+        stop, messages = threading.Event(), []
+
+        def send(message):
+            messages.append(message)
+            if len(messages) == count:
+                stop.set()
+
+        monkeypatch.setattr("autotune.worker.measure.time", SimpleNamespace(monotonic=lambda: self.now_s))
+        barrier = SimpleNamespace(wait=lambda: self.order.append("barrier"))
+        measure(self, send, barrier, stop, long_iteration_s=15.0)
+        return messages[:count]
+
+
+@pytest.mark.parametrize(
+    ("iteration_s", "first_s", "parts"),
+    [(15.0, 0.0, 1), (60.0, 0.0, 16), (61.0, 0.0, 17), (60.0, 100.0, 16), (1.0, 100.0, 1)],
+)
+def test_long_iterations_are_settled_in_slices_of_a_quarter_of_the_limit(monkeypatch, iteration_s, first_s, parts):
+    """First in slices of 512 rows, twice: the first may have compiled."""
+    session = Clocked(iteration_s, first_s)
+    told = [(message["parts"], message["settled"]) for message in session.told(monkeypatch, 4)]
+    assert told == [(8, False), (8, False), (parts, True), (parts, True)]
+    assert session.order == ["barrier", *["step"] * 4]
+    assert Clocked(30.0).told(monkeypatch, 1)[0]["settled"], "eight slices are what 30 s ask for"
+
+
+def test_what_is_told_together_began_with_the_first_of_it(monkeypatch):
+    messages = Clocked(0.1).told(monkeypatch, 8)
+    assert [message["iterations"] for message in messages] == [1, 1, *[3] * 6]
+    for earlier, later in itertools.pairwise(messages):
+        assert later["started"] == pytest.approx(earlier["t"])
+    assert ["peak_memory_bytes" in message for message in messages] == [True, *[False] * 4, True, False, False]
 
 
 def test_iterations_as_one_keep_every_phase_and_the_last_metrics():
@@ -153,3 +211,37 @@ def test_a_process_without_a_step_in_its_window_was_not_measured():
         state = Evidence(workers=[], steps=[], started_s=0.0, opened=opened)
         state.blame_idle()
         assert (state.status, state.culprit) == (status, culprit)
+
+
+def test_what_a_job_has_done_adds_up_and_meets_its_budget():
+    done, row = Progress(), Totals()
+    works = [
+        Work(env_steps=10, episodes=1 + n, samples=7, returns=(n, math.nan), seconds={"env": 0.5}) for n in range(3)
+    ]
+    for work in works:
+        done.add(work)
+        row.add(work)
+    assert (done.env_steps, done.episodes, done.best_return, done.mean_return) == (30, 6, 2.0, 1.0)
+    assert (row.env_steps, row.episodes, row.samples, row.iterations, row.seconds) == (30, 6, 21, 3, {"env": 1.5})
+    done.add(Work(env_steps=1, returns=(-5.0,) * 100))
+    assert (done.best_return, done.mean_return, Progress().mean_return) == (2.0, -5.0, None)
+    done.seconds = 7200.0
+    for unit, amount in (("steps", 31), ("episodes", 6), ("hours", 2.0)):
+        assert done.meets(Budget(unit=unit, amount=amount)) and not done.meets(Budget(unit=unit, amount=amount + 0.01))
+    assert Progress.from_meta(done.to_meta()) == done
+    assert Progress.from_row({"env_steps": "5", "episodes": "2", "seconds": "1.5"}) == Progress(
+        env_steps=5, episodes=2, seconds=1.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "untimed"),
+    [
+        ([(1000, 1.0), (1050, 2.9), (1100, 3.0), (1200, 4.0)], [0, 0, 1000, 0]),  # 50 a second: beyond 8 x 50 x 2
+        ([(800, 1.0), (900, 3.0), (901, 9.0)], [0, 0, 0]),  # not beyond it, and decided
+        ([(1000, 1.0), (1000, 9.0), (1100, 11.0)], [0, 0, 1000]),
+    ],
+)
+def test_a_first_total_far_beyond_the_pace_was_done_before(told, untimed):
+    onset = Onset()
+    assert [onset.untimed(*each) for each in told] == untimed

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from autotune.executors.window import (
@@ -32,6 +34,8 @@ def test_discard_starts_at_the_slowest_process_s_first_iteration():
 def test_unsettled_slices_do_not_count_as_first_iteration():
     early = [Step(t=1.0, started=0.0, env_steps=1, settled=False), Step(t=2.0, started=1.0, env_steps=1)]
     assert discard_end([early], PLAN) == 12.0
+    slices = [replace(step, settled=False) for step in steps(2)]
+    assert window([*slices, *steps(9, start_s=2.0)], 0.0, PLAN)[0].t == 6.0, "after three iterations"
 
 
 def test_window_opens_at_an_iteration_end_after_seconds_and_iterations():
@@ -53,10 +57,16 @@ def test_sliced_window_needs_sixteen_minibatches():
     sliced = steps(12, parts=4, minibatches=1)
     assert not complete(sliced, PLAN)
     assert complete(steps(12, parts=4, minibatches=2), PLAN)
+    assert not complete(steps(16, parts=4, minibatches=1), PLAN), "those of the opening slice are not measured"
+    assert complete(steps(17, parts=4, minibatches=1), PLAN)
+    assert not complete([*sliced, Step(t=13.0, started=12.0, env_steps=1, parts=4)], PLAN), "some slices have none"
+    assert complete(steps(12, minibatches=1), PLAN), "whole iterations"
+    assert complete(steps(12, parts=4), PLAN), "a program that knows none"
 
 
 def test_all_processes_must_be_complete():
     assert windows([steps(30), steps(12)], PLAN) is None
+    assert windows([steps(30), []], PLAN) is None
     opened = windows([steps(30), steps(30, start_s=0.5)], PLAN)
     assert [len(o) for o in opened] == [19, 20]
 
@@ -71,6 +81,9 @@ def test_sums_leave_the_opening_iteration_out():
     opened = [steps(3, reset_rows=4, lengths=(50,), seconds={"env": 0.3, "learn": 0.1})]
     assert totals(opened) == {"env_steps": 200, "reset_rows": 8, "iterations": 2}
     assert phase_seconds(opened) == {"env": 0.6 / 200, "learn": 0.2 / 200}
+    seconds = ({"env": 9.0}, {"env": 0.1}, {"env": 0.4, "learn": 0.2})
+    unequal = [replace(step, seconds=own) for step, own in zip(steps(3), seconds, strict=True)]
+    assert phase_seconds([unequal]) == pytest.approx({"env": 0.5 / 200, "learn": 0.2 / 200})
 
 
 def ended(t, took):
@@ -87,3 +100,5 @@ def ended(t, took):
 )
 def test_a_window_that_is_not_complete_says_what_it_would_take(processes, why):
     assert incomplete(processes, PLAN, 0.0, 60.0).endswith(why)
+    later = [[replace(step, t=step.t + 1e3, started=step.started + 1e3) for step in steps] for steps in processes]
+    assert incomplete(later, PLAN, 1e3, 1060.0).endswith(why), "on any clock"
