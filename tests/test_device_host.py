@@ -12,7 +12,7 @@ from fake_host import GIB, write_tree
 
 from autotune.codec import from_json, to_json
 from autotune.device import host
-from autotune.device.host import busy_cpu_clock, inspect_host, process_identity
+from autotune.device.host import busy_cpu_clock, inspect_host, process_identity, still_runs
 from autotune.machine import HostInfo
 
 CGROUP_V2 = {
@@ -20,6 +20,7 @@ CGROUP_V2 = {
     "sys/fs/cgroup/cgroup.controllers": "cpu memory pids\n",
 }
 CGROUP_V1 = {"proc/self/cgroup": "4:memory:/job\n3:cpu,cpuacct:/job\n2:pids:/job\n1:name=systemd:/job\n"}
+QUOTA = "150000 100000\n"
 
 
 def test_without_limits_everything_is_the_hosts(tmp_path: Path) -> None:
@@ -59,6 +60,25 @@ def test_a_pids_limit_is_the_tightest_one_with_what_is_in_use(tmp_path: Path) ->
         folder.mkdir()
         info = inspect_host(folder, root=write_tree(folder, CGROUP_V2 | files), affinity=8)
         assert (info.pids_limit, info.pids_used) == (limit, used)
+
+
+@pytest.mark.parametrize(
+    ("user", "own", "limit"), [(1000, 300, 300), (0, 300, 512), (1000, host.resource.RLIM_INFINITY, 512)]
+)
+def test_a_users_own_limit_of_processes_counts_but_not_the_superusers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, own: int, limit: int
+) -> None:
+    root = write_tree(tmp_path, CGROUP_V2 | {"sys/fs/cgroup/docker/job/pids.max": "512\n"})
+    monkeypatch.setattr(host, "ROOT", root)
+    monkeypatch.setattr(host.os, "geteuid", lambda: user)
+    monkeypatch.setattr(host.resource, "getrlimit", lambda which: (own, own))
+    assert inspect_host(tmp_path, root=root, affinity=8).pids_limit == limit
+
+
+def test_without_an_estimate_of_the_kernel_free_memory_is_what_is_available(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {"proc/meminfo": "MemTotal:       4194304 kB\nMemFree:        1048576 kB\n"})
+    info = inspect_host(tmp_path, root=root, affinity=8)
+    assert (info.ram_total_bytes, info.ram_available_bytes) == (4 * GIB, GIB)
 
 
 def test_cgroup_v2_takes_the_tightest_of_the_groups_above(tmp_path: Path) -> None:
@@ -109,6 +129,23 @@ def test_cgroup_v2_in_a_container_shows_its_own_group_at_the_top(tmp_path: Path)
         "sys/fs/cgroup/cpu.max": "400000 100000\n",
     }
     assert inspect_host(tmp_path, root=write_tree(tmp_path, files), affinity=8).cpu_cores_allowed == 4.0
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {
+            "proc/self/cgroup": "0::/a:b\n",
+            "sys/fs/cgroup/cgroup.controllers": "cpu\n",
+            "sys/fs/cgroup/a:b/cpu.max": QUOTA,
+        },
+        {"proc/self/cgroup": "1:name=systemd:/job\n0::/job\n", "sys/fs/cgroup/unified/job/cpu.max": QUOTA},
+        CGROUP_V1 | {"sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "150000\n"},
+    ],
+    ids=["a colon in its name", "version 2 beside version 1", "no period"],
+)
+def test_a_quota_is_found_wherever_its_group_lies(tmp_path: Path, files: dict[str, str]) -> None:
+    assert inspect_host(tmp_path, root=write_tree(tmp_path, files), affinity=8).cpu_cores_allowed == 1.5
 
 
 def test_cgroup_v1_limits(tmp_path: Path) -> None:
@@ -163,7 +200,20 @@ def test_the_real_host_agrees_with_the_kernel() -> None:
     assert 0 < info.cpu_cores_allowed <= info.cpu_cores_visible
     assert 0 < info.ram_available_bytes <= info.ram_limit_bytes <= info.ram_total_bytes
     assert info.packages["numpy"] is not None
-    assert process_identity(os.getpid()) == process_identity(os.getpid())
+    own = process_identity(os.getpid())
+    assert own == process_identity(os.getpid())
+    assert still_runs(own) and not still_runs((*own[:2], own[2] + 1)) and not still_runs(())
+    assert busy_cpu_clock()() is not None
+
+
+def test_reading_leaves_no_file_open(tmp_path: Path) -> None:
+    first = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+    os.close(first)
+    (tmp_path / "text").write_text(" 1 \n")
+    assert host.read_text(tmp_path / "text") == "1" and host.read_text(tmp_path / "none") is None
+    again = os.open(os.devnull, os.O_RDONLY)
+    os.close(again)
+    assert again == first
 
 
 def test_inspection_imports_no_framework() -> None:
@@ -211,6 +261,7 @@ def test_busy_seconds_are_those_of_the_cores_that_may_be_used(
 ) -> None:
     """Idle, waiting for a disk and guests (which are in user time) left out."""
     assert busy_cpu_clock(write_tree(tmp_path, {"proc/stat": STAT}), affinity)() == seconds
+    assert busy_cpu_clock(tmp_path / "nowhere", affinity)() is None
 
 
 @pytest.mark.parametrize(
@@ -233,7 +284,18 @@ def test_busy_seconds_are_those_of_the_cores_that_may_be_used(
             },
             3.5,
         ),
+        (CGROUP_V2 | {"sys/fs/cgroup/docker/job/cpu.max": QUOTA}, None),
+        (
+            CGROUP_V2
+            | {
+                "sys/fs/cgroup/docker/job/cpu.max": "200000 100000\n",  # as much as the cores
+                "sys/fs/cgroup/docker/job/cpu.stat": "usage_usec 2500000\n",
+            },
+            161.0,
+        ),
     ],
 )
-def test_under_a_quota_the_others_are_those_under_it_too(tmp_path: Path, files: dict[str, str], seconds: float) -> None:
+def test_under_a_quota_the_others_are_those_under_it_too(
+    tmp_path: Path, files: dict[str, str], seconds: float | None
+) -> None:
     assert busy_cpu_clock(write_tree(tmp_path, files | {"proc/stat": STAT}), [0, 1])() == seconds
