@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from analytic_surface import BATCHES, ENVS, GIB, LEVELS, memory_bytes, smooth_sps
 from scipy.spatial.distance import cdist
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 
 from autotune.errors import UsageError
 from autotune.probe.recipe import parse_recipe
 from autotune.records import Limits, Point, ProbeResult
-from autotune.search import memory, model
-from autotune.search.confirm import lighter, next_finalist, pool, published, winner
+from autotune.search import confirm, memory, model
+from autotune.search.confirm import Pooled, lighter, next_finalist, observed_s, pool, published, ran_s, winner
 from autotune.search.memory import MemoryLimits, safe, upper_bound
 from autotune.search.plan import Situation, Step, final_cost_s, final_reserve_s, next_step
 from autotune.search.precision import launch_fraction
@@ -315,6 +315,8 @@ def test_the_winner_is_confirmed_and_ties_go_to_the_lighter():
     best, tied = winner(SPACE, history)
     assert best.point == light
     assert [entry.point for entry in tied] == [heavy]
+    best, tied = winner(SPACE, [history[0], stable(light, 975.0, grade="final")])
+    assert (best.point, [entry.point for entry in tied]) == (heavy, [light]), "2.5 % are not given away for lightness"
     assert published(history, light).flags == ("one launch",)
     assert published(history, lucky).flags == ("quick, one launch",)
     assert winner(SPACE, [failed(heavy)]) is None
@@ -407,15 +409,48 @@ def test_a_lighter_finalist_is_confirmed_whatever_the_gain_in_speed():
     assert next_finalist(SPACE, history, lambda point, gain: bool(gains.setdefault(point, gain) < 0)) is None
     assert gains[light] == np.inf
     assert 0 < gains[heavy] < 0.03 and gains[leader] < 0.03
+    gains.clear()
+    open_ = [stable(leader, 1000.0), stable(heavy, 985.0)]
+    assert next_finalist(SPACE, open_, lambda point, gain: bool(gains.setdefault(point, gain) < 0)) is None
+    assert gains[leader] == np.inf and gains[heavy] < 0.03, "nothing is recommended unconfirmed"
+
+
+def test_the_regret_left_is_the_expected_positive_part_of_the_difference():
+    leader, near, far = (
+        Pooled(point=at(envs, 64), sps=sps, error_sps=error, finals=1)
+        for envs, sps, error in ((8, 1000.0, 6.0), (16, 990.0, 8.0), (32, 960.0, 8.0))
+    )
+    expected = 0.01 * (norm.pdf(1) - norm.cdf(-1))  # an error of 10 in 1,000, and one error behind
+    finalists = [leader, near, far]
+    assert confirm._regret_left(near, finalists) == pytest.approx(expected)
+    assert confirm._regret_left(leader, finalists) == pytest.approx(expected), "the other is the nearest"
+    assert confirm._regret_left(far, finalists) == pytest.approx(0.01 * (norm.pdf(4) - 4 * norm.cdf(-4)))
+    assert confirm._regret_left(leader, [leader]) == 0
+
+
+def test_a_point_is_observed_while_its_processes_run():
+    point = at(8, 64)
+    launches = [
+        stable(point, cost_s=50.0, startup_s=20.0),
+        stable(point, cost_s=7.0),
+        stable(at(16, 64), cost_s=100.0, startup_s=20.0),
+        replace(failed(point, "crashed"), cost_s=40.0, startup_s=10.0),
+        replace(failed(point, "crashed"), cost_s=300.0),
+    ]
+    assert [ran_s(launch) for launch in launches] == [30, 7, 80, 30, 0]
+    assert observed_s(launches, point) == 37
 
 
 def test_finalists_take_turns_then_end():
-    history = [stable(at(8, 64), 100.0), stable(at(16, 64), 99.0), stable(at(32, 64), 90.0)]
+    history = [stable(at(8, 64), 100.0), stable(at(16, 64), 99.0), stable(at(32, 64), 95.0)]
     order = []
     while (point := next_finalist(SPACE, history)) is not None:
         order.append(point.num_envs)
         history.append(stable(point, {8: 100.0, 16: 99.0}[point.num_envs], grade="final"))
     assert order == [8, 16, 8, 16, 8, 16]
+    assert next_finalist(SPACE, []) is None
+    level = [stable(at(16, 64), 100.0), stable(at(8, 64), 99.6)]
+    assert next_finalist(SPACE, level) == at(8, 64), "of those as fast as the leader the lightest"
 
 
 def test_a_point_at_which_a_program_runs_out_of_steps_stays_and_is_not_tried_again():
