@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_nvml
@@ -14,12 +15,14 @@ from fake_nvml import FakeNvml
 
 from autotune.codec import from_json, to_json
 from autotune.device.inspect import inspect_device
+from autotune.errors import UsageError
 from autotune.executors.cgroup import MemoryGroup
 from autotune.executors.evidence import Evidence, conclude, save_samples
 from autotune.executors.window import Step
 from autotune.records import Budget, Job, Limits, MeasurePlan, Point, ProbeRequest, ProbeResult, Reading, Work
 from autotune.store import read_lines
 from autotune.worker.measure import step_message
+from autotune.workloads.protocol import LAST_LINES
 
 MIB = 2**20
 STEPS = [Step(t=float(t), started=t - 1.0, env_steps=100) for t in range(31)]
@@ -50,10 +53,10 @@ DEVICE = inspect_device(
 )
 
 
-def result_of(seen: dict[str, Sequence[float | None]], **state: Any) -> ProbeResult:
+def result_of(seen: dict[str, Sequence[float | None]], request: ProbeRequest = REQUEST, **state: Any) -> ProbeResult:
     readings = [Reading(t_s=15.0 * i, name=n, value=v) for n, values in seen.items() for i, v in enumerate(values)]
     evidence = Evidence(**{"workers": [], "steps": [STEPS], "started_s": -10.0, "opened": [STEPS]} | state)
-    return conclude(REQUEST, evidence, readings, DEVICE)
+    return conclude(request, evidence, readings, DEVICE)
 
 
 def test_peaks_stand_side_by_side() -> None:
@@ -69,6 +72,99 @@ def test_peaks_stand_side_by_side() -> None:
     assert (result.processes_peak, result.threads_peak) == (5, 44)
     assert (result.cpu_cores, result.others_cpu_cores) == (3.0, 0.2)
     assert result.flags == ("one launch",)
+
+
+def test_the_figures_are_those_of_the_windows() -> None:
+    ready = {n: {"threads": 2 + n, "effective": {"num_envs": 8 + n}} for n in (1, 0)}
+    own = [replace(step, reset_rows=25, seconds={"env": 0.4}) for step in STEPS]
+    seen = {"ready": ready, "ready_s": -2.0, "steps": [[replace(STEPS[0], started=-6.0)], STEPS], "opened": [own, own]}
+    result = result_of({}, **seen)
+    assert (result.startup_s, result.first_iteration_s, result.window_s, result.iterations) == (8, 6, 30, 60)
+    assert (result.sps, result.job_sps, result.reset_fraction) == (200, (100, 100), 25 / 125)
+    assert result.phase_seconds == pytest.approx({"env": 0.004})
+    assert result.sps_low is not None and result.sps_high is not None and result.sps_low < 200 < result.sps_high
+    assert result.effective == {"concurrency": 2, "threads": 2, "ram_limit": "watch", "num_envs": 8}
+    assert result_of({}, request=replace(REQUEST, workload="command"), **seen).reset_fraction is None
+    single = result_of({}, opened=[STEPS[:2]])
+    assert (single.sps, single.sps_low, single.sps_high) == (100, None, None), "one iteration has no interval"
+
+
+@pytest.mark.parametrize(
+    ("kind", "ready", "own", "verdict"),
+    [
+        ("oom", True, STEPS, ("oom", False, False)),
+        ("refused", False, [], ("crashed", True, False)),
+        ("crashed", True, STEPS, ("crashed", False, False)),
+        ("silent", True, STEPS, ("timeout", False, False)),
+        ("misuse", True, STEPS, ("crashed", True, False)),
+        ("misuse", True, [], ("crashed", True, True)),
+        ("misuse", False, STEPS, None),
+    ],
+)
+@pytest.mark.parametrize("heard", [False, True])
+def test_what_a_process_says_of_its_failure_is_judged_by_what_was_heard(
+    kind: str, ready: bool, own: list[Step], verdict: tuple[str, bool, bool] | None, heard: bool
+) -> None:
+    """Nothing heard, in this probe or before it: the pattern may be wrong, which is no matter of the settings."""
+    state = Evidence(workers=[], steps=[own, []], started_s=0.0, ready={0: {}} if ready else {})
+    message = {"type": "error", "kind": kind, "detail": f"why. {LAST_LINES}printed"}
+    request = replace(REQUEST, steps_heard=heard)
+    if verdict is None or (kind in ("silent", "misuse") and not (heard or own)):
+        with pytest.raises(UsageError, match="why"):
+            state.take(request, 0, message)
+        return
+    state.take(request, 0, message)
+    assert (state.status, state.refused, state.ended_early) == verdict
+    assert state.detail.endswith(f"{LAST_LINES}printed")
+    assert state.detail.startswith("why" if not state.ended_early else "the program ended well and without a step")
+
+
+@pytest.mark.parametrize(("count", "status"), [(13, "ok"), (12, "crashed")])
+def test_a_program_may_end_when_a_quarter_of_its_window_is_measured(count: int, status: str) -> None:
+    """10 s are discarded, and of the window of 8 s two are enough."""
+    state = Evidence(workers=[], steps=[[]], started_s=0.0)
+    for step in STEPS[:count]:
+        peak = {"peak_memory_bytes": 7 if step.t == 3 else 5}
+        state.take(REQUEST, 0, {"type": "step", "t": step.t, "started": step.started, "env_steps": 1} | peak)
+    state.take(REQUEST, 0, {"type": "done", "reason": "stopped"})
+    assert (state.status, state.opened, state.peaks) == ("ok", None, {0: 7})
+    state.take(REQUEST, 0, {"type": "done", "reason": "finished"})
+    assert (state.status, state.refused, state.ended_early) == (status, status != "ok", status != "ok")
+    assert (state.opened is not None) == (status == "ok")
+
+
+@pytest.mark.parametrize(("paused_s", "paused"), [(0.0, False), (10.0, False), (11.0, True)])
+def test_time_that_nobody_could_listen_is_told(paused_s: float, paused: bool) -> None:
+    state = Evidence(workers=[], steps=[], started_s=0.0)
+    state.expire("no window", -10.0, paused_s)
+    assert (state.status, state.paused, "stood still for 11 s" in state.detail) == ("timeout", paused, paused)
+    state.fail("crashed", "later")
+    assert state.detail != "later", "the first counts"
+
+
+@pytest.mark.parametrize(("refuses", "limit"), [(None, "cgroup"), (1, "watch")])
+def test_a_limit_on_memory_holds_where_every_process_is_under_it(
+    monkeypatch: pytest.MonkeyPatch, refuses: int | None, limit: str
+) -> None:
+    offered: list[int] = []
+    monkeypatch.setattr("autotune.executors.evidence.offer_as_victim", offered.append)
+    workers: Any = [SimpleNamespace(pid=pid) for pid in (1, 2)]
+    group: Any = SimpleNamespace(add=lambda pid: pid != refuses)
+    state = Evidence(workers=workers, steps=[], started_s=0.0)
+    state.confine(None)
+    assert state.ram_limit == "watch"
+    state.confine(group)
+    assert (state.ram_limit, offered) == (limit, [1, 2, 1, 2])
+
+
+def test_a_process_that_made_no_step_in_its_window_was_not_measured() -> None:
+    idle = [STEPS[0], *(replace(step, env_steps=0) for step in STEPS[1:])]
+    state = Evidence(workers=[], steps=[], started_s=0.0, opened=[STEPS, STEPS])
+    state.blame_idle()
+    assert state.status == "ok"
+    state.opened = [STEPS, idle]
+    state.blame_idle()
+    assert (state.status, state.culprit) == ("crashed", 1)
 
 
 def test_a_neighbours_growth_is_not_charged_to_the_probe() -> None:
