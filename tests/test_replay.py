@@ -8,7 +8,7 @@ from analytic_surface import GIB, memory_bytes, smooth_sps, write_surface
 from autotune.errors import UsageError
 from autotune.executors.replay import ReplayExecutor, load_surface, surface_recipe
 from autotune.executors.surface import surface_text
-from autotune.probe.run import run_probe
+from autotune.probe.run import build_request, run_probe
 from autotune.records import Point, ProbeResult
 from autotune.runs import create_run
 
@@ -47,7 +47,7 @@ def test_the_recipe_and_device_are_the_surfaces(surface):
     ("knobs", "status", "grade", "cost_s"),
     [
         ((8, 64, 1), "ok", "quick", 27.5),
-        ((8, 64, 1), "ok", "final", 57.5),
+        ((8, 64, 2), "ok", "final", 57.5),
         ((256, 1024, 4), "oom", "quick", 7.5),
         ((256, 1024, 3), "crashed", "final", 7.5),
         ((256, 512, 4), "timeout", "quick", 300.0),
@@ -62,8 +62,12 @@ def test_what_a_probe_costs_and_shows(surface, tmp_path, knobs, status, grade, c
     if status == "ok":
         assert (result.vram_peak_bytes, result.ram_peak_bytes) == memory_bytes(*knobs)
         assert result.sps_low < result.sps < result.sps_high
+        assert result.job_sps == pytest.approx([result.sps / knobs[2]] * knobs[2])
+        request = build_request(surface_recipe(surface), point, grade=grade, run=run, label="next")
+        assert (result.detail, result.startup_s, executor.predict_cost_s(request)) == ("", 7.5, cost_s)
     else:
         assert (result.sps, result.vram_peak_bytes, result.ram_peak_bytes) == (None, None, None)
+        assert result.detail == f"recorded as {status}"
 
 
 @pytest.mark.parametrize(("grade", "window_s"), [("quick", 8.0), ("final", 30.0)])
