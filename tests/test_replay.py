@@ -225,13 +225,14 @@ def test_a_surface_from_a_spreadsheet_is_read(surface):
 
 @pytest.mark.parametrize("unknown", ["nan", "NaN", "None", "null", "NA"])
 def test_an_optional_cell_may_say_in_words_that_it_is_not_known(surface, unknown):
-    memory = re.compile(r",\d+,\d+$", re.MULTILINE)
+    optional = re.compile(r",[\d.]+,[\d.]+,\d+,\d+$", re.MULTILINE)
     empty, told = (
-        load_surface(write(surface.with_name(f"{name}.csv"), memory.sub(f",{cell},{cell}", surface.read_text())))
+        load_surface(write(surface.with_name(f"{name}.csv"), optional.sub(f",{cell}" * 4, surface.read_text())))
         for name, cell in (("empty", ""), ("told", unknown))
     )
     assert told.rows == empty.rows
-    assert told.rows[0].vram_bytes is None
+    first = told.rows[0]
+    assert (first.sd_fraction, first.startup_s, first.vram_bytes, first.ram_bytes) == (0, 0, None, None)
 
 
 def write(path, text):
@@ -257,6 +258,41 @@ def test_a_recorded_surface_can_be_replayed_however_slow_or_noisy_the_program_wa
     row = load_surface(written).row(recipe.baseline)
     assert row.sps == pytest.approx(sps, rel=1e-3)
     assert row.sd_fraction == min(noise, 1.0)
+
+
+def test_a_recorded_probe_is_replayed_as_long_as_it_was(surface, tmp_path):
+    recipe, device = surface_recipe(surface), ReplayExecutor(surface).device
+    ran = [
+        ProbeResult(requested=point, status=status, grade=grade, sps=sps, cost_s=cost_s, vram_peak_bytes=7)
+        for point, status, grade, sps, cost_s in zip(
+            (recipe.points[n] for n in (0, 0, 1, 2, 3)),
+            ("crashed", "ok", "ok", "oom", "unstable"),
+            ("quick", "quick", "final", "quick", "quick"),
+            (None, 12345.6, 100.04, None, 5.0),
+            (9.0, 45.0, 75.5, 12.5, 40.0),
+            strict=True,
+        )
+    ]
+    written = write(tmp_path / "recorded.csv", surface_text(ran, recipe, device, 1.5))
+    executor, run = ReplayExecutor(written), create_run(tmp_path, "run-1")
+    assert [(row.status, row.sps, row.vram_bytes) for row in executor.surface.rows] == [
+        ("ok", 12345.6, 7),
+        ("ok", 100.0, 7),
+        ("oom", None, 7),
+    ]
+    assert executor.surface.price_usd_per_hour == 1.5
+    for result in ran[1:4]:
+        again = measure(executor, result.requested, recipe, run, grade=result.grade)
+        assert (again.status, again.cost_s) == (result.status, result.cost_s)
+
+
+def test_a_surface_without_a_header_is_of_an_unknown_machine(surface):
+    surface.write_text("\n".join(line for line in surface.read_text().splitlines() if not line.startswith("#")))
+    executor = ReplayExecutor(surface)
+    machine = executor.device
+    assert (machine.kind, machine.host.cpu_cores_allowed, machine.vram_total_bytes) == ("cpu", 1, None)
+    assert executor.surface.baseline == executor.surface.rows[0].point
+    assert [(job.id, job.seed) for job in surface_recipe(surface).jobs] == [(f"job-{n}", n) for n in (1, 2, 3, 4)]
 
 
 def test_an_answer_is_to_the_point_that_was_asked_for(surface, tmp_path):
