@@ -19,6 +19,7 @@ from autotune.errors import UsageError
 from autotune.executors.cgroup import MemoryGroup
 from autotune.executors.evidence import Evidence, conclude, save_samples
 from autotune.executors.window import Step
+from autotune.probe.bottleneck import limited_by
 from autotune.records import Budget, Job, Limits, MeasurePlan, Point, ProbeRequest, ProbeResult, Reading, Work
 from autotune.store import read_lines
 from autotune.worker.measure import step_message
@@ -236,3 +237,34 @@ def test_games_are_counted_from_the_start_by_process() -> None:
     assert result.game_steps == (pytest.approx(3100 / (62 + 8 / 2)), None)
     assert result.episode_steps == result.game_steps[0]
     assert from_json(ProbeResult, to_json(result)).game_steps == result.game_steps
+
+
+MORE_CORES = ": 8 CPU cores feed 6,100 SPS; a faster GPU buys nothing, more cores do"
+BETTER_GPU = ": a faster GPU or a lower precision helps, more cores do not"
+
+
+@pytest.mark.parametrize(
+    ("phases", "cores", "gpu", "sentence", "advice"),
+    [
+        (
+            (7, 3), 6.8, 0.89,
+            "env stepping takes 70% of the time (6.8 of 8 CPU cores busy, saturated; GPU 89% utilised)", MORE_CORES,
+        ),
+        ((7, 3), 6.7, 0.9, "env stepping takes 70% of the time (6.7 of 8 CPU cores busy; GPU 90% utilised)", ""),
+        ((7, 3), None, None, "env stepping takes 70% of the time", MORE_CORES),
+        ((4, 6), None, 0.9, "learning takes 60% of the time (GPU 90% utilised)", BETTER_GPU),
+        ((4, 6), None, 0.89, "learning takes 60% of the time (GPU 89% utilised)", ""),
+        ((0, 5), None, None, "learning takes 100% of the time", ""),
+        ((0, 0), 8.0, 1.0, "", ""),
+    ],
+)  # fmt: skip
+def test_what_limits_a_point_follows_its_phases_cores_and_gpu(
+    phases: tuple[float, float], cores: float | None, gpu: float | None, sentence: str, advice: str
+) -> None:
+    result = ProbeResult(
+        requested=REQUEST.point, status="ok", grade="final", sps=6100.0, cpu_cores=cores, gpu_utilisation=gpu,
+        phase_seconds=dict(zip(("env", "learn"), phases, strict=True)),
+    )  # fmt: skip
+    assert limited_by(result, DEVICE) == sentence + advice
+    assert limited_by(result, replace(DEVICE, kind="cpu")) == sentence, "there is no other GPU to advise"
+    assert limited_by(replace(result, sps=None), DEVICE) == ""

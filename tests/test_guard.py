@@ -228,6 +228,10 @@ def test_a_baseline_that_failed_may_be_trained_alone():
     pilots = plan_pilots(found(Point(num_envs=32, batch_size=64), baseline=failed), here, GuardPlan())
     assert pilots.baseline.point.concurrency == 1 and pilots.predicted_s is None
     assert "for an unknown time" in pilots.announcement()
+    ran = found(Point(num_envs=32, batch_size=64), baseline=a_result(failed.requested, 1000.0))
+    last = replace(here, jobs=(replace(here.jobs[0], seed=2**31 - 1), *here.jobs[1:]))
+    pilots = plan_pilots(ran, last, GuardPlan(seeds=2))
+    assert pilots.baseline.point.concurrency == 2 and pilots.seeds == (2**31 - 1, 0)
 
 
 def test_what_can_never_be_compared_is_refused_before_the_search():
