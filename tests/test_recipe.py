@@ -265,6 +265,8 @@ def test_every_game_is_trained_with_several_seeds():
 def test_fewer_jobs_than_any_level_leave_their_number():
     recipe = replace(games(), knobs={**games().knobs, "concurrency": (2, 3)})
     assert with_jobs(recipe, recipe.jobs[:1]).knobs["concurrency"] == (1,)
+    listed = replace(recipe, points=tuple(replace(recipe.baseline, concurrency=count) for count in (1, 2, 3)))
+    assert with_jobs(listed, recipe.jobs[:2]).points == listed.points[:2]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,9 @@ def test_rule_of_thumb_follows_the_cores():
     assert rule_of_thumb(recipe, host(cpu_cores_allowed=4.0)).label() == (
         "num_envs=32 batch_size=256 concurrency=1 precision=fp32"
     )
-    assert rule_of_thumb(recipe, host(cpu_cores_allowed=0.5)).num_envs == 8
+    few = rule_of_thumb(recipe, host(cpu_cores_allowed=0.5))
+    assert (few.num_envs, few.batch_size) == (8, 64), "no minibatch beyond the rollout of 128 samples"
+    assert rule_of_thumb(recipe, host(cpu_cores_allowed=2.0)).batch_size == 256, "all of a rollout"
     assert rule_of_thumb(recipe, host(cpu_cores_allowed=64.0)).num_envs == 128
     threads = replace(recipe, knobs={**recipe.knobs, "env_threads": (1, 2, 4, 8)})
     assert dict(rule_of_thumb(threads, host(cpu_cores_allowed=3.0)).extra)["env_threads"] == 4

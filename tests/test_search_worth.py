@@ -11,7 +11,7 @@ from autotune.executors.replay import ReplayExecutor, surface_recipe
 from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.runs import create_run
 from autotune.search.episodes import game_lengths, steps_of
-from autotune.search.outcome import sooner_than
+from autotune.search.outcome import problem_of, sooner_than
 from autotune.search.precision import stated_error
 from autotune.search.result import economy
 from autotune.search.study import run_study
@@ -96,6 +96,15 @@ def test_the_search_ends_when_the_next_probe_cannot_pay_for_itself(tmp_path):
     assert "would have cost more than it was expected to save (--no-early-stop goes on)" in economy(short)
     anyway = search(tmp_path, "anyway", 1e6, early_stop=False)
     assert anyway.ended != "worth" and anyway.spent_s > 1500
+
+
+def test_a_probe_may_cost_a_share_of_the_budget_and_two_quick_ones_at_least(tmp_path):
+    path = write_surface(tmp_path / "share.csv")
+    recorded, device = surface_recipe(path), ReplayExecutor(path).device
+    own = replace(recorded, workload="busywork")
+    assert problem_of(own, device, 1800.0).cost_max_s == pytest.approx(0.15 * 1800)
+    assert problem_of(own, device, 60.0).cost_max_s == 2 * (10 + 8)
+    assert (problem_of(own, device, 60.0).slice_s, problem_of(recorded, device, 60.0).slice_s) == (4 / 4, None)
 
 
 def test_what_the_search_cost_and_saves_is_said(tmp_path):
