@@ -269,6 +269,14 @@ def test_fewer_jobs_than_any_level_leave_their_number():
     assert with_jobs(listed, recipe.jobs[:2]).points == listed.points[:2]
 
 
+def test_no_more_processes_than_the_limit_says_and_no_minibatch_beyond_a_rollout():
+    limited = games(GAMES.replace("vram_fraction = 0.8", "concurrency_max = 2"))
+    assert (limited.knobs["concurrency"], limited.grid["concurrency"]) == ((1, 2), (1, 2))
+    assert (limited.baseline.concurrency, len(limited.jobs)) == (2, 3)
+    silent = games(GAMES.replace("num_envs = 10\nbatch_size = 128\nconcurrency = 3\n", ""))
+    assert (silent.baseline.num_envs, silent.baseline.batch_size) == (8, 64), "256 are more than 8 x 16 samples"
+
+
 @pytest.mark.parametrize(
     ("point", "words"),
     [
@@ -280,6 +288,7 @@ def test_fewer_jobs_than_any_level_leave_their_number():
 def test_impossible_points_are_refused(point, words):
     with pytest.raises(UsageError, match=words):
         check_point(games(), point)
+    check_point(games(), Point(num_envs=8, batch_size=128, concurrency=3))
 
 
 def test_rule_of_thumb_follows_the_cores():
@@ -291,6 +300,8 @@ def test_rule_of_thumb_follows_the_cores():
     assert (few.num_envs, few.batch_size) == (8, 64), "no minibatch beyond the rollout of 128 samples"
     assert rule_of_thumb(recipe, host(cpu_cores_allowed=2.0)).batch_size == 256, "all of a rollout"
     assert rule_of_thumb(recipe, host(cpu_cores_allowed=64.0)).num_envs == 128
+    mixed = replace(recipe, knobs={**recipe.knobs, "env_threads": ("auto", 2, 8)})
+    assert dict(rule_of_thumb(mixed, host(cpu_cores_allowed=3.0)).extra)["env_threads"] == 2
     threads = replace(recipe, knobs={**recipe.knobs, "env_threads": (1, 2, 4, 8)})
     assert dict(rule_of_thumb(threads, host(cpu_cores_allowed=3.0)).extra)["env_threads"] == 4
 
