@@ -501,6 +501,8 @@ def test_summaries_of_nothing_are_unknown() -> None:
     assert summary.peak((), "power_w") is None
     assert summary.mean(READINGS, "power_w", 1.0, 1.5) is None
     assert summary.rate(READINGS, "energy_j", 2.0, 2.5) is None
+    at_once = [Reading(t_s=1.0, name="energy_j", value=value) for value in (5.0, 6.0)]
+    assert summary.rate(at_once, "energy_j") is None, "no time between them"
     assert summary.energy_j((), 0.0, 1.0) is None
 
 

@@ -12,10 +12,11 @@ from autotune.records import Budget, Job, Point, ProbeResult
 from autotune.runs import create_run
 from autotune.search.episodes import game_lengths, steps_of
 from autotune.search.outcome import problem_of, sooner_than
-from autotune.search.precision import stated_error
+from autotune.search.precision import interval_of, launch_fraction, stated_error, window_error
 from autotune.search.result import economy
 from autotune.search.study import run_study
 from autotune.search.worth import job_steps, pays, training_s
+from autotune.stats import LAUNCH_FRACTION
 
 
 def jobs(*budgets: Budget) -> tuple[Job, ...]:
@@ -124,6 +125,18 @@ def test_what_the_search_cost_and_saves_is_said(tmp_path):
 def test_an_interval_that_ends_at_0_is_as_wide_as_its_upper_half():
     wide = replace(at(1, 100.0), sps_low=0.0, sps_high=296.0)
     assert stated_error(wide) == pytest.approx(1.0)
+    assert window_error(wide) == pytest.approx((1 - 0.015**2) ** 0.5)
+    for unknown in ({"sps": None}, {"sps_low": None}, {"sps_high": None}):
+        assert stated_error(replace(wide, **unknown)) == 0.03
+    assert interval_of(wide) == (100, 0, 296)
+    assert interval_of(replace(wide, sps_high=None)) == pytest.approx((100, 100 - 1.96 * 3, 100 + 1.96 * 3))
+
+
+def test_launches_of_one_epoch_alone_tell_their_spread():
+    one, other = (replace(at(1, sps), sps_low=sps * 0.99, sps_high=sps * 1.01) for sps in (100.0, 120.0))
+    assert launch_fraction([one, other]) > 1.5 * LAUNCH_FRACTION
+    assert launch_fraction([one, replace(other, flags=("epoch 1",))]) == pytest.approx(LAUNCH_FRACTION)
+    assert launch_fraction([one, replace(other, status="crashed")]) == pytest.approx(LAUNCH_FRACTION)
 
 
 def test_a_point_that_ends_unequal_jobs_sooner_is_named(tmp_path):
