@@ -40,6 +40,8 @@ def test_there_is_no_verdict_where_the_side_that_lost_was_tried_with_fewer_envir
     found = sharing_gain([alone, two], two.requested)
     assert found.sentence.startswith("whether sharing pays here is not settled: 2 processes reach 5.25x [")
     assert found.sentence.endswith("of one, but one was tried with 16 environments at most, and each of these has 256")
+    less = sharing_gain([alone, measured(2, 7000, num_envs=32)])
+    assert less.sentence.endswith("but one was tried with 16 environments at most, and each of these has 32")
     for tried in (measured(1, 9000, num_envs=256), measured(1, 0, num_envs=256, status="oom")):
         assert sharing_gain([alone, two, tried], two.requested).sentence.startswith("sharing pays here: ")
     few, many = measured(2, 2000, num_envs=8), measured(1, 9000, num_envs=64)
@@ -54,6 +56,7 @@ def test_nothing_is_said_where_only_one_way_was_stable():
     assert sharing_gain([]) is None
     assert sharing_gain([measured(1, 1000), measured(1, 900, num_envs=8)]) is None
     assert sharing_gain([measured(1, 1000), measured(2, 1500, status="oom")]) is None
+    assert sharing_gain([measured(1, 1000, status="oom"), measured(2, 1500)]) is None
 
 
 def test_a_single_job_is_searched_with_one_process():
