@@ -31,6 +31,8 @@ def autoregressive_trace(rng, count, *, deviation=0.04, correlation=0.6, steps=1
 def test_rate_is_total_steps_over_total_time_not_the_mean_of_rates():
     trace = Trace(seconds=(1.0, 3.0), steps=(100.0, 100.0))
     assert total_rate(trace) == pytest.approx(50.0)
+    assert total_rate(Trace(seconds=(0.2, 0.05), steps=(4.0, 6.0))) == pytest.approx(40.0)
+    assert total_rate(Trace(seconds=(0.0,), steps=(1.0,))) == 0, "a clock that stood still tells nothing"
 
 
 def test_constant_iterations_leave_only_the_launch_term():
