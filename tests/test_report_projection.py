@@ -113,6 +113,8 @@ def test_episodes_need_measured_steps_per_episode() -> None:
     known = project([job], Quantity(value=10), 1, steps_per_episode={"Pong": Quantity(value=1000)})
     assert known.hours is not None and known.hours.value == pytest.approx(1.0)
     assert known.hours.low is None and known.usd is None
+    sure = project([job], Quantity(value=10, low=9, high=11), 1, steps_per_episode={"Pong": Quantity(value=1000)})
+    assert sure.hours == known.hours, "the length of a game has no interval"
     unknown = project([job, steps_job("s", 1)], Quantity(value=10), 1, price_usd_per_hour=1.0)
     assert unknown.hours is None and unknown.usd is None and unknown.unknown == ("p",)
     assert unknown.jobs[0].usd is None and unknown.jobs[1].hours is not None
