@@ -20,7 +20,20 @@ from autotune.executors.cgroup import MemoryGroup
 from autotune.executors.evidence import Evidence, conclude, save_samples
 from autotune.executors.window import Step
 from autotune.probe.bottleneck import limited_by
-from autotune.records import Budget, Job, Limits, MeasurePlan, Point, ProbeRequest, ProbeResult, Reading, Work
+from autotune.records import (
+    ENDED_EARLY,
+    PAUSED,
+    REFUSED,
+    Budget,
+    Job,
+    Limits,
+    MeasurePlan,
+    Point,
+    ProbeRequest,
+    ProbeResult,
+    Reading,
+    Work,
+)
 from autotune.store import read_lines
 from autotune.worker.measure import step_message
 from autotune.workloads.protocol import LAST_LINES
@@ -78,16 +91,37 @@ def test_peaks_stand_side_by_side() -> None:
 def test_the_figures_are_those_of_the_windows() -> None:
     ready = {n: {"threads": 2 + n, "effective": {"num_envs": 8 + n}} for n in (1, 0)}
     own = [replace(step, reset_rows=25, seconds={"env": 0.4}) for step in STEPS]
-    seen = {"ready": ready, "ready_s": -2.0, "steps": [[replace(STEPS[0], started=-6.0)], STEPS], "opened": [own, own]}
+    later = [replace(step, t=step.t + 5, started=step.started + 5) for step in own]
+    seen = {
+        "ready": ready,
+        "ready_s": -2.0,
+        "steps": [[replace(STEPS[0], started=-6.0)], STEPS],
+        "opened": [own, later],
+    }
     result = result_of({}, **seen)
-    assert (result.startup_s, result.first_iteration_s, result.window_s, result.iterations) == (8, 6, 30, 60)
+    assert (result.startup_s, result.first_iteration_s, result.window_s, result.iterations) == (8, 6, 35, 60)
     assert (result.sps, result.job_sps, result.reset_fraction) == (200, (100, 100), 25 / 125)
     assert result.phase_seconds == pytest.approx({"env": 0.004})
+    assert (result.framework_peak_bytes, result.flags) == (None, ("one launch",))
     assert result.sps_low is not None and result.sps_high is not None and result.sps_low < 200 < result.sps_high
     assert result.effective == {"concurrency": 2, "threads": 2, "ram_limit": "watch", "num_envs": 8}
     assert result_of({}, request=replace(REQUEST, workload="command"), **seen).reset_fraction is None
     single = result_of({}, opened=[STEPS[:2]])
     assert (single.sps, single.sps_low, single.sps_high) == (100, None, None), "one iteration has no interval"
+    slices = [replace(step, parts=4, minibatches=1) for step in STEPS]
+    assert result_of({}, opened=[slices]).flags == ("one launch", "extrapolated")
+
+
+def test_a_failure_carries_its_marks_and_the_log_of_the_process_that_failed() -> None:
+    workers = [SimpleNamespace(log_tail=lambda: "first"), SimpleNamespace(log_tail=lambda: "second")]
+    seen: dict[str, Any] = {"status": "crashed", "opened": None, "workers": workers}
+    early = seen | {"refused": True, "ended_early": True}
+    assert result_of({}, **early).flags == (REFUSED, ENDED_EARLY)
+    assert result_of({}, **early, steps=[[], []]).flags == (REFUSED,), "nothing says that it ever ran"
+    again = replace(REQUEST, ran_before=True)
+    assert result_of({}, again, **early, steps=[[], []]).flags == (REFUSED, ENDED_EARLY)
+    assert result_of({}, again, **seen, paused=True).flags == (PAUSED,)
+    assert [result_of({}, **seen, culprit=each).log_tail for each in (None, 1)] == ["first", "second"]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +194,7 @@ def test_a_limit_on_memory_holds_where_every_process_is_under_it(
 
 def test_a_process_that_made_no_step_in_its_window_was_not_measured() -> None:
     idle = [STEPS[0], *(replace(step, env_steps=0) for step in STEPS[1:])]
-    state = Evidence(workers=[], steps=[], started_s=0.0, opened=[STEPS, STEPS])
+    state = Evidence(workers=[], steps=[], started_s=0.0, opened=[STEPS, [*idle, STEPS[-1]]])
     state.blame_idle()
     assert state.status == "ok"
     state.opened = [STEPS, idle]
