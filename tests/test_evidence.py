@@ -288,16 +288,17 @@ BETTER_GPU = ": a faster GPU or a lower precision helps, more cores do not"
         ((7, 3), None, None, "env stepping takes 70% of the time", MORE_CORES),
         ((4, 6), None, 0.9, "learning takes 60% of the time (GPU 90% utilised)", BETTER_GPU),
         ((4, 6), None, 0.89, "learning takes 60% of the time (GPU 89% utilised)", ""),
+        ((45, 30, 25), None, None, "env stepping takes 45% of the time", ""),
         ((0, 5), None, None, "learning takes 100% of the time", ""),
         ((0, 0), 8.0, 1.0, "", ""),
     ],
 )  # fmt: skip
 def test_what_limits_a_point_follows_its_phases_cores_and_gpu(
-    phases: tuple[float, float], cores: float | None, gpu: float | None, sentence: str, advice: str
+    phases: tuple[float, ...], cores: float | None, gpu: float | None, sentence: str, advice: str
 ) -> None:
     result = ProbeResult(
         requested=REQUEST.point, status="ok", grade="final", sps=6100.0, cpu_cores=cores, gpu_utilisation=gpu,
-        phase_seconds=dict(zip(("env", "learn"), phases, strict=True)),
+        phase_seconds={name: 1e-6 * share for name, share in zip(("env", "learn", "infer"), phases, strict=False)},
     )  # fmt: skip
     assert limited_by(result, DEVICE) == sentence + advice
     assert limited_by(result, replace(DEVICE, kind="cpu")) == sentence, "there is no other GPU to advise"
