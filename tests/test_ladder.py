@@ -223,7 +223,7 @@ def test_training_goes_on_at_the_rung_and_the_report_tells_of_it(tmp_path: Path)
     assert next(event for event in events if event["kind"] == "ready")["effective"]["num_envs"] == 16
     assert any("steps down to num_envs=16" in sentence for sentence in said)
     training = load_training(run)
-    assert training is not None and sum(session.host_lost for session in training.sessions) == 2
+    assert training is not None and training.hosts_lost == 2
 
 
 def test_jobs_that_ran_out_of_memory_twice_go_on_at_a_lighter_rung_by_the_same_command(
@@ -252,6 +252,7 @@ def test_the_report_says_what_restarts_of_the_machine_cost(tmp_path: Path) -> No
     (folder / "metrics.csv").write_text("time,seconds,env_steps,episodes,sps\nt,3000,20000,0,7\n")
     (run.train_folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in story.events))
     told = render_report(run, price=2.0).markdown.read_text()
+    assert "- **The machine went down in training:** 2 times; see below." in told
     assert "The machine went down 2 times in 50m of training: about 3 times per hour, at most 7.55 (95 %)" in told
     assert "Until training went on 4m passed, 7.4 % of all the time: losing as much, the jobs cost" in told
     assert "with a checkpoint every 48s (now 1m: `checkpoint_interval_s`)" in told

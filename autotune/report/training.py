@@ -90,6 +90,11 @@ class Training:
         return sum(session.seconds for session in self.sessions)
 
     @property
+    def hosts_lost(self) -> int:
+        """Times that the machine went down while it trained."""
+        return sum(session.host_lost for session in self.sessions)
+
+    @property
     def down_s(self) -> float:
         """Seconds from the machine's going down to the next start, of every time."""
         return sum(session.down_s for session in self.sessions)

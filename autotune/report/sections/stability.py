@@ -77,14 +77,14 @@ def _training(facts: Facts) -> list[str]:
 
 def _hosts_lost(facts: Facts, training: Training) -> list[str]:
     """What the machine's going down cost, and how often to save against it."""
-    lost = [session for session in training.sessions if session.host_lost]
+    lost = training.hosts_lost
     if not lost or not training.machine_s:
         return []
     hours = training.machine_s / HOUR_S
-    rate, down = failure_rate_mean_per_hour(len(lost), hours), training.down_s / (training.machine_s + training.down_s)
+    rate, down = failure_rate_mean_per_hour(lost, hours), training.down_s / (training.machine_s + training.down_s)
     told = (
-        f"The machine went down {how_often(len(lost))} in {format_duration(training.machine_s)} of training: about "
-        f"{format_count(rate)} times per hour, at most {format_count(failure_rate_bound_per_hour(len(lost), hours))} "
+        f"The machine went down {how_often(lost)} in {format_duration(training.machine_s)} of training: about "
+        f"{format_count(rate)} times per hour, at most {format_count(failure_rate_bound_per_hour(lost, hours))} "
         f"(95 %). Until training went on {format_duration(training.down_s)} passed, {percent(down)} of all the time"
     )
     plan = facts.projection(facts.tuned) if facts.tuned else None

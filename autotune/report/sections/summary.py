@@ -200,6 +200,8 @@ def _sure(facts: Facts, tuned: Measured) -> list[str]:
         lines.append(f"**Stability:** {tuned.failures} of its launches failed; see below.")
     if facts.training and facts.training.crashes:
         lines.append(f"**Crashed in training:** {how_often(facts.training.crashes)}; see below.")
+    if facts.training and facts.training.hosts_lost:
+        lines.append(f"**The machine went down in training:** {how_often(facts.training.hosts_lost)}; see below.")
     warning, evidence = loud_change(facts), checked(facts)
     if evidence:
         verdict, _, figures = sentences(evidence)[0].partition(": ")
