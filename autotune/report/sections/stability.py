@@ -64,15 +64,20 @@ def _survival(facts: Facts, tuned: Measured, mean_failure_s: float) -> str:
 
 def _training(facts: Facts) -> list[str]:
     training = facts.training
-    if training is None or training.job_seconds <= 0:
+    if training is None:
+        return []
+    stepped = [text(str(event.get("detail", "")), 1000) for event in training.events if event["kind"] == "stepped"]
+    return [*_crashes(training), *_hosts_lost(facts, training), *(f"Stepped down: {why}." for why in stepped)]
+
+
+def _crashes(training: Training) -> list[str]:
+    if training.job_seconds <= 0:
         return []
     count = training.crashes
     bound = format_count(failure_rate_bound_per_hour(count, training.job_seconds / HOUR_S))
     crashes = counted(count, "crash", "crashes") if count else "no crash"
     seen = format_duration(training.job_seconds)
-    crashed = f"In training: {crashes} in {seen} summed over the jobs, so at most {bound} per hour of one job (95 %)."
-    stepped = [text(str(event.get("detail", "")), 1000) for event in training.events if event["kind"] == "stepped"]
-    return [crashed, *_hosts_lost(facts, training), *(f"Stepped down: {why}." for why in stepped)]
+    return [f"In training: {crashes} in {seen} summed over the jobs, so at most {bound} per hour of one job (95 %)."]
 
 
 def _hosts_lost(facts: Facts, training: Training) -> list[str]:
