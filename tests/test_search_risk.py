@@ -66,6 +66,16 @@ def test_the_knob_that_counts_is_learnt():
     assert chance(ok, failed, 128, 64, 2) < 0.1
 
 
+def test_that_one_level_of_a_knob_fails_is_learnt():
+    """Of 64 environments both failed, lighter and heavier points ran."""
+    ok = [result(*knobs) for knobs in [(32, 256, 1), (128, 64, 2), (256, 1024, 1), (16, 512, 4), (128, 512, 3)]]
+    failed = [result(64, 128, 2, "timeout"), result(64, 512, 1, "timeout")]
+    chances = chance_stable(SPACE, ok, failed, signed=True)
+    at_64 = SPACE.counts[:, 0] == 64
+    assert chances[at_64].max() < 0.2
+    assert np.median(chances[~at_64]) > SURE
+
+
 def history(cost_s: float) -> list[ProbeResult]:
     """Three that ran in 30 s each, and two failures."""
     ran = [replace(result(*knobs), sps=1000.0 * sum(knobs), cost_s=30.0) for knobs in [(8, 64, 1), (64, 64, 1)]]

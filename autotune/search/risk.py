@@ -16,6 +16,8 @@ _BEYOND = 0.25
 """Thresholds reach this share of the range beyond the heaviest point: nothing fails."""
 _EXCEPTION = 0.05
 """Likelihood of an outcome that contradicts a hypothesis."""
+_LEVELS = 0.3
+"""How likely it is beforehand, where weights may be negative, that one level of a knob fails rather than a load."""
 
 
 def chance_stable(
@@ -26,21 +28,42 @@ def chance_stable(
     A small Bayesian model: points fail whose load, a sum of the knobs' octaves with weights 0, 1/2 or 1, exceeds
     a threshold. All weights and thresholds are equally likely beforehand, and each outcome that contradicts
     one makes it twenty times less likely. With `signed` weights are negative, too: what fails may be too light, or a
-    minibatch too large for its environments.
+    minibatch too large for its environments; or it is one level of one knob, whatever the others are.
     """
     if not failed:
         return np.ones(len(space))
+    rows, outcomes = space.counts, (_rows(space, ok), _rows(space, failed))
+    kinds = [(1 - _LEVELS if signed else 1.0, _loads(rows, outcomes, signed=signed))]
+    kinds += [(_LEVELS, _levels(rows, outcomes))] if signed else []
+    fewest = min(int(contradicted.min()) for _, (_, contradicted) in kinds)
+    runs, total = np.zeros(len(space)), 0.0
+    for share, (held, contradicted) in kinds:
+        likely = _EXCEPTION ** (contradicted - fewest)
+        runs += share * (held * likely).sum(axis=1) / len(likely)
+        total += share * likely.sum() / len(likely)
+    return runs / total
+
+
+def _rows(space: Space, results: Sequence[ProbeResult]) -> Array:
+    return counts([result.requested for result in results], space.rollout)
+
+
+def _loads(rows: Array, outcomes: tuple[Array, Array], *, signed: bool) -> tuple[Array, Array]:
+    """Thresholds of loads: (n, h) whether each row runs, and (h,) how many outcomes contradict each hypothesis."""
     weights = (*(-w for w in _WEIGHTS if w), *_WEIGHTS) if signed else _WEIGHTS
     directions = np.array(list(itertools.product(weights, repeat=3)))
     directions = directions[np.abs(directions).max(axis=1) == 1.0]
-    loads = space.octaves @ directions.T
+    loads = np.log2(rows) @ directions.T
     low, span = loads.min(axis=0), np.maximum(np.ptp(loads, axis=0), 1.0)
     limits = low + np.linspace(0.0, 1.0 + _BEYOND, _THRESHOLDS)[:, None] * span
-    contradicted = np.zeros_like(limits)
-    for results, fails in ((ok, False), (failed, True)):
-        seen = np.log2(counts([result.requested for result in results], space.rollout)) @ directions.T
-        contradicted += ((seen[None] > limits[:, None]) != fails).sum(axis=1)
-    likely = _EXCEPTION ** (contradicted - contradicted.min())
-    held = loads[:, None] <= limits[None]
-    result: Array = (held * likely).sum(axis=(1, 2)) / likely.sum()
-    return result
+    ran, failed = ((np.log2(seen) @ directions.T)[:, None] <= limits for seen in outcomes)
+    contradicted = (~ran).sum(axis=0) + failed.sum(axis=0)
+    return (loads[:, None] <= limits).reshape(len(rows), -1), contradicted.ravel()
+
+
+def _levels(rows: Array, outcomes: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Levels of knobs, as `_loads` has its thresholds."""
+    levels = [(knob, level) for knob in range(3) for level in np.unique(rows[:, knob])]
+    at, values = [knob for knob, _ in levels], np.array([level for _, level in levels])
+    held, ran, failed = (seen[:, at] != values for seen in (rows, *outcomes))
+    return held, (~ran).sum(axis=0) + failed.sum(axis=0)
