@@ -71,6 +71,29 @@ def test_a_failure_that_a_heavier_point_does_not_share_forbids_no_heavier_one(st
     )
 
 
+@pytest.mark.parametrize("status", ["crashed", "timeout"])
+@pytest.mark.parametrize(
+    ("peaks", "forbids"),
+    [((100, 480), False), ((100, 240), True), ((None, None), False)],  # 8 environments in 100: 32 may need 400
+)
+def test_a_crash_where_no_more_is_needed_than_others_took_forbids_nothing_heavier(status, peaks, forbids):
+    light, other = peaks
+    history = [
+        stable(at(8), vram_peak_bytes=light),
+        failed(at(32, 128), status),
+        stable(at(16, 64, 2), vram_peak_bytes=other),
+    ]
+    asked = [at(64, 128), at(32, 512)]
+    assert allowed(history, MemoryLimits(), *asked, at(32, 128)) == [not forbids, not forbids, False]
+    history[1] = failed(at(32, 128), "oom")
+    assert allowed(history, MemoryLimits(), *asked) == [False, False]
+
+
+def test_where_no_memory_is_known_a_crash_of_more_than_others_had_forbids_what_is_heavier():
+    history = [stable(at(8)), failed(at(32, 512), "crashed"), stable(at(16, 64, 2))]
+    assert allowed(history, MemoryLimits(), at(64, 512), at(32, 256)) == [False, True]
+
+
 @pytest.mark.parametrize("held", [85, 95])
 def test_what_asks_for_no_more_than_a_point_that_ran_may_run(held):
     """A baseline at the edge of memory left nothing to search: for all the law says, a lighter point takes as much."""

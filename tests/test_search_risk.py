@@ -182,6 +182,32 @@ def test_what_fails_because_it_is_light_hides_nothing_heavier(tmp_path, fails, s
     assert sum(not record.result.ok for record in found.trials) <= 4
 
 
+@pytest.mark.parametrize("status", ["crashed", "timeout"])
+@pytest.mark.parametrize("memory_known", [True, False])
+def test_a_failure_of_the_rule_of_thumb_alone_hides_nothing_heavier(tmp_path, status, memory_known):
+    """The baseline runs; nearly all that is good asks for no less of any knob than what failed."""
+    path = write_surface(
+        tmp_path / "thumb.csv",
+        status=lambda *knobs: status if knobs == (32, 256, 1) else "ok",
+        noise=0.01,
+        vram_limit=2**50,
+        ram_limit=2**50,
+    )
+    if not memory_known:
+        path.write_text(without_memory(path.read_text()))
+    executor, study = ReplayExecutor(path), optuna.create_study(direction="maximize")
+    found = run_study(surface_recipe(path), executor, create_run(tmp_path, "run-1"), budget_s=1800.0, study=study)
+    assert [record.result.status for record in found.trials[:2]] == ["ok", status]
+    assert executor.surface.row(found.point).sps >= 0.97 * max(row.sps or 0.0 for row in executor.surface.rows)
+
+
+def without_memory(surface: str) -> str:
+    """A surface without the last two cells of its rows."""
+    return "\n".join(
+        ",".join([*line.split(",")[:7], "", ""]) if line[0].isdigit() else line for line in surface.splitlines()
+    )
+
+
 @pytest.mark.parametrize("limit", [128, 256])
 def test_a_machine_that_goes_down_without_a_word_about_memory_is_approached_with_care(tmp_path, limit):
     """No memory is reported: the first loss is bad luck, and few follow before the law is known."""
@@ -190,10 +216,7 @@ def test_a_machine_that_goes_down_without_a_word_about_memory_is_approached_with
         return "host_lost" if envs * processes > limit else "ok"
 
     path = write_surface(tmp_path / "blind.csv", status=fate, noise=0.01)
-    lines = path.read_text().splitlines()
-    path.write_text(
-        "\n".join(",".join([*line.split(",")[:7], "", ""]) if line[0].isdigit() else line for line in lines)
-    )
+    path.write_text(without_memory(path.read_text()))
     executor, memory = ReplayExecutor(path), optuna.create_study(direction="maximize")
     found = run_study(surface_recipe(path), executor, create_run(tmp_path, "run-1"), budget_s=1800.0, study=memory)
     best = max(row.sps for row in executor.surface.rows if row.sps)

@@ -40,6 +40,8 @@ PEAKS: dict[Resource, str] = {
 
 ODD: tuple[Status, ...] = ("crashed", "timeout")
 """Failures that may have another cause than a point's weight."""
+UNTOLD = "untold"
+"""Flag of a crash that may be an OOM: a user's own study does not tell them apart."""
 _SAMPLED: tuple[Resource, ...] = ("vram", "ram")
 """What a rollout is held in."""
 _WANTED: dict[Resource, Status] = {"vram": "oom", "ram": "host_lost"}
@@ -162,7 +164,7 @@ def weighty(history: Sequence[ProbeResult], rollout: Rollout | None) -> list[Pro
 
     Not settings that a program refused: it may want a minibatch no larger than its rollout. Not a point that
     failed though a heavier one ran, unless the machine was lost; and where that was a crash or a timeout, no
-    crash or timeout, as they come from something else.
+    crash or timeout, as they come from something else. Nor a crash or timeout of what needs no more than others took.
     """
     failures = [result for result in history if not result.ok and REFUSED not in result.flags]
     failed = counts([result.requested for result in failures], rollout)
@@ -173,7 +175,29 @@ def weighty(history: Sequence[ProbeResult], rollout: Rollout | None) -> list[Pro
         if lighter and result.status != "host_lost"
     }
     odd = any(result.requested in refuted and result.status in ODD for result in failures)
-    return [r for r in failures if r.requested not in refuted and not (odd and r.status in ODD)]
+    told = [r.requested for r in failures if r.status in ODD and UNTOLD not in r.flags]
+    modest = _modest(told, history, rollout)
+    unlike = {r.requested for r in failures if r.status in ODD and (odd or r.requested in modest)}
+    return [r for r in failures if r.requested not in refuted | unlike]
+
+
+def _modest(points: Sequence[Point], history: Sequence[ProbeResult], rollout: Rollout | None) -> set[Point]:
+    """Those that need no more memory, by any law, than was held where another one ran.
+
+    Where no memory is known, those with no more environments over all processes, and no more samples in minibatches.
+    """
+    ran = counts([result.requested for result in measured(history)], rollout)
+    if not points or not len(ran):
+        return set()
+    asked, bounds = counts(points, rollout), []
+    for resource in _SAMPLED:
+        if seen := observed(history, resource):
+            where, each = loads(counts([point for point, _ in seen], rollout), rollout), np.array([e for _, e in seen])
+            most_bytes = asked[:, 2] * upper_bound(loads(asked, rollout), where, each)
+            bounds.append(most_bytes <= (where[:, 2] * each).max())
+    if not bounds:
+        bounds = [asked[:, knob] * asked[:, 2] <= (ran[:, knob] * ran[:, 2]).max() for knob in (0, 1)]
+    return {point for point, *fits in zip(points, *bounds, strict=True) if all(fits)}
 
 
 def loads(rows: Array, rollout: Rollout | None) -> Array:

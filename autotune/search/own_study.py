@@ -14,7 +14,7 @@ from autotune.errors import UsageError
 from autotune.probe.schema import levels
 from autotune.records import COUNT_MAX, KNOBS, REFUSED, Point, ProbeResult
 from autotune.registry import unknown_name
-from autotune.search.memory import MemoryLimits
+from autotune.search.memory import UNTOLD, MemoryLimits
 from autotune.search.propose import Problem
 from autotune.search.space import Space, grid
 
@@ -45,7 +45,7 @@ def measured_by(trial: FrozenTrial) -> ProbeResult | None:
         cost_s=float(trial.user_attrs.get("cost_s", trial.duration.total_seconds() if trial.duration else 0.0)),
         vram_peak_bytes=trial.user_attrs.get("vram_peak_bytes"),
         ram_peak_bytes=trial.user_attrs.get("ram_peak_bytes"),
-        flags=() if value is not None else (REFUSED,),
+        flags=() if ok else (REFUSED if value is None else UNTOLD,),
     )
 
 

@@ -3,10 +3,10 @@
     python reports/reference/search/make_harsh_surfaces.py FOLDER
     python reports/reference/search/bench.py --methods autotune --surfaces $(ls FOLDER/*.csv | paste -sd,)
 
-Nineteen kinds, three of each: the best point at 16 processes, at one, or at the smallest minibatch; few stable points;
-independent roughness and noise; cliffs; two optima; hosts that go down without a word about memory; memory that is
-no sum of its knobs, a product or a square; slow starts; heavy points that hang; light ones that do, or crash; a
-baseline that fails; 80 to 1,000 points, with holes.
+Twenty-one kinds, three of each: the best point at 16 processes, at one, or at the smallest minibatch; few stable
+points; independent roughness and noise; cliffs; two optima; hosts that go down without a word about memory; memory
+that is no sum of its knobs, a product or a square; slow starts; heavy points that hang; light ones that do, or crash;
+a baseline that fails, or a rule of thumb; one level of a knob that hangs; 80 to 1,000 points, with holes.
 """
 
 from __future__ import annotations
@@ -194,6 +194,15 @@ def cases(random: np.random.Generator) -> Iterator[tuple[str, Case]]:
             baseline_runs=False,
         ),
     )  # fmt: skip
+    power = random.uniform(0.8, 1.2)
+    yield "times", Case(sps=mild, vram_gib=lambda e, b, k: k * (0.4 + 2e-6 * (e * b) ** power + 0.001 * e))
+    yield "square", Case(sps=mild, vram_gib=lambda e, b, k: k * (0.4 + 3e-7 * b * b + 2e-5 * e * e))
+    yield from odd_cases(random, how)
+
+
+def odd_cases(random: np.random.Generator, how: str) -> Iterator[tuple[str, Case]]:
+    """Failures that have nothing to do with weight: the baseline or the rule of thumb alone, or one level of a knob."""
+    large, mild, half = (40.0, 128.0), law(2e-5, 1e-3, 2e-3, 0.3), law(2e-5, 1e-3, 2e-3, 0.5)
     yield (
         "firstfails",
         Case(
@@ -201,9 +210,23 @@ def cases(random: np.random.Generator) -> Iterator[tuple[str, Case]]:
             baseline_runs=False,
         ),
     )  # fmt: skip
-    power = random.uniform(0.8, 1.2)
-    yield "times", Case(sps=mild, vram_gib=lambda e, b, k: k * (0.4 + 2e-6 * (e * b) ** power + 0.001 * e))
-    yield "square", Case(sps=mild, vram_gib=lambda e, b, k: k * (0.4 + 3e-7 * b * b + 2e-5 * e * e))
+    knob, uneven = int(random.integers(3)), rough(random, (ENVS, BATCHES, LEVELS), 0.05)
+    level = int(random.choice(([64, 128], [256, 512], [2, 4])[knob]))
+    yield (
+        "level",
+        Case(
+            sps=lambda e, b, k: half(e, b, k) * uneven(e, b, k),
+            fails=lambda e, b, k: "timeout" if (e, b, k)[knob] == level else None, limits_gib=large,
+            baseline=(8, 128, 1),
+        ),
+    )  # fmt: skip
+    yield (
+        "thumbfails",
+        Case(
+            sps=lambda e, b, k: half(e, b, k) * uneven(e, b, k),
+            fails=lambda e, b, k: how if (e, b, k) == (64, 256, 1) else None, limits_gib=large,
+        ),
+    )  # fmt: skip
 
 
 def lines(name: str, case: Case) -> Iterator[str]:
