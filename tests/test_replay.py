@@ -201,6 +201,13 @@ def test_header_lines_may_stand_anywhere_beside_comments(surface):
     assert (load_surface(surface).rows, load_surface(surface).header) == (plain.rows, plain.header)
 
 
+def test_every_cell_may_be_quoted(surface):
+    plain, lines = load_surface(surface), surface.read_text().splitlines()
+    quoted = [line if line.startswith("#") else '"' + line.replace(",", '","') + '"' for line in lines]
+    surface.write_text("\n".join(quoted))
+    assert load_surface(surface).rows == plain.rows
+
+
 def test_only_line_ends_end_a_line(surface):
     device = "a\x0bb\x85c\u2028d"
     surface.write_text(surface.read_text().replace("Test GPU", device), encoding="utf-8")

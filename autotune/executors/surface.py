@@ -129,7 +129,7 @@ def _text_of(path: Path) -> str:
 
 
 def _columns(line: str, where: str) -> list[str]:
-    names = [cell.strip() for cell in line.split(",")]
+    names = _split(line, where)
     for separator, word in (("\t", "tabs"), (";", "semicolons")):
         if len(names) == 1 and separator in names[0]:
             raise UsageError(f"surface {where}: the cells are separated by {word}; separate them by commas")
@@ -142,16 +142,20 @@ def _columns(line: str, where: str) -> list[str]:
     return names
 
 
-def _cells_of(line: str, names: Sequence[str], where: str) -> dict[str, str]:
+def _split(line: str, where: str) -> list[str]:
     try:
-        cells = next(csv.reader([line]))
+        return [cell.strip() for cell in next(csv.reader([line]))]
     except csv.Error as error:
         raise UsageError(f"surface {where} is no line of CSV: {error}") from error
+
+
+def _cells_of(line: str, names: Sequence[str], where: str) -> dict[str, str]:
+    cells = _split(line, where)
     if len(cells) != len(names):
         short = len(cells) < len(names)
         advice = "the line is cut off or a quote is open" if short else "write numbers without commas"
         raise UsageError(f"surface {where} has {counted(len(cells), 'cell')} for {len(names)} columns; {advice}")
-    return dict(zip(names, (cell.strip() for cell in cells), strict=True))
+    return dict(zip(names, cells, strict=True))
 
 
 def _row(cells: Mapping[str, str], where: str) -> Row:
