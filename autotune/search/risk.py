@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -37,9 +37,9 @@ def chance_stable(
     kinds += [(_LEVELS, _levels(rows, outcomes))] if signed else []
     fewest = min(int(contradicted.min()) for _, (_, contradicted) in kinds)
     runs, total = np.zeros(len(space)), 0.0
-    for share, (held, contradicted) in kinds:
+    for share, (runs_with, contradicted) in kinds:
         likely = _EXCEPTION ** (contradicted - fewest)
-        runs += share * (held * likely).sum(axis=1) / len(likely)
+        runs += share * runs_with(likely) / len(likely)
         total += share * likely.sum() / len(likely)
     return runs / total
 
@@ -48,8 +48,11 @@ def _rows(space: Space, results: Sequence[ProbeResult]) -> Array:
     return counts([result.requested for result in results], space.rollout)
 
 
-def _loads(rows: Array, outcomes: tuple[Array, Array], *, signed: bool) -> tuple[Array, Array]:
-    """Thresholds of loads: (n, h) whether each row runs, and (h,) how many outcomes contradict each hypothesis."""
+def _loads(rows: Array, outcomes: tuple[Array, Array], *, signed: bool) -> tuple[Callable[[Array], Array], Array]:
+    """Thresholds of loads: from how likely each hypothesis is to how likely each row is to run, not normalised.
+
+    And (h,) how many outcomes contradict each hypothesis.
+    """
     weights = (*(-w for w in _WEIGHTS if w), *_WEIGHTS) if signed else _WEIGHTS
     directions = np.array(list(itertools.product(weights, repeat=3)))
     directions = directions[np.abs(directions).max(axis=1) == 1.0]
@@ -58,12 +61,21 @@ def _loads(rows: Array, outcomes: tuple[Array, Array], *, signed: bool) -> tuple
     limits = low + np.linspace(0.0, 1.0 + _BEYOND, _THRESHOLDS)[:, None] * span
     ran, failed = ((np.log2(seen) @ directions.T)[:, None] <= limits for seen in outcomes)
     contradicted = (~ran).sum(axis=0) + failed.sum(axis=0)
-    return (loads[:, None] <= limits).reshape(len(rows), -1), contradicted.ravel()
+
+    def runs_with(likely: Array) -> Array:
+        """Sums over the thresholds that a load does not exceed: from the first of them on."""
+        sums = likely.reshape(limits.shape)[::-1].cumsum(axis=0)[::-1]
+        sums = np.vstack([sums, np.zeros(sums.shape[1])])
+        first = [np.searchsorted(limit, load) for limit, load in zip(limits.T, loads.T, strict=True)]
+        result: Array = sum(each[place] for each, place in zip(sums.T, first, strict=True))
+        return result
+
+    return runs_with, contradicted.ravel()
 
 
-def _levels(rows: Array, outcomes: tuple[Array, Array]) -> tuple[Array, Array]:
+def _levels(rows: Array, outcomes: tuple[Array, Array]) -> tuple[Callable[[Array], Array], Array]:
     """Levels of knobs, as `_loads` has its thresholds."""
     levels = [(knob, level) for knob in range(3) for level in np.unique(rows[:, knob])]
     at, values = [knob for knob, _ in levels], np.array([level for _, level in levels])
     held, ran, failed = (seen[:, at] != values for seen in (rows, *outcomes))
-    return held, (~ran).sum(axis=0) + failed.sum(axis=0)
+    return lambda likely: held @ likely, (~ran).sum(axis=0) + failed.sum(axis=0)
