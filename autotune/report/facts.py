@@ -13,27 +13,21 @@ from autotune.machine import DeviceInfo
 from autotune.manifest import load_manifest
 from autotune.manifest_schema import Manifest
 from autotune.probe.recipe import load_recipe, rule_of_thumb
-from autotune.records import ENDED_EARLY, Job, Point, ProbeResult, Recipe
+from autotune.records import Job, Point, ProbeResult, Recipe
 from autotune.report.left import Left, read_left
+from autotune.report.measured import Measured, measure_role
 from autotune.report.projection import Projection, Quantity, Savings, project, savings
+from autotune.report.rows import COLUMNS, finite, trials_frame
 from autotune.report.training import Training, load_training
 from autotune.runs import Run, all_runs, is_held, load_device
-from autotune.search.confirm import at_fewer, published, ran_s, slowing_points, stable_points, winner
+from autotune.search.confirm import slowing_points, stable_points, winner
 from autotune.search.episodes import GameLength, game_lengths, steps_of, with_stand_ins
-from autotune.search.model import measured
 from autotune.search.outcome import found_in, sooner_than
 from autotune.search.result import StudyResult
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, comparable_history, load_trials, refuse_lost_study
 from autotune.train.migration import successor
 from autotune.worker.checkpoint import trained_env_steps
-
-COLUMNS = (
-    *("number", "stage", "num_envs", "batch_size", "concurrency", "extra", "status", "grade"),
-    *("sps", "sps_low", "sps_high", "job_sps", "vram_peak_bytes", "ram_peak_bytes", "cost_s", "window_s"),
-    *("startup_s", "first_iteration_s", "reset_fraction", "limited_by", "detail", "log_tail", "changed", "flags"),
-    "unused",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,42 +36,6 @@ class Price:
 
     usd_per_hour: float
     note: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One point and what its launches said.
-
-    Attributes:
-        role: ``tuned``, ``best measured``, ``baseline``, ``rule of thumb`` or ``soonest``.
-        point: as asked for.
-        result: what is stated for the point: final launches pooled, else the quick one; a failure
-            when every launch failed.
-        sps: aggregate env steps per second, None when every launch failed.
-        launches: behind `sps`.
-        failures: launches at this point, of any grade, that failed.
-        observed_s: seconds that processes ran at this point, from ready to end, over all launches.
-        fewer: aggregate env steps per second of the same settings, by how many processes, fewer than the point's.
-    """
-
-    role: str
-    point: Point
-    result: ProbeResult
-    sps: Quantity | None
-    launches: int
-    failures: int
-    observed_s: float
-    fewer: Mapping[int, Quantity] = field(default_factory=dict)
-
-    @property
-    def job_sps(self) -> Quantity | None:
-        """Env steps per second of one process, the mean over those that run at once."""
-        return self.sps.scaled(1 / self.point.concurrency) if self.sps else None
-
-    @property
-    def firm(self) -> bool:
-        """Whether the figure may be published as more than a ranking: final windows, two launches or more."""
-        return self.result.grade == "final" and self.launches >= 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,11 +187,6 @@ def _steps(length: GameLength, *, exact: bool) -> Quantity:
     return Quantity(value=length.steps, low=length.steps, high=length.steps).less_sure(error)
 
 
-def finite(value: Any) -> float | None:
-    """A number, or None for None, NaN and infinity."""
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
 def gather(run: Run, price: Price | None = None) -> Facts:
     """Read a run's folder: a search, a probe, a training, or any mixture.
 
@@ -307,67 +260,6 @@ def given_price(manifest: Manifest | None, state: Mapping[str, Any]) -> Price | 
     predicted = manifest.prediction.price_usd_per_hour if manifest and manifest.prediction else None
     given = predicted or finite(state.get("price_usd_per_hour"))
     return Price(usd_per_hour=given, note="given to the search") if given else None
-
-
-def trials_frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
-    """A row per trial; numbers that are not known are None."""
-    return pd.DataFrame([_row(record) for record in records], columns=list(COLUMNS), dtype=object)
-
-
-def _row(record: TrialRecord) -> dict[str, Any]:
-    result = record.result
-    plain = ("status", "grade", "vram_peak_bytes", "ram_peak_bytes", "limited_by", "detail", "log_tail")
-    numbers = ("sps", "sps_low", "sps_high", "cost_s", "window_s", "startup_s", "first_iteration_s", "reset_fraction")
-    point = result.requested
-    return {
-        "number": record.number,
-        "stage": record.stage,
-        "num_envs": point.num_envs,
-        "batch_size": point.batch_size,
-        "concurrency": point.concurrency,
-        "extra": point.extra,
-        "job_sps": tuple(result.job_sps),
-        "flags": tuple(result.flags),
-        "changed": changed_knobs(result),
-        "unused": tuple(name for name in point.knobs() if name in result.effective and result.effective[name] is None),
-        **{name: getattr(result, name) for name in plain},
-        **{name: finite(getattr(result, name)) for name in numbers},
-    }
-
-
-def changed_knobs(result: ProbeResult) -> str:
-    """What took effect other than asked for, such as ``num_envs=16``; empty when all did.
-
-    A knob that a user's own command has no place for (None) has one value, and nothing was asked for.
-    """
-    asked, got = result.requested.knobs(), result.effective
-    return " ".join(f"{name}={got[name]}" for name in asked if got.get(name) not in (None, asked[name]))
-
-
-def measure_role(role: str, point: Point | None, history: Sequence[ProbeResult]) -> Measured | None:
-    """What the launches of a point say together, None where there was none."""
-    own = [result for result in history if result.requested == point]
-    if point is None or not own:
-        return None
-    good = measured(own)
-    finals = [result for result in good if result.grade == "final"]
-    result = published(history, point) if good else own[-1]
-    return Measured(
-        role=role,
-        point=point,
-        result=result,
-        sps=_sps(result) if good else None,
-        launches=len(finals) or min(1, len(good)),
-        failures=sum(not each.ok and ENDED_EARLY not in each.flags for each in own),
-        observed_s=sum(ran_s(each) for each in own),
-        fewer={each.requested.concurrency: sps for each in at_fewer(history, point) if (sps := _sps(each))},
-    )
-
-
-def _sps(result: ProbeResult) -> Quantity | None:
-    if not result.sps:
-        return None
-    return Quantity(value=result.sps, low=finite(result.sps_low), high=finite(result.sps_high))
 
 
 def staged_point(stage: str, records: Sequence[TrialRecord]) -> Point | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from autotune.report.facts import Facts, Measured
+from autotune.report.facts import Facts
+from autotune.report.measured import Measured
 from autotune.report.projection import HOUR_S, Projection, Quantity
 
 _TRIAL_KEYS = (

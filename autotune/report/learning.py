@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from autotune.manifest_schema import LearningSection
-from autotune.report.facts import Facts, Measured
+from autotune.report.facts import Facts
+from autotune.report.measured import Measured
 from autotune.search.learning import warning_of
 from autotune.workloads import learning
 from autotune.workloads.learning import Learning, LearningChange

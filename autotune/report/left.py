@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, Literal
 
 from autotune.errors import FileError, UsageError
@@ -16,6 +15,7 @@ from autotune.report.training import Training
 from autotune.runs import Run
 from autotune.train.events import Event
 from autotune.train.job import JobRun
+from autotune.train.sessions import span_s
 from autotune.train.status import JobSnapshot, Snapshot, read_snapshot
 from autotune.worker.metrics import UNTIMED
 
@@ -189,7 +189,7 @@ def read_left(run: Run, manifest: Manifest, training: Training) -> Left | None:
         point=point,
         jobs=tuple(jobs),
         runs=running is not None,
-        unwritten_s=_seconds_between(training.events[-1].get("time"), running.updated) if running else 0.0,
+        unwritten_s=span_s([training.events[-1], {"time": running.updated}]) if running else 0.0,
         own_checkpoints=own_checkpoints,
     )
 
@@ -211,14 +211,6 @@ def _running(run: Run) -> Snapshot | None:
     except (FileError, UsageError):  # damaged, or never written: the disk was full
         return None
     return snapshot if snapshot.state == "running" else None
-
-
-def _seconds_between(first: Any, last: Any) -> float:
-    """Between two times in ISO 8601, at least 0; 0 where one is damaged."""
-    try:
-        return max(0.0, (datetime.fromisoformat(str(last)) - datetime.fromisoformat(str(first))).total_seconds())
-    except (TypeError, ValueError):
-        return 0.0
 
 
 def _account(events: Iterable[Event], *, own_checkpoints: bool) -> tuple[dict[str, _Totals], dict[str, _Totals]]:

@@ -14,7 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from autotune.report.facts import Facts, Measured
+from autotune.report.facts import Facts
+from autotune.report.measured import Measured
 from autotune.worker.totals import RETURNS_KEPT
 
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#000000")  # Okabe & Ito 2008

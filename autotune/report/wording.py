@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from autotune.records import ENDED_EARLY
-from autotune.report.facts import Facts, Measured
+from autotune.report.facts import Facts
+from autotune.report.measured import Measured
 from autotune.report.projection import HOUR_S, Projection, Quantity, Savings
 from autotune.search.result import ratio
 from autotune.stats import GAMES_PER_ENV

@@ -81,11 +81,11 @@ def _session(events: Sequence[Event], following: Sequence[Event]) -> Session:
     return Session(
         point=opened.get("point"),
         device=device,
-        seconds=_number(ended.get("seconds"), _seconds(events)),
+        seconds=_number(ended.get("seconds"), span_s(events)),
         sps=_number(ended.get("sps"), 0.0) or None,
         out_of_memory=sum(event["kind"] == "crashed" and event.get("error") == "oom" for event in events),
         host_lost=lost,
-        down_s=_seconds([events[-1], following[0]]) if lost else 0.0,
+        down_s=span_s([events[-1], following[0]]) if lost else 0.0,
         saving_s=tuple(_number(event.get("cost_s"), 0.0) for event in events if event["kind"] == "saved"),
     )
 
@@ -105,8 +105,8 @@ def _running(events: Sequence[Event]) -> set[str]:
     return running
 
 
-def _seconds(events: Sequence[Event]) -> float:
-    """From the first to the last that tell a time, but for what the clock was set back between two."""
+def span_s(events: Sequence[Event]) -> float:
+    """Seconds from the first to the last that tell a time, but for what the clock was set back between two."""
     times = [when for event in events if (when := _time_of(event))]
     return sum(max(0.0, (after - before).total_seconds()) for before, after in itertools.pairwise(times))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from autotune.records import PHASES
-from autotune.report.facts import Facts, Measured
+from autotune.report.facts import Facts
+from autotune.report.measured import Measured
 from autotune.report.wording import UNKNOWN, percent, table, text
 from autotune.units import format_count
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from autotune.availability import effective_cost_usd
 from autotune.records import Budget
-from autotune.report.facts import Facts, Measured
+from autotune.report.facts import Facts
 from autotune.report.left import Left
+from autotune.report.measured import Measured
 from autotune.report.projection import HOUR_S, Projection, Quantity
 from autotune.report.wording import (
     MORE_GAMES,

@@ -11,7 +11,8 @@ from autotune.availability import (
     best_checkpoint_interval_s,
     effective_cost_usd,
 )
-from autotune.report.facts import Facts, Measured
+from autotune.report.facts import Facts
+from autotune.report.measured import Measured
 from autotune.report.projection import HOUR_S
 from autotune.report.training import Training
 from autotune.report.wording import money, percent, text

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from autotune.report.facts import Facts, Measured
+from autotune.report.facts import Facts
 from autotune.report.learning import checked, learning_of, loud_change
+from autotune.report.measured import Measured
 from autotune.report.projection import HOUR_S, SAME
 from autotune.report.wording import (
     MORE_GAMES,
