@@ -123,9 +123,9 @@ def test_replayed_training_is_the_training(recordings, monkeypatch, env, precisi
     if precision == "bf16":
         monkeypatch.setattr("autotune.workloads.atari.session.native_precisions", lambda device: ("bf16", "fp32"))
     settings = {"env": env, "precision": precision, "overlap": overlap}
-    plain = weights_after(monkeypatch, 4, replayed=False, **settings)
+    plain = weights_after(monkeypatch, 3, replayed=False, **settings)
     assert recordings == []
-    assert weights_after(monkeypatch, 4, replayed=True, **settings) == plain
+    assert weights_after(monkeypatch, 3, replayed=True, **settings) == plain
     act, learn = sorted(recordings, key=lambda each: each.generator is None)
     assert act.replays > 40
     assert learn.replays > 10
