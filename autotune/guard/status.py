@@ -31,11 +31,7 @@ class PilotsStatus:
 
 
 def pilots_status(run: Run) -> PilotsStatus | None:
-    """How far a search's guard is, None where no pilot has begun.
-
-    Raises:
-        FileError: a file of the guard is damaged.
-    """
+    """How far a search's guard is, None where no pilot has begun, or its files are damaged."""
     newest: dict[str, Run] = {}
     for arm in all_runs(run.guard_folder):
         if status_file(arm).exists():

@@ -26,7 +26,9 @@ from autotune.search.outcome import found_in, sooner_than
 from autotune.search.result import StudyResult
 from autotune.search.space import space_of
 from autotune.search.trials import TrialRecord, comparable_history, load_trials, refuse_lost_study
+from autotune.train.events import read_events
 from autotune.train.migration import successor
+from autotune.train.sessions import sessions_of
 from autotune.worker.checkpoint import trained_env_steps
 
 
@@ -233,7 +235,7 @@ def gather(run: Run, price: Price | None = None) -> Facts:
         refused=sum(record.stage == "refused" for record in records),
         edited=manifest is not None and bool(records) and tuned is None,
         spent_s=finite(state.get("spent_s")),
-        guard_s=sum(arm.machine_s for each in all_runs(run.guard_folder) if (arm := load_training(each))),
+        guard_s=sum(each.seconds for arm in all_runs(run.guard_folder) for each in sessions_of(read_events(arm))),
         budget_s=finite(state.get("budget_s")),
         game_lengths=lengths,
         trained_env_steps=trained_env_steps(begun) if isinstance(begun := state.get("checkpoints"), dict) else {},

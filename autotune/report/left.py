@@ -200,7 +200,7 @@ def _stand(run: Run, job: Job, events: Sequence[Event], now: JobSnapshot | None,
         totals = _Totals(env_steps=now.env_steps, untimed_steps=0.0, episodes=now.episodes, seconds=now.seconds)
         return now.status == "done", totals
     recalled = JobRun(job, run.jobs_folder / job.id)
-    recalled.recall(list(events))
+    recalled.recall(events)
     return recalled.status == "done", kept
 
 

@@ -99,6 +99,11 @@ class Training:
         """Seconds from the machine's going down to the next start, of every time."""
         return sum(session.down_s for session in self.sessions)
 
+    @property
+    def steps_down(self) -> tuple[str, ...]:
+        """Why it stepped down the ladder, each time."""
+        return tuple(str(event.get("detail", "")) for event in self.events if event["kind"] == "stepped")
+
     @functools.cached_property
     def sessions(self) -> list[Session]:
         """What each of its supervisors did."""

@@ -124,6 +124,12 @@ def plan_dollars(plan: Projection, *, interval: bool = True) -> str:
     return dollars(plan.usd, interval=interval)
 
 
+def took(facts: Facts, seconds: float) -> str:
+    """Seconds of the machine, and what they cost where its price is known: ``50m, 1.67 USD``."""
+    usd = f", {money(seconds / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
+    return f"{format_duration(seconds)}{usd}"
+
+
 def about(plan: Projection, amount: str) -> str:
     """An amount of a plan in words: ``about`` it where no interval is known, but for ``under 0.01 USD``."""
     exact = plan.hours is not None and plan.hours.high is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -71,12 +71,18 @@ def _is_event(event: Any) -> bool:
     return named and (whole or not any(name in event for name in _COUNTS))
 
 
-def last_event(events: list[Event], kinds: set[str], job: str | None = None) -> Event | None:
+def last_event(events: Sequence[Event], kinds: set[str], job: str | None = None) -> Event | None:
     """The newest event of these kinds (of a job), None when there is none."""
     return next((e for e in reversed(events) if e["kind"] in kinds and (job is None or e["job"] == job)), None)
 
 
-def last_worker(events: list[Event], job: str) -> tuple[Any, ...]:
+def opened_otherwise(events: Sequence[Event], content: str) -> Event | None:
+    """The newest event ``opened`` where it was of another manifest than the one with this hash, else None."""
+    opened = last_event(events, {"opened"})
+    return opened if opened is not None and opened.get("manifest") != content else None
+
+
+def last_worker(events: Sequence[Event], job: str) -> tuple[Any, ...]:
     """Boot id, pid and start ticks of the worker that trained a job last; empty when the events do not tell."""
     started = last_event(events, {"started"}, job) or {}
     identity = tuple(started.get(name) for name in ("boot_id", "pid", "start_ticks"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +72,7 @@ class JobRun:
         self._saved_steps: int | None = None
         self._recent: deque[tuple[float, int, int]] = deque()
 
-    def recall(self, events: list[Event]) -> None:
+    def recall(self, events: Sequence[Event]) -> None:
         """Take up what the events say of this job; a budget raised since makes a finished job go on."""
         self.predecessor = last_worker(events, self.job.id)
         if kept := last_event(events, {"saved", "migrated", "resumed"}, self.job.id):

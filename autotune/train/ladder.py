@@ -6,15 +6,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autotune.availability import CHECKPOINT_S, RESTART_S, availability
+from autotune.availability import RESTART_S, availability
 from autotune.machine import DeviceInfo
 from autotune.manifest import Manifest, manifest_hash
 from autotune.manifest_schema import Knobs
 from autotune.records import Point
 from autotune.runs import Run
 from autotune.stats import failure_rate_mean_per_hour
-from autotune.train.events import Event, last_event, make_event, read_events
-from autotune.train.sessions import Session, sessions_of
+from autotune.train.events import Event, last_event, make_event, opened_otherwise, read_events
+from autotune.train.sessions import Session, checkpoint_seconds, sessions_of
 from autotune.units import format_count, format_duration, how_often
 
 LEAST_FAILURES = 2
@@ -91,9 +91,8 @@ def rungs_of(manifest: Manifest, events: Sequence[Event], device: str) -> list[R
     """The tuned point and the ladder's, with what a training's events tell of each on that device (a fingerprint)."""
     sessions = [session for session in sessions_of(events) if session.device == device]
     downs_s = [session.down_s for session in sessions if session.host_lost]
-    saving_s = [seconds for session in sessions for seconds in session.saving_s]
     restart_s = min(statistics.median(downs_s), _RESTART_MOST_S) if downs_s else RESTART_S
-    checkpoint_s = statistics.median(saving_s) if saving_s else CHECKPOINT_S
+    checkpoint_s = checkpoint_seconds(sessions)
     interval_s = manifest.stability.checkpoint_interval_s
     predicted = manifest.predicted()
     promised = [predicted.sps if predicted else None, *(each.goodput_sps for each in manifest.ladder)]
@@ -135,10 +134,11 @@ def choose_rung(manifest: Manifest, events: Sequence[Event], opening: Event) -> 
         opening: the event ``opened`` that is about to be written, with `manifest` (its hash) and `device`.
     """
     rungs = rungs_of(manifest, [*events, opening], opening["device"])
-    since = next((n for n, event in enumerate(reversed(events)) if event["kind"] == "edited"), len(events))
-    stepped = last_event(list(events[len(events) - since :]), {"stepped"})
-    edited = (last_event(list(events), {"opened"}) or opening).get("manifest") != opening["manifest"]
-    begun = 0 if edited or stepped is None else _place(rungs, stepped)
+    newest = last_event(events, {"edited", "stepped"})
+    stepped = newest if newest and newest["kind"] == "stepped" else None  # an edit before it has been judged
+    if opened_otherwise(events, opening["manifest"]):
+        stepped = None
+    begun = _place(rungs, stepped) if stepped else 0
     at, why = begun, ""
     while rungs[at].unstable and (lighter := rungs[at + 1 :]):
         best = at + 1 + _best(lighter)
@@ -146,7 +146,7 @@ def choose_rung(manifest: Manifest, events: Sequence[Event], opening: Event) -> 
         if not _pays(rungs[at], rungs[best]):
             break
         at = best
-    if at == begun and stepped and not edited and not why:
+    if at == begun and stepped and not why:
         why = str(stepped.get("detail", ""))
     return Step(rung=rungs[at], stepped=at > begun, why=why)
 

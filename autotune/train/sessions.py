@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from autotune.availability import CHECKPOINT_S
 from autotune.train.events import Event
 
 _FIRST = {"edited", "stepped", "opened"}
@@ -55,6 +57,12 @@ def sessions_of(events: Sequence[Event]) -> list[Session]:
     """
     parts = list(_split(events))
     return [_session(part, parts[n + 1] if n + 1 < len(parts) else []) for n, part in enumerate(parts)]
+
+
+def checkpoint_seconds(sessions: Iterable[Session]) -> float:
+    """What a checkpoint takes, the median of those that were saved, or what is assumed where none was."""
+    saving_s = [seconds for session in sessions for seconds in session.saving_s]
+    return statistics.median(saving_s) if saving_s else CHECKPOINT_S
 
 
 def _split(events: Iterable[Event]) -> Iterable[list[Event]]:

@@ -57,8 +57,8 @@ def supervise(
     part_from_lost(run, warn)
     say_emptied(run, warn)
     plan = plan or MeasurePlan()
+    step = next_step(manifest, run, device)
     while True:
-        step = next_step(manifest, run, device)
         with shared_if_possible(device, step.rung.point, warn) as shared:
             supervisor = Supervisor(
                 manifest, run, device, warn, plan, stop_grace_s, shared=shared, only=only, patience=patience,
@@ -69,5 +69,8 @@ def supervise(
             finally:
                 supervisor.close()
         crashed = any(job.status == "crashed" for job in result.jobs)
-        if only is not None or not crashed or should_stop() or not next_step(manifest, run, device).stepped:
+        if only is not None or not crashed or should_stop():
+            return result
+        step = next_step(manifest, run, device)
+        if not step.stepped:
             return result

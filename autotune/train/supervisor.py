@@ -17,7 +17,7 @@ from autotune.manifest import Manifest, manifest_hash
 from autotune.records import MeasurePlan, TrainResult
 from autotune.runs import Run
 from autotune.store import write_json
-from autotune.train.events import EventLog, last_event, read_events
+from autotune.train.events import EventLog, opened_otherwise, read_events
 from autotune.train.job import JobRun
 from autotune.train.ladder import Step, at_rung, next_step
 from autotune.train.launch import End, check_jobs, how_ended, refuse_other_workload, training_task, tuned_elsewhere
@@ -155,8 +155,7 @@ class Supervisor:
             self._warn(elsewhere)
         facts: dict[str, Any] = {"point": self._point.knobs(), "device": self._device.fingerprint, **self._sharing}
         facts["workload"] = self._manifest.workload.name
-        last = last_event(before, {"opened"})
-        edited = last if last is not None and last.get("manifest") != self._content else None
+        edited = opened_otherwise(before, self._content)
         checked = self._jobs if edited else self._waiting()
         if checked:  # done jobs, too: of another game now they would not be
             states = {job.job.id: meta for job in checked if edited and (meta := job.saved_meta()) is not None}

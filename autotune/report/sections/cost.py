@@ -22,6 +22,7 @@ from autotune.report.wording import (
     plus_minus,
     table,
     text,
+    took,
 )
 from autotune.search.result import ENDINGS
 from autotune.train.trained import where
@@ -187,13 +188,8 @@ def _search_notes(facts: Facts) -> list[str]:
         return []
     told = facts.search is not None and "ended" in facts.state
     why = f" (it ended because {ENDINGS[facts.search.ended]})" if facts.search and told else ""
-    guard = f", and the pilots of its guard {_took(facts, facts.guard_s)}" if facts.guard_s else ""
-    return [f"The search itself took {_took(facts, facts.spent_s)}{why}{guard}, left out above.{_earned(facts)}"]
-
-
-def _took(facts: Facts, seconds: float) -> str:
-    usd = f", {money(seconds / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
-    return f"{format_duration(seconds)}{usd}"
+    guard = f", and the pilots of its guard {took(facts, facts.guard_s)}" if facts.guard_s else ""
+    return [f"The search itself took {took(facts, facts.spent_s)}{why}{guard}, left out above.{_earned(facts)}"]
 
 
 def _earned(facts: Facts) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-
 from autotune.availability import (
     CHECKPOINT_S,
     RESTART_S,
@@ -17,6 +15,7 @@ from autotune.report.projection import HOUR_S
 from autotune.report.training import Training
 from autotune.report.wording import money, percent, text
 from autotune.stats import failure_rate_bound_per_hour, failure_rate_mean_per_hour
+from autotune.train.sessions import checkpoint_seconds
 from autotune.units import counted, format_bytes, format_count, format_duration, how_often
 
 _USEFUL_AVAILABILITY = 0.5
@@ -67,8 +66,8 @@ def _training(facts: Facts) -> list[str]:
     training = facts.training
     if training is None:
         return []
-    stepped = [text(str(event.get("detail", "")), 1000) for event in training.events if event["kind"] == "stepped"]
-    return [*_crashes(training), *_hosts_lost(facts, training), *(f"Stepped down: {why}." for why in stepped)]
+    stepped = (f"Stepped down: {text(why, 1000)}." for why in training.steps_down)
+    return [*_crashes(training), *_hosts_lost(facts, training), *stepped]
 
 
 def _crashes(training: Training) -> list[str]:
@@ -96,8 +95,7 @@ def _hosts_lost(facts: Facts, training: Training) -> list[str]:
     plan = facts.projection(facts.tuned) if facts.tuned else None
     if plan and plan.usd and down < 1:
         told += f": losing as much, the jobs cost {money(effective_cost_usd(plan.usd.value, down))}"
-    saving_s = [seconds for session in training.sessions for seconds in session.saving_s]
-    best_s = best_checkpoint_interval_s(HOUR_S / rate, statistics.median(saving_s) if saving_s else CHECKPOINT_S)
+    best_s = best_checkpoint_interval_s(HOUR_S / rate, checkpoint_seconds(training.sessions))
     return [f"{told}. What failures cost is least with a checkpoint every {format_duration(best_s)}{_interval(facts)}."]
 
 

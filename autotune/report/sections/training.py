@@ -5,8 +5,7 @@ from __future__ import annotations
 from autotune.manifest_schema import LearningSection
 from autotune.report.facts import Facts
 from autotune.report.learning import checked, learning_of, loud_change
-from autotune.report.projection import HOUR_S
-from autotune.report.wording import UNKNOWN, money, percent, signed_percent, table, text
+from autotune.report.wording import UNKNOWN, percent, signed_percent, table, text, took
 from autotune.search.learning import COMPARE, sentences
 from autotune.units import format_count, format_duration
 from autotune.worker.totals import RETURNS_KEPT
@@ -93,7 +92,7 @@ def _training(facts: Facts) -> str:
         "Against prediction: the job's speed over its whole training, warm-up and saving included, beside the "
         "measured speed of one job."
     )
-    if any(event["kind"] == "stepped" for event in training.events):
+    if training.steps_down:
         note += " It stepped down meanwhile, so that a part of it ran at a lighter point than the prediction's."
     return f"{shown}\n\n{note}" if predicted else shown
 
@@ -104,13 +103,8 @@ def _spent(facts: Facts) -> str:
     if not spent_s:
         return ""
     down_s = facts.training.down_s if facts.training else 0.0
-    down = f"; the machine was down for {format_duration(down_s)}{_dollars(facts, down_s)} more" if down_s else ""
-    spent = f"{format_duration(spent_s)}{_dollars(facts, spent_s)}"
-    return f"In all the training had the machine for {spent}, each start to its last event{down}."
-
-
-def _dollars(facts: Facts, seconds: float) -> str:
-    return f", {money(seconds / HOUR_S * facts.price.usd_per_hour)}" if facts.price else ""
+    down = f"; the machine was down for {took(facts, down_s)} more" if down_s else ""
+    return f"In all the training had the machine for {took(facts, spent_s)}, each start to its last event{down}."
 
 
 def _unfinished(facts: Facts) -> str:
