@@ -46,6 +46,7 @@ from autotune.runs import Run, create_run
 from autotune.train.events import EventLog, last_worker, read_events
 from autotune.train.folder import open_training_run
 from autotune.train.job import JobRun
+from autotune.train.ladder import next_step
 from autotune.train.silence import Patience, Silence
 from autotune.train.status import Snapshot, read_snapshot, stamp, status_file, write_snapshot
 from autotune.train.supervise import supervise
@@ -86,6 +87,13 @@ def a_run(root: Path, manifest: Manifest) -> Run:
 
 def go(manifest: Manifest, run: Run, device: DeviceInfo, **options: Any) -> TrainResult:
     return supervise(manifest, run, device=device, plan=PLAN, **options)
+
+
+def a_supervisor(
+    manifest: Manifest, run: Run, device: DeviceInfo, warn: Callable[[str], None], **options: Any
+) -> Supervisor:
+    step = next_step(manifest, run, device)
+    return Supervisor(manifest, run, device, warn, PLAN, 1.0, step=step, shared=({}, {}), **options)
 
 
 def events_of(run: Run, kind: str) -> list[Any]:
@@ -555,7 +563,7 @@ def test_an_interrupt_says_how_long_the_iteration_is_and_a_killed_one_what_was_l
 ) -> None:
     manifest, warnings = a_manifest(jobs=1, point=replace(POINT, concurrency=1)), list[str]()
     run = a_run(tmp_path, manifest)
-    supervisor = Supervisor(manifest, run, device, warnings.append, PLAN, 1.0, shared=({}, {}))
+    supervisor = a_supervisor(manifest, run, device, warnings.append)
     job, sent = supervisor._jobs[0], list[str]()
     job.start(cast(Any, SimpleNamespace(send=sent.append)))
     totals = {"total_episodes": 0, "total_seconds": 1.0}
@@ -646,7 +654,7 @@ def test_device_memory_is_that_of_each_job(tmp_path: Path, device: DeviceInfo, m
     monkeypatch.setattr("autotune.train.supervisor.PatientGpu", functools.partial(PatientGpu, pynvml=nvml))
     manifest = a_manifest()
     machine = replace(device, gpus=(GpuInfo(index=0, name="Tesla T4"),), gpu_index=0)
-    supervisor = Supervisor(manifest, a_run(tmp_path, manifest), machine, lambda _: None, PLAN, 1.0, shared=({}, {}))
+    supervisor = a_supervisor(manifest, a_run(tmp_path, manifest), machine, lambda _: None)
     for job, pids in zip(supervisor._jobs, ([10, 11], [12]), strict=True):
         job.worker = cast(Any, SimpleNamespace(descendants=lambda pids=pids: pids, kill=lambda grace_s: None))
     supervisor._read_memory()
@@ -771,7 +779,7 @@ def test_a_process_that_the_system_refuses_waits_for_one_that_runs(
 def test_a_crash_says_that_the_rest_goes_on_only_where_it_does(tmp_path: Path, device: DeviceInfo) -> None:
     """It was said of the last of several jobs, too, and of one that crashed while the training was stopped."""
     manifest, warnings = a_manifest(jobs=2), list[str]()
-    supervisor = Supervisor(manifest, a_run(tmp_path, manifest), device, warnings.append, PLAN, 1.0, shared=({}, {}))
+    supervisor = a_supervisor(manifest, a_run(tmp_path, manifest), device, warnings.append)
     worker = cast(Any, SimpleNamespace(returncode=1, starved=False, log_tail=lambda lines: "", log="x"))
     for job in supervisor._jobs:
         supervisor._conclude(job, worker, late=False)
@@ -785,7 +793,7 @@ def test_a_crash_says_that_the_rest_goes_on_only_where_it_does(tmp_path: Path, d
 def test_a_worker_that_dies_while_stopping_has_crashed(tmp_path: Path, device: DeviceInfo) -> None:
     manifest = a_manifest()
     run, warnings = a_run(tmp_path, manifest), list[str]()
-    supervisor = Supervisor(manifest, run, device, warnings.append, PLAN, 1.0, shared=({}, {}))
+    supervisor = a_supervisor(manifest, run, device, warnings.append)
     supervisor._stop()
     worker = SimpleNamespace(returncode=-signal.SIGSEGV, starved=False, log_tail=lambda lines: "", log="x")
     supervisor._conclude(supervisor._jobs[0], cast(Any, worker), late=False)
@@ -993,7 +1001,7 @@ def test_memory_is_the_framework_s_newest_peak_where_the_device_does_not_tell(
     tmp_path: Path, device: DeviceInfo
 ) -> None:
     manifest = a_manifest()
-    supervisor = Supervisor(manifest, a_run(tmp_path, manifest), device, lambda _: None, PLAN, 1.0, shared=({}, {}))
+    supervisor = a_supervisor(manifest, a_run(tmp_path, manifest), device, lambda _: None)
     job = supervisor._jobs[0]
     job.worker = cast(Any, SimpleNamespace(descendants=list))
     for peak in (1000, 3000):
@@ -1006,7 +1014,7 @@ def test_the_rate_of_a_canary_is_not_held_against_what_was_predicted_of_all(tmp_
     manifest = a_manifest(result=ProbeResult(requested=POINT, status="ok", grade="final", sps=500.0))
     run = a_run(tmp_path, manifest)
     for only, predicted in ((None, 500.0), (frozenset({"job-1"}), None), (frozenset({"job-1", "job-2"}), 500.0)):
-        supervisor = Supervisor(manifest, run, device, lambda _: None, PLAN, 1.0, shared=({}, {}), only=only)
+        supervisor = a_supervisor(manifest, run, device, lambda _: None, only=only)
         assert supervisor._snapshot("running").predicted_sps == predicted
 
 

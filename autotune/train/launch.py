@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from autotune.errors import UsageError
@@ -100,35 +101,22 @@ class End:
     Attributes:
         status: the job's from now on.
         detail: why; empty where there is nothing to say.
-        event: kind of the event that tells of it.
-        facts: of that event, beside the job's totals.
-        told: what is said of the job; empty for nothing.
-        why: and for what reason.
+        facts: of the event that tells of it, beside the detail and the job's totals.
+        told: what is said of a job that was stopped; empty for nothing.
+        log: of a crashed worker; None where it has none.
     """
 
     status: JobStatus
     detail: str = ""
-    event: str
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
     told: str = ""
-    why: str = ""
-
-    @classmethod
-    def done(cls, reason: str) -> End:
-        """The budget is met, or the program has finished."""
-        return cls(status="done", event="finished", facts={"reason": reason})
-
-    @classmethod
-    def stopped(cls, detail: str, *, told: str = "") -> End:
-        """The same command goes on with it."""
-        return cls(status="stopped", detail=detail, event="stopped", facts={"detail": detail}, told=told, why=detail)
+    log: Path | None = None
 
     @classmethod
     def crashed(cls, detail: str, *, error: str, worker: WorkerProcess | None = None) -> End:
         """By a fault of its own, of the kind `error`."""
-        facts = {"error": error, "exit_code": (worker and worker.returncode) or 0, "detail": detail}
-        why = f": {detail}" + (f"\n(log: {worker.log})" if worker else "")
-        return cls(status="crashed", detail=detail, event="crashed", facts=facts, told="crashed", why=why)
+        facts = {"error": error, "exit_code": (worker and worker.returncode) or 0}
+        return cls(status="crashed", detail=detail, facts=facts, log=worker.log if worker else None)
 
 
 def how_ended(job: JobRun, worker: WorkerProcess, *, late: bool, hang: str, stopping: bool) -> End:
@@ -144,11 +132,13 @@ def how_ended(job: JobRun, worker: WorkerProcess, *, late: bool, hang: str, stop
     final = job.final or {}
     reason = final.get("reason")  # of a worker that ended well
     if reason in ("budget", "finished"):
-        return End.done(reason)
+        return End(status="done", facts={"reason": reason})
+    if reason == "stopped" and stopping:
+        return End(status="stopped")
     if reason == "stopped":
-        return End.stopped("") if stopping else End.stopped(_SIGNALLED, told="stopped: ")
+        return End(status="stopped", detail=_SIGNALLED, told=f"stopped: {_SIGNALLED}")
     if late and not final:
-        return End.stopped(job.late_detail(), told="was ")
+        return End(status="stopped", detail=(detail := job.late_detail()), told=f"was {detail}")
     kind = final.get("kind") or reason or ("hang" if hang else "oom" if worker.starved else "crashed")
     return End.crashed(final.get("detail") or hang or describe_end(worker), error=kind, worker=worker)
 

@@ -61,8 +61,8 @@ def supervise(
     while True:
         with shared_if_possible(device, step.rung.point, warn) as shared:
             supervisor = Supervisor(
-                manifest, run, device, warn, plan, stop_grace_s, shared=shared, only=only, patience=patience,
-                retried=retried, step=step,
+                manifest, run, device, warn, plan, stop_grace_s, step=step, shared=shared, only=only, patience=patience,
+                retried=retried,
             )  # fmt: skip
             try:
                 result = supervisor.run(on_event, should_stop)

@@ -19,7 +19,7 @@ from autotune.runs import Run
 from autotune.store import write_json
 from autotune.train.events import EventLog, opened_otherwise, read_events
 from autotune.train.job import JobRun
-from autotune.train.ladder import Step, at_rung, next_step
+from autotune.train.ladder import Step, at_rung
 from autotune.train.launch import End, check_jobs, how_ended, refuse_other_workload, training_task, tuned_elsewhere
 from autotune.train.silence import Patience
 from autotune.train.status import Snapshot, State, StatusFile, stamp
@@ -46,14 +46,14 @@ class Supervisor:
         plan: MeasurePlan,
         stop_grace_s: float,
         *,
+        step: Step,
         shared: tuple[Mapping[str, str], Mapping[str, str]],
         only: frozenset[str] | None = None,
         patience: Patience | None = None,
         retried: bool = True,
-        step: Step | None = None,
     ) -> None:
         """See `supervise`; `shared` is the environment of its workers, and how they share the device if they do."""
-        self._step = step = step or next_step(manifest, run, device)
+        self._step = step
         self._content, self._manifest = manifest_hash(manifest), at_rung(manifest, step.rung)
         self._run, self._device, self._warn = run, device, warn
         self._stop_grace_s = stop_grace_s
@@ -272,15 +272,21 @@ class Supervisor:
     def _conclude(self, job: JobRun, worker: WorkerProcess, *, late: bool, hang: str = "") -> None:
         end = how_ended(job, worker, late=late, hang=hang, stopping=self._stopping)
         if end.status == "crashed" and self._gpu and self._gpu.gone():  # no fault of the job's
-            end = End.stopped(f"the GPU was lost: {end.detail}")
+            end = End(status="stopped", detail=f"the GPU was lost: {end.detail}")
         self._end(job, end)
 
     def _end(self, job: JobRun, end: End) -> None:
         job.end(end.status, end.detail)
-        self._events.record(end.event, job=job.job.id, **end.facts, **job.counts())
-        if end.told:
-            others = ", the rest goes on" if end.status == "crashed" and self._goes_on() else ""
-            self._warn(f"{job.job.id} {end.told}{others}{end.why}")
+        if end.status == "done":
+            self._events.record("finished", job=job.job.id, **end.facts, **job.counts())
+            return
+        self._events.record(end.status, job=job.job.id, detail=end.detail, **end.facts, **job.counts())
+        if end.status == "crashed":
+            others = ", the rest goes on" if self._goes_on() else ""
+            log = f"\n(log: {end.log})" if end.log else ""
+            self._warn(f"{job.job.id} crashed{others}: {end.detail}{log}")
+        elif end.told:
+            self._warn(f"{job.job.id} {end.told}")
 
     def _show(self, on_event: Callable[[Snapshot], None], *, state: State = "running") -> None:
         now_s = time.monotonic()

@@ -19,7 +19,6 @@ from autotune.report.wording import (
     speed,
     text,
 )
-from autotune.runs import Run
 from autotune.search.learning import remedy, sentences
 from autotune.search.result import FORBIDS, contention, outran, what_slowing_means
 from autotune.stats import failure_rate_bound_per_hour
@@ -227,16 +226,13 @@ def _meanwhile(facts: Facts) -> str:
     return f"**Next:** it still runs, and this report is as of now: {code(f'autotune status {typed(facts.run.path)}')}"
 
 
-def _told(run: Run) -> str:
-    return code(f"autotune report {typed(run.path)}")
-
-
 def _next(facts: Facts) -> str:
     train = code(f"autotune train {typed(facts.run.manifest_file)}")
     if facts.active:
         return _meanwhile(facts)
     if facts.successor:
-        return f"**Next:** run {text(facts.successor.name)} goes on with this training: {_told(facts.successor)}"
+        report = code(f"autotune report {typed(facts.successor.path)}")
+        return f"**Next:** run {text(facts.successor.name)} goes on with this training: {report}"
     if facts.training and facts.training.events and (last := facts.training.events[-1]).get("kind") == "ended":
         if (state := last.get("state")) != "done":
             why = "in which jobs crashed" if state == "crashed" else "which was stopped"
